@@ -1,0 +1,58 @@
+# Every target sets up .venv by itself the first time (see .ci/setup.py); only Python >= 3.11 with
+# pip, and make, are needed. TORCH=cpu|cuda|skip overrides which torch is installed.
+
+# The interpreter that .venv is made from: the first of these that runs and is new enough.
+CANDIDATES := python3.13 python3.12 python3.11 python3 python
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
+
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types format bench notebooks clean distclean FORCE
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## Create .venv with all that the other targets need
+
+# Also when TORCH is given, to see whether that is the torch that is there, and when .venv's Python
+# is gone from the system.
+$(STAMP): pyproject.toml .ci/setup.py $(if $(TORCH),FORCE) $(shell test -x $(BIN)/python || echo FORCE)
+	@python="$(PYTHON)"; \
+	test -n "$$python" || { echo "error: no Python >= 3.11 among: $(CANDIDATES); name one with PYTHON=..." >&2; exit 1; }; \
+	TORCH="$(TORCH)" "$$python" .ci/setup.py
+
+demo: $(STAMP) ## Encode real documents with a real model, and look at them: writes demo/
+	$(BIN)/interp-embed demo $(ARGS)
+
+test: lint types ## Lint, types and all tests (ARGS="-k store" to choose among the tests)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: test ## The same as test
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP) ## Rewrite the code as ruff formats it, with its safe fixes
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Run the benchmarks
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+notebooks: $(STAMP) ## Run the notebooks and keep what they show in them
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+clean: ## Remove caches, builds and the demo's output
+	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf .venv

@@ -1,0 +1,30 @@
+"""Look at a corpus through a sparse autoencoder.
+
+The public names are imported when they are first used, so that ``import interp_embed`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp_embed.dataset import Dataset
+    from interp_embed.row import DatasetRow
+
+__version__ = "0.1.0"
+__all__ = ["Dataset", "DatasetRow", "__version__"]
+
+_HOME = {"Dataset": "interp_embed.dataset", "DatasetRow": "interp_embed.row"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'interp_embed' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,56 @@
+"""The errors a caller may want to catch by name.
+
+Each subclasses the builtin that a caller who has never heard of this library would expect, so that
+``except ValueError`` and ``except OSError`` do what they say. Messages state what was wrong, which
+value, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CorruptStoreError",
+    "FingerprintMismatchError",
+    "NotAStoreError",
+    "ResultTooLargeError",
+    "SAENotLoadedError",
+    "SingleWriterError",
+    "StoreExistsError",
+    "UnsafePickleError",
+    "UnsupportedFormatError",
+]
+
+
+class NotAStoreError(FileNotFoundError):
+    """Nothing at the given path can be read as a store."""
+
+
+class StoreExistsError(FileExistsError):
+    """Something that must not be overwritten stands where a store was to be written."""
+
+
+class UnsupportedFormatError(ValueError):
+    """The store was written in a format version that this release does not know."""
+
+
+class CorruptStoreError(OSError):
+    """Bytes on disk are not the bytes that were committed."""
+
+
+class FingerprintMismatchError(ValueError):
+    """A run was resumed with another SAE, other documents or other settings."""
+
+
+class SingleWriterError(PermissionError):
+    """A second writer on a storage that cannot arbitrate between two."""
+
+
+class ResultTooLargeError(MemoryError):
+    """A result would not fit in memory; refused before any work."""
+
+
+class SAENotLoadedError(RuntimeError):
+    """An SAE was asked to encode before its models were loaded."""
+
+
+class UnsafePickleError(ValueError):
+    """A pickle asked for something other than arrays, frames and plain values."""

@@ -1,0 +1,128 @@
+"""Building a chunk from an SAE that offers only `tokenize` and `encode`.
+
+Each document stands for itself: if a batch fails its documents are tried one by one, and what does
+not fit together (tokens and rows, values that are not finite) fails that document alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.errors import SAENotLoadedError
+from interp_embed.sae.tokens import align_strings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from interp_embed.sae.base import BaseSAE
+
+__all__ = ["NOT_FINITE", "chunk_from_encode", "not_a_string", "one_line"]
+
+NOT_FINITE = "activations are not finite (NaN or infinity in the model or the SAE)"
+
+
+def not_a_string(text: object) -> str:
+    """Return why something that is not a string cannot be encoded."""
+    return f"the text is missing or not a string (got {type(text).__name__})"
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def chunk_from_encode(sae: BaseSAE, texts: Sequence[object]) -> Chunk:
+    """Return a chunk made from ``sae.encode`` and ``sae.tokenize``; see `BaseSAE.encode_chunk`."""
+    reasons = {i: not_a_string(t) for i, t in enumerate(texts) if not isinstance(t, str)}
+    wanted = {i: t for i, t in enumerate(texts) if isinstance(t, str) and t}
+    inputs = list(wanted.values())
+    matrices = _isolated(sae.encode, inputs)
+    strings = _isolated(lambda batch: sae.tokenize(batch), inputs)
+    ids = _token_ids(sae, inputs)
+
+    width = sae.d_sae
+    documents: dict[int, tuple[csr_matrix, TokenTable, bool]] = {}
+    vocabulary: dict[int, str] = {}
+    for position, (number, text) in enumerate(wanted.items()):
+        matrix, tokens = matrices[position], strings[position]
+        reason = _mismatch(matrix, tokens, width)
+        if reason is not None:
+            reasons[number] = reason
+            continue
+        matrix = csr_matrix(matrix)
+        width = matrix.shape[1]
+        start, end, special = align_strings(text, tokens)
+        known = ids[position] if ids is not None and len(ids[position]) == len(tokens) else None
+        numbers = np.array([crc32(t.encode()) for t in tokens] if known is None else known)
+        table = TokenTable(numbers.astype(np.uint32), start, end, special)
+        vocabulary |= {int(n): t for n, t, s in zip(table.id, tokens, special, strict=True) if s}
+        reached = int(end.max(initial=0))
+        documents[number] = matrix, table, 0 < reached < len(text)
+
+    width = width or 0
+    nothing = csr_matrix(np.empty((0, width), np.float32)), TokenTable.empty(), False
+    every = [documents.get(i, nothing) for i in range(len(texts))]
+    chunk = Chunk.from_documents(
+        width,
+        [m for m, _, _ in every],
+        [t for _, t, _ in every],
+        truncated=[cut for _, _, cut in every],
+        vocabulary=vocabulary,
+    )
+    chunk.status[list(reasons)] = DocumentStatus.FAILED
+    return Chunk(
+        **{name: getattr(chunk, name) for name in Chunk.__dataclass_fields__ if name != "reasons"},
+        reasons=reasons,
+    )
+
+
+def _mismatch(matrix: Any, tokens: Any, width: int | None) -> str | None:
+    """Return why a document's activations and tokens cannot be used."""
+    for result in (matrix, tokens):
+        if isinstance(result, Exception):
+            return one_line(result)
+    if matrix is None:
+        return "encode() returned None for this document"
+    rows, columns = matrix.shape
+    if rows != len(tokens):
+        return (
+            f"encode() returned {rows} rows but tokenize() {len(tokens)} tokens; they must agree "
+            "token by token"
+        )
+    if width is not None and columns != width:
+        return f"encode() returned {columns} features, other documents have {width}"
+    if not np.isfinite(csr_matrix(matrix).data).all():
+        return NOT_FINITE
+    return None
+
+
+def _isolated(call: Callable[[list[str]], Any], inputs: list[str]) -> list[Any]:
+    """Call with all inputs, or with each by itself if that fails; exceptions stand for results."""
+    if not inputs:
+        return []
+    try:
+        results = list(call(inputs))
+        if len(results) != len(inputs):
+            raise ValueError(f"{len(results)} results for {len(inputs)} documents")
+    except SAENotLoadedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a back end raises, one document may be to blame
+        if len(inputs) == 1:
+            return [error]
+        return [result for text in inputs for result in _isolated(call, [text])]
+    return results
+
+
+def _token_ids(sae: BaseSAE, inputs: list[str]) -> list[Sequence[int]] | None:
+    """Return token ids, if the SAE has any to give."""
+    try:
+        ids = sae.tokenize(inputs, as_tokens=False)["input_ids"]
+        return [[int(i) for i in document] for document in ids]
+    except Exception:  # noqa: BLE001 - a subclass need not support ids; strings stand in for them
+        return None

@@ -1,0 +1,239 @@
+"""The contract of an SAE: what every back end offers to a dataset.
+
+`BaseSAE` keeps the constructor, attributes and methods of the first ``interp_embed``, so that a
+subclass written for it (with `load_models`, `encode` and `destroy_models`) runs as it is. Beside
+them stands the richer path that a dataset uses: `encode_chunk`, which also gives token ids and
+character spans and isolates failures, and `fingerprint`, which says what activations depend on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Self
+
+from interp_embed.errors import SAENotLoadedError
+from interp_embed.sae.kinds import parse_device
+from interp_embed.sae.tokens import partition_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scipy.sparse import csr_matrix
+
+    from interp_embed.chunk import Chunk
+
+__all__ = ["BaseSAE", "class_path"]
+
+
+def class_path(cls: type) -> str:
+    """Return where a class can be imported from, as ``module:name``."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+class BaseSAE(ABC):
+    """A sparse autoencoder together with the language model it reads.
+
+    Parameters
+    ----------
+    truncate : bool
+        Whether documents longer than the context are cut; otherwise they fail.
+    use_assistant_role : bool
+        Where a chat template is applied, whether a document is the assistant's message, or the
+        user's.
+    device : str or mapping
+        ``"cpu"``, ``"cuda:0"``, ... for both models, or ``{"model": ..., "sae": ...}``.
+
+    Attributes
+    ----------
+    loaded : bool
+    tokenizer : PreTrainedTokenizerBase or None
+        Set by `load_models`.
+    model_device, sae_device : str
+    """
+
+    def __init__(
+        self,
+        truncate: bool = True,
+        use_assistant_role: bool = True,
+        device: str | Mapping[str, str] = "cpu",
+    ) -> None:
+        self.loaded = False
+        self.tokenizer: Any = None
+        self.truncate = truncate
+        self.use_assistant_role = use_assistant_role
+        self.model_device, self.sae_device = parse_device(device)
+        self._feature_labels: dict[int, str] = {}
+        self._d_sae: int | None = None
+
+    @abstractmethod
+    def load_models(self) -> None:
+        """Load the SAE, the language model and the tokenizer."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Sequence[csr_matrix | None]:
+        """Return one (n_tokens, d_sae) matrix a text; None for a text that failed."""
+
+    @abstractmethod
+    def destroy_models(self) -> None:
+        """Let go of what `load_models` loaded."""
+
+    def load(self) -> None:
+        """Load models and feature labels."""
+        self.load_models()
+        self.load_feature_labels()
+        self.loaded = True
+
+    def load_feature_labels(self) -> None:
+        """Fill the feature labels, for an SAE that comes with some."""
+        return
+
+    def is_loaded(self) -> bool:
+        """Return whether the SAE can encode."""
+        return self.loaded
+
+    def destroy(self) -> None:
+        """Free the models and the accelerator's memory; a no-op unless loaded."""
+        if not self.loaded:
+            return
+        self.destroy_models()
+        self.loaded = False
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def set_device(self, device: str | Mapping[str, str]) -> None:
+        """Choose where the next `load` puts the models."""
+        self.model_device, self.sae_device = parse_device(device)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as values that can be written as JSON."""
+        return {"truncate": self.truncate, "use_assistant_role": self.use_assistant_role}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
+        """Build an SAE from what `metadata` returned."""
+        return cls(**{k: v for k, v in metadata.items() if k not in ("sae_type", "sae_class")})
+
+    def feature_labels(self) -> dict[int, str]:
+        """Return labels of features, by feature."""
+        return self._feature_labels
+
+    @property
+    def d_sae(self) -> int | None:
+        """Number of features; None as long as it is not known."""
+        return self._d_sae
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything known that activations depend on, as values for JSON.
+
+        Devices and batch sizes are left out. Before `load` it is the part that is known without
+        loading; what is in that part does not change by loading.
+        """
+        settings = {k: v for k, v in self.metadata().items() if k != "device"}
+        plain = json.loads(json.dumps(settings, default=lambda value: class_path(type(value))))
+        return {"class": class_path(type(self)), **plain}
+
+    def chat_template_exists(self) -> bool:
+        """Return whether the tokenizer has a chat template."""
+        self._require_loaded()
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    def encode_chat(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]]
+    ) -> Sequence[csr_matrix | None]:
+        """Encode conversations: the chat template is applied, then the result is encoded."""
+        self._require_loaded()
+        return self.encode(
+            [self.tokenizer.apply_chat_template(list(c), tokenize=False) for c in conversations]
+        )
+
+    def tokenize(
+        self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
+    ) -> Any:
+        """Tokenise documents, through the chat template if there is one.
+
+        Parameters
+        ----------
+        documents : sequence of str
+        as_tokens : bool
+            Return strings; otherwise the tokenizer's output with ``input_ids``.
+        padding : bool
+            Pad to the longest document.
+
+        Returns
+        -------
+        list of list of str, or BatchEncoding
+        """
+        self._require_loaded()
+        templated = self.chat_template_exists()
+        role = "assistant" if self.use_assistant_role else "user"
+        texts = [
+            self.tokenizer.apply_chat_template([{"role": role, "content": d}], tokenize=False)
+            if templated
+            else d
+            for d in documents
+        ]
+        inputs = self.tokenizer(
+            texts, truncation=self.truncate, add_special_tokens=not templated, padding=padding
+        )
+        if not as_tokens:
+            return inputs
+        encodings = getattr(inputs, "encodings", None) or [None] * len(texts)
+        return [
+            self._strings(text, ids, encoding)
+            for text, ids, encoding in zip(texts, inputs["input_ids"], encodings, strict=True)
+        ]
+
+    def _strings(self, text: str, ids: Sequence[int], encoding: Any) -> list[str]:
+        """Return a string for each token; those of ordinary tokens join to the text."""
+        if encoding is None:  # a tokenizer that does not say where its tokens are
+            return [self.tokenizer.decode([i]) for i in ids]
+        start, end, special = partition_spans(
+            text,
+            encoding.offsets,
+            encoding.special_tokens_mask,
+            complete=not encoding.overflowing,
+        )
+        return [
+            self.tokenizer.decode([i]) if extra else text[a:b]
+            for i, a, b, extra in zip(
+                ids, start.tolist(), end.tolist(), special.tolist(), strict=True
+            )
+        ]
+
+    def encode_chunk(self, texts: Sequence[str]) -> Chunk:
+        """Encode documents with their tokens.
+
+        What is wrong with one document is recorded for that document alone: its status is
+        ``FAILED`` and the chunk holds the reason. Here the chunk is made from what `tokenize` and
+        `encode` return; token strings are aligned with the text to find their spans.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        Chunk
+            With ``doc_id`` 0 to n - 1. Its ``d_sae`` is 0 if no document could be encoded and the
+            number of features is not known.
+
+        Raises
+        ------
+        SAENotLoadedError
+            Before `load`.
+        """
+        from interp_embed.sae.assemble import chunk_from_encode
+
+        self._require_loaded()
+        chunk = chunk_from_encode(self, texts)
+        if self._d_sae is None and chunk.d_sae:
+            self._d_sae = chunk.d_sae
+        return chunk
+
+    def _require_loaded(self) -> None:
+        if not self.is_loaded():
+            name = type(self).__name__
+            raise SAENotLoadedError(f"{name} is not loaded; call its load() first")

@@ -1,0 +1,81 @@
+"""Hashes of what determines activations: weights, configurations, tokenizers, files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    import torch
+
+__all__ = [
+    "hash_config",
+    "hash_file",
+    "hash_json",
+    "hash_tensors",
+    "hash_tokenizer",
+]
+
+# Entries of a model's configuration that say where it is from, not what it computes.
+_PROVENANCE = frozenset(
+    ("transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config")
+)
+_PIECE = 2**24
+
+
+def hash_json(value: object) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the sha256 of named tensors: names, dtypes, shapes and every byte."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dict(tensors).items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        flat = tensor.detach().reshape(-1)
+        for piece in torch.split(flat, _PIECE):
+            data = piece.contiguous().cpu().view(torch.uint8)
+            digest.update(memoryview(data.numpy()))
+    return digest.hexdigest()
+
+
+def hash_config(config: Any) -> str:
+    """Return the sha256 of a transformers configuration, but for where it was loaded from.
+
+    Only what differs from the family's defaults counts, so that a default added in a later
+    version of transformers changes nothing.
+    """
+    entries = {
+        key: value
+        for key, value in config.to_diff_dict().items()
+        if key not in _PROVENANCE and not key.startswith("_")
+    }
+    return hash_json(entries)
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Return the sha256 of how a tokenizer splits text.
+
+    A fast tokenizer's serialised form without truncation and padding, which are set per call;
+    another's vocabulary and settings.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return hash_json([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs])
+    entries = json.loads(backend.to_str())
+    entries["truncation"] = entries["padding"] = None
+    return hash_json(entries)

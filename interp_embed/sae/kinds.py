@@ -1,0 +1,83 @@
+"""The kinds of SAE that the library knows by name, and the devices they may be put on.
+
+Nothing here knows how an SAE is loaded or run.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["SAEType", "parse_device"]
+
+_DEVICE = re.compile(r"[a-z]+(:\d+)?")
+
+
+class SAEType(StrEnum):
+    """Kind of SAE, as recorded in its metadata; a string, so that it can be written as JSON."""
+
+    LOCAL = "local"
+    GOODFIRE = "goodfire"
+    GOODFIRE_API = "goodfire_api"
+
+
+def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
+    """Return the devices of the language model and of the SAE.
+
+    Parameters
+    ----------
+    device : str or mapping
+        One name for both, such as ``"cpu"``, ``"cuda:0"`` or ``"mps"``, or
+        ``{"model": name, "sae": name}``. The model's may be ``"auto"`` (spread over the devices
+        there are), the SAE's may not.
+
+    Returns
+    -------
+    model_device, sae_device : str
+
+    Raises
+    ------
+    TypeError
+        If ``device`` is neither a string nor a mapping of strings.
+    ValueError
+        If a name is not that of a device, or the mapping has other keys.
+    """
+    if isinstance(device, str):
+        if device == "auto":
+            raise ValueError(
+                "device='auto' would leave the SAE without a device; pass "
+                "{'model': 'auto', 'sae': 'cuda:0'} (or another device for the SAE)"
+            )
+        return _named("device", device), device
+    try:
+        keys = set(device)
+    except TypeError:
+        keys = None
+    if keys is None or not hasattr(device, "__getitem__") or isinstance(device, list | tuple | set):
+        raise TypeError(
+            "device must be a string or {'model': ..., 'sae': ...}, "
+            f"got {type(device).__name__}: {device!r}"
+        )
+    if keys != {"model", "sae"}:
+        raise ValueError(
+            f"device must have the keys 'model' and 'sae', got {sorted(map(str, keys))}"
+        )
+    if device["sae"] == "auto":
+        raise ValueError("device['sae'] cannot be 'auto'; name one device, such as 'cuda:0'")
+    model = device["model"]
+    return (
+        model if model == "auto" else _named("device['model']", model),
+        _named("device['sae']", device["sae"]),
+    )
+
+
+def _named(what: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a string, got {type(name).__name__}: {name!r}")
+    if not _DEVICE.fullmatch(name):
+        raise ValueError(f"{what} must look like 'cpu', 'cuda', 'cuda:0' or 'mps', got {name!r}")
+    return name

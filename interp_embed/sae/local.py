@@ -1,0 +1,506 @@
+"""SAEs that run on this machine: any release of SAELens, a folder, or the embedded one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
+from interp_embed.sae.assemble import NOT_FINITE, one_line
+from interp_embed.sae.base import BaseSAE
+from interp_embed.sae.embedded_release import EMBEDDED_RELEASE, EMBEDDED_SAE_ID, embedded_sae_folder
+from interp_embed.sae.kinds import SAEType
+from interp_embed.sae.tokens import token_strings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
+
+    from interp_embed.sae.models import HookedModel
+    from interp_embed.sae.sparsify import SparseEncoder, SparseTokens
+    from interp_embed.sae.tokenizing import DocumentTokenizer, TokenizedDocument
+
+__all__ = ["LocalSAE"]
+
+# Tokens that the model is run on at once, and padding that costs no more than another batch would.
+_BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
+_PADDING_TOKENS = {"cpu": 32, "gpu": 2048}
+
+
+class LocalSAE(BaseSAE):
+    """An SAE of SAELens and its language model, run up to the hooked layer on this machine.
+
+    Documents are encoded as raw text with the BOS token that the SAE expects in front, as SAELens
+    runs them. Activations agree with SAELens's own, token by token.
+
+    Parameters
+    ----------
+    sae_id : str
+        Name of the SAE in its release; not used if ``release`` is itself a folder with an SAE.
+    release : str or path
+        A release of SAELens (see its table of pretrained SAEs), a folder in SAELens's format (the
+        one with ``cfg.json``, or its parent with ``sae_id`` naming the folder inside), or
+        ``"interp-embed-smollm2-135m"``, which comes with this package.
+    model : str, path or Module, optional
+        A language model in place of the one that the SAE names: a name on the hub, a folder, a
+        loaded transformers model (with ``tokenizer``) or a TransformerLens model.
+    tokenizer : str, path or PreTrainedTokenizerBase, optional
+        A tokenizer in place of the model's own.
+    dtype : str
+        Of the language model: ``"float32"``, ``"bfloat16"``, ... By default what the SAE's
+        metadata ask for, else bfloat16 on a GPU that has it and float32 elsewhere. The SAE itself
+        always runs in float32.
+    chat_template : bool
+        Whether documents are encoded as a message in the model's chat template. Off by default,
+        since SAEs are run on raw text by SAELens; the template's tokens are marked special.
+    prepend_bos : bool, optional
+        In place of what the SAE's metadata say.
+    context_size : int, optional
+        The longest document in tokens, BOS included, in place of the SAE's own context size; the
+        model's limit holds in any case.
+    bos_activations : bool, optional
+        Whether the BOS token's activations are kept. By default they are, as in SAELens's own run,
+        except for SAEs whose metadata say that they were trained without
+        (``exclude_bos_activation``), for which they mean nothing.
+    batch_tokens : int, optional
+        Largest number of tokens, padding included, that the model is run on at once.
+    truncate, use_assistant_role, device
+        As for `BaseSAE`.
+
+    Examples
+    --------
+    >>> sae = LocalSAE.embedded()
+    >>> sae.release, sae.sae_id, sae.d_sae
+    ('interp-embed-smollm2-135m', 'blocks.9.hook_resid_post', 4096)
+    """
+
+    def __init__(
+        self,
+        sae_id: str = "blocks.8.hook_resid_pre",
+        release: str | Path = "gpt2-small-res-jb",
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        dtype: str = "auto",
+        chat_template: bool = False,
+        prepend_bos: bool | None = None,
+        context_size: int | None = None,
+        bos_activations: bool | None = None,
+        batch_tokens: int | None = None,
+        truncate: bool = True,
+        use_assistant_role: bool = True,
+        device: str | Mapping[str, str] = "cpu",
+    ) -> None:
+        super().__init__(truncate=truncate, use_assistant_role=use_assistant_role, device=device)
+        for name, value in (("context_size", context_size), ("batch_tokens", batch_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.sae_id = sae_id
+        self.release = str(release)
+        self.dtype = dtype
+        self.chat_template = chat_template
+        self.prepend_bos = prepend_bos
+        self.context_size = context_size
+        self.bos_activations = bos_activations
+        self.batch_tokens = batch_tokens
+        self.model: Any = None
+        self.sae: Any = None
+        self._given_model = model
+        self._given_tokenizer = tokenizer
+        self._folder = self._find_folder()
+        self._hooked: HookedModel | None = None
+        self._encoder: SparseEncoder | None = None
+        self._documents: DocumentTokenizer | None = None
+        self._keep_bos = True
+        self._hashes: dict[str, Any] | None = None
+        if self._folder is not None:
+            config = json.loads((self._folder / "cfg.json").read_text(encoding="utf-8"))
+            self._d_sae = int(config["d_sae"]) if "d_sae" in config else None
+
+    @classmethod
+    def embedded(cls, **kwargs: Any) -> Self:
+        """Return the SAE that comes with the package, for SmolLM2-135M-Instruct."""
+        return cls(sae_id=EMBEDDED_SAE_ID, release=EMBEDDED_RELEASE, **kwargs)
+
+    def _find_folder(self) -> Path | None:
+        """Return the folder of an SAE on disk; None for a release of SAELens."""
+        if self.release == EMBEDDED_RELEASE:
+            if self.sae_id != EMBEDDED_SAE_ID:
+                raise ValueError(
+                    f"release {EMBEDDED_RELEASE!r} has the one SAE {EMBEDDED_SAE_ID!r}, "
+                    f"got sae_id={self.sae_id!r}"
+                )
+            return embedded_sae_folder()
+        for folder in (Path(self.release) / self.sae_id, Path(self.release)):
+            if (folder / "cfg.json").is_file():
+                return folder
+        if Path(self.release).is_absolute() or self.release.startswith((".", "~")):
+            raise FileNotFoundError(
+                f"no SAE in {self.release!r}: it has no cfg.json, and no folder {self.sae_id!r} with one"
+            )
+        return None
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the constructor's arguments as values for JSON.
+
+        A model or tokenizer that was passed as an object is recorded as None.
+        """
+        return {
+            **super().metadata(),
+            "sae_id": self.sae_id,
+            "release": self.release,
+            "model": _recordable(self._given_model),
+            "tokenizer": _recordable(self._given_tokenizer),
+            "dtype": self.dtype,
+            "chat_template": self.chat_template,
+            "prepend_bos": self.prepend_bos,
+            "context_size": self.context_size,
+            "bos_activations": self.bos_activations,
+            "batch_tokens": self.batch_tokens,
+            "device": {"model": self.model_device, "sae": self.sae_device},
+            "sae_type": SAEType.LOCAL.value,
+        }
+
+    def load_models(self) -> None:
+        """Load the SAE, then the language model up to the hooked layer."""
+        from interp_embed.sae.models import load_hooked_model
+        from interp_embed.sae.sparsify import SparseEncoder
+        from interp_embed.sae.tokenizing import DocumentTokenizer, bos_token_id
+
+        self.sae = self._load_sae()
+        metadata = self.sae.cfg.metadata
+        hooked = load_hooked_model(
+            metadata,
+            model=self._given_model,
+            tokenizer=self._given_tokenizer,
+            device=self.model_device,
+            dtype=self.dtype,
+        )
+        self._hooked, self.model, self.tokenizer = hooked, hooked.model, hooked.tokenizer
+        if self.chat_template and getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError("chat_template=True, but the tokenizer has no chat template")
+        prepend = self.prepend_bos
+        if prepend is None:
+            prepend = metadata.prepend_bos is not False
+        limits = [self.context_size or metadata.context_size, hooked.max_positions]
+        role = "assistant" if self.use_assistant_role else "user"
+        self._documents = DocumentTokenizer(
+            self.tokenizer,
+            bos=bos_token_id(self.tokenizer, metadata.bos_token_id) if prepend else None,
+            max_tokens=min((int(limit) for limit in limits if limit), default=None),
+            truncate=self.truncate,
+            role=role if self.chat_template else None,
+        )
+        self._keep_bos = (
+            not metadata.exclude_bos_activation
+            if self.bos_activations is None
+            else self.bos_activations
+        )
+        self._encoder = SparseEncoder(self.sae)
+        self._d_sae = self._encoder.d_sae
+        self._hashes = None
+
+    def _load_sae(self) -> Any:
+        with warnings.catch_warnings():
+            # What SAELens imports warns of its own future, and what it loads gives advice on how
+            # to load the model (which `models` follows): neither is the user's concern.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty")
+            from sae_lens import SAE
+
+            if self._folder is not None:
+                sae = SAE.load_from_disk(self._folder, device=self.sae_device, dtype="float32")
+            else:
+                sae = SAE.from_pretrained(
+                    self.release, self.sae_id, device=self.sae_device, dtype="float32"
+                )
+        return sae.eval().requires_grad_(False)
+
+    def destroy_models(self) -> None:
+        """Let go of the SAE, the language model and the tokenizer."""
+        self.model = self.sae = self.tokenizer = None
+        self._hooked = self._encoder = self._documents = None
+        self._hashes = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything known that activations depend on, as values for JSON.
+
+        Settings that loading resolves (dtype, BOS, context size, the model) are there only once
+        loaded, as what they resolved to. A folder's place does not matter: its weights are hashed.
+        """
+        unresolved = ("model", "tokenizer", "dtype", "prepend_bos", "context_size", "batch_tokens",
+                      "bos_activations")  # fmt: skip
+        known = {k: v for k, v in super().fingerprint().items() if k not in unresolved}
+        known["d_sae"] = self._d_sae
+        if self._folder is not None and self.release != EMBEDDED_RELEASE:
+            known["release"] = known["sae_id"] = "folder"
+        if known["d_sae"] is None:
+            del known["d_sae"]
+        if not self.loaded or self._hooked is None or self._documents is None:
+            return known
+        if self._hashes is None:
+            self._hashes = self._hash_loaded()
+        return {
+            **known,
+            **self._hashes,
+            **self._hooked.identity,
+            "bos_token_id": self._documents.bos,
+            "bos_activations": self._keep_bos,
+            "max_tokens": self._documents.max_tokens,
+            "hook_name": self.sae.cfg.metadata.hook_name,
+        }
+
+    def _hash_loaded(self) -> dict[str, Any]:
+        from interp_embed.sae.hashing import hash_json, hash_tensors, hash_tokenizer
+
+        config = self.sae.cfg.to_dict()
+        for key in ("device", "dtype", "metadata"):
+            config.pop(key, None)
+        template = getattr(self.tokenizer, "chat_template", None) if self.chat_template else None
+        return {
+            "sae_architecture": self.sae.cfg.architecture(),
+            "sae_config": hash_json(config),
+            "sae_sha256": hash_tensors(self.sae.state_dict()),
+            "tokenizer_sha256": hash_tokenizer(self.tokenizer),
+            "template_sha256": None if template is None else hash_json(template),
+        }
+
+    def tokenize(
+        self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
+    ) -> Any:
+        """Tokenise documents exactly as `encode` sees them.
+
+        Parameters
+        ----------
+        documents : sequence of str
+        as_tokens : bool
+            Return strings; otherwise ``input_ids`` and ``attention_mask``.
+        padding : bool
+            Pad on the right to the longest document.
+
+        Returns
+        -------
+        list of list of str, or BatchEncoding
+            A string for each row of activations. Those of ordinary tokens join to the part of the
+            document that is encoded; special tokens (BOS, chat template, padding) come as the
+            tokenizer writes them. A document that cannot be encoded has no tokens.
+        """
+        self._require_loaded()
+        tokenizer = self._tokenizer()
+        encoded = tokenizer.documents(documents)
+        width = max((len(d.tokens) for d in encoded), default=0) if padding else 0
+        if as_tokens:
+            vocabulary = tokenizer.vocabulary(encoded)
+            pad = str(tokenizer.tokenizer.decode([self._pad_id()]))
+            strings = [
+                token_strings(text, d.tokens, vocabulary)
+                for text, d in zip(documents, encoded, strict=True)
+            ]
+            return [row + [pad] * (width - len(row)) for row in strings]
+        from transformers import BatchEncoding
+
+        ids = [d.tokens.id.tolist() for d in encoded]
+        return BatchEncoding(
+            {
+                "input_ids": [row + [self._pad_id()] * (width - len(row)) for row in ids],
+                "attention_mask": [[1] * len(row) + [0] * (width - len(row)) for row in ids],
+            }
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
+        """Return the activations of each text, (n_tokens, d_sae); None for one that failed."""
+        return _matrices(self.encode_chunk(texts))
+
+    def encode_chat(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]]
+    ) -> list[csr_matrix | None]:
+        """Return the activations of each conversation, with the chat template applied.
+
+        Parameters
+        ----------
+        conversations : sequence of conversations
+            Each a sequence of ``{"role": ..., "content": ...}``.
+
+        Raises
+        ------
+        ValueError
+            If the tokenizer has no chat template.
+        """
+        self._require_loaded()
+        if not self.chat_template_exists():
+            raise ValueError(
+                "the tokenizer has no chat template, so it cannot encode conversations"
+            )
+        return _matrices(self._encode(self._tokenizer().conversations(conversations)))
+
+    def encode_chunk(self, texts: Sequence[str]) -> Chunk:
+        """Encode documents with their tokens; see `BaseSAE.encode_chunk`.
+
+        Documents of similar length are run together, whatever their order.
+        """
+        self._require_loaded()
+        return self._encode(self._tokenizer().documents(texts))
+
+    def _encode(self, documents: Sequence[TokenizedDocument]) -> Chunk:
+        import torch
+
+        reasons = {i: d.reason for i, d in enumerate(documents) if d.reason is not None}
+        order: list[int] = []
+        parts: list[SparseTokens] = []
+        with torch.inference_mode():
+            for batch in self._batches(documents):
+                for number, result in self._run(documents, batch):
+                    if isinstance(result, str):
+                        reasons[number] = result
+                    else:
+                        order.append(number)
+                        parts.append(result)
+        done = set(order)
+        order += [i for i in range(len(documents)) if i not in done]
+        tables = [documents[i].tokens if i in done else TokenTable.empty() for i in order]
+        status = [
+            DocumentStatus.FAILED
+            if i in reasons
+            else DocumentStatus.TRUNCATED
+            if documents[i].truncated
+            else DocumentStatus.OK
+            for i in order
+        ]
+        d_sae = self._d_sae or 0
+        chunk = Chunk(
+            d_sae=d_sae,
+            doc_id=np.array(order, np.int64),
+            status=np.array(status, np.uint8),
+            doc_ptr=_pointer(np.array([len(t) for t in tables], np.int64)),
+            token_ptr=_pointer(_join([p.count for p in parts], np.int64)),
+            feature=_join([p.feature for p in parts], np.int32).astype(feature_dtype(d_sae)),
+            activation=_join([p.activation for p in parts], np.float32),
+            tokens=TokenTable.concatenate(tables),
+            reasons={k: reasons[i] for k, i in enumerate(order) if i in reasons},
+            vocabulary=self._tokenizer().vocabulary(documents),
+        )
+        return chunk.take(np.argsort(order)) if order else chunk
+
+    def _batches(self, documents: Sequence[TokenizedDocument]) -> Iterator[list[int]]:
+        """Yield documents of similar length, the longest first, within the budget of tokens.
+
+        A batch is closed when its padding would cost more than running another one.
+        """
+        kind = "cpu" if self.model_device == "cpu" else "gpu"
+        limit, most_padding = self.batch_tokens or _BATCH_TOKENS[kind], _PADDING_TOKENS[kind]
+        lengths = {i: len(d.tokens) for i, d in enumerate(documents) if len(d.tokens)}
+        batch: list[int] = []
+        longest = padding = 0
+        for number in sorted(lengths, key=lambda i: -lengths[i]):
+            padding += longest - lengths[number]
+            if batch and (padding > most_padding or (len(batch) + 1) * longest > limit):
+                yield batch
+                batch = []
+            if not batch:
+                longest, padding = lengths[number], 0
+            batch.append(number)
+        if batch:
+            yield batch
+
+    def _run(
+        self, documents: Sequence[TokenizedDocument], batch: list[int]
+    ) -> Iterator[tuple[int, SparseTokens | str]]:
+        """Yield the activations of each document of a batch, or why it failed."""
+        import torch
+
+        if self._hooked is None or self._encoder is None:
+            self._require_loaded()
+            raise RuntimeError("load_models() has not been called")
+        tables = [documents[i].tokens for i in batch]
+        lengths = [len(t) for t in tables]
+        try:
+            hidden = self._hooked.runner([t.id for t in tables])
+            sparse = self._encoder(hidden, lengths)
+        except (torch.OutOfMemoryError, IndexError) as error:
+            # Too much at once, or an id that the model does not have: find the document to blame.
+            if len(batch) == 1:
+                yield batch[0], one_line(error)
+                return
+            middle = len(batch) // 2
+            yield from self._run(documents, batch[:middle])
+            yield from self._run(documents, batch[middle:])
+            return
+        if not self._keep_bos:
+            sparse = _without(sparse, self._bos_rows(tables))
+        pointer = _pointer(sparse.count)
+        token = 0
+        for number, length in zip(batch, lengths, strict=True):
+            rows = slice(token, token + length)
+            where = slice(pointer[token], pointer[token + length])
+            token += length
+            if not sparse.finite[rows].all():
+                yield number, NOT_FINITE
+                continue
+            yield (
+                number,
+                replace(
+                    sparse,
+                    count=sparse.count[rows],
+                    feature=sparse.feature[where],
+                    activation=sparse.activation[where],
+                    finite=sparse.finite[rows],
+                ),
+            )
+
+    def _bos_rows(self, tables: Sequence[TokenTable]) -> NDArray[np.bool_]:
+        """Return which rows are those of a BOS token in front of a document."""
+        bos = self._tokenizer().bos
+        rows = np.zeros(sum(len(t) for t in tables), np.bool_)
+        first = 0
+        for table in tables:
+            rows[first] = bool(table.special[0]) and int(table.id[0]) == bos
+            first += len(table)
+        return rows
+
+    def _tokenizer(self) -> DocumentTokenizer:
+        if self._documents is None:
+            raise RuntimeError("load_models() has not been called")
+        return self._documents
+
+    def _pad_id(self) -> int:
+        for number in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if number is not None:
+                return int(number)
+        return 0
+
+
+def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
+    return [
+        None if chunk.status[i] == DocumentStatus.FAILED else chunk.csr(i)
+        for i in range(chunk.n_documents)
+    ]
+
+
+def _without(sparse: SparseTokens, rows: NDArray[np.bool_]) -> SparseTokens:
+    """Drop the activations of some tokens."""
+    keep = ~np.repeat(rows, sparse.count)
+    return replace(
+        sparse,
+        count=np.where(rows, 0, sparse.count),
+        feature=sparse.feature[keep],
+        activation=sparse.activation[keep],
+    )
+
+
+def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts])
+
+
+def _pointer(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _recordable(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | Path) else None

@@ -1,0 +1,16 @@
+"""The store: all that knows the format on disk. It knows nothing of models."""
+
+from interp_embed.store.compaction import collect_garbage, compact, finish
+from interp_embed.store.reader import MISSING, Store
+from interp_embed.store.writer import StoreWriter, create_store, is_store
+
+__all__ = [
+    "MISSING",
+    "Store",
+    "StoreWriter",
+    "collect_garbage",
+    "compact",
+    "create_store",
+    "finish",
+    "is_store",
+]

@@ -1,0 +1,230 @@
+"""A chunk on disk: which arrays it becomes, and how they are read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.kernels.pooling import Pooled, pool
+from interp_embed.store.layout import chunk_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
+
+    from interp_embed.store.ledger import Commit
+    from interp_embed.store.shard import ArraySpec, BlockCache, ShardedArray
+    from interp_embed.store.storage import Storage
+
+__all__ = ["ChunkArrays", "StoredChunk", "chunk_to_arrays"]
+
+_LARGEST = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkArrays:
+    """The arrays to write for a chunk, and what its commit says of them."""
+
+    arrays: dict[str, tuple[NDArray[Any], ArraySpec]]
+    has_negative: bool
+    pooled_nnz: int
+
+
+def chunk_to_arrays(
+    chunk: Chunk, dtype: np.dtype[Any], pooled: Pooled | None = None
+) -> ChunkArrays:
+    """Return the arrays of a chunk, its document level included.
+
+    Parameters
+    ----------
+    chunk
+        Its activations must already be of ``dtype`` (see `Chunk.as_dtype`).
+    dtype
+        Of the stored activations.
+    pooled
+        The document level, where it is known already.
+
+    Raises
+    ------
+    OverflowError
+        If the chunk is too large for 32-bit pointers.
+    """
+    if max(chunk.nnz, chunk.n_tokens) > _LARGEST:
+        raise OverflowError(
+            f"a chunk of {chunk.nnz} nonzeros is too large; use fewer documents a chunk"
+        )
+    if pooled is None:
+        pooled = pool(chunk.feature, chunk.activation, chunk.token_ptr, chunk.doc_ptr, chunk.d_sae)
+    has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
+    # Where a feature is active on one token alone, and no sign interferes, its sum is its max.
+    several = slice(None) if has_negative else pooled.count > 1
+    specs = chunk_arrays(chunk.d_sae, dtype, int(pooled.count.max(initial=1)))
+    values: dict[str, NDArray[Any]] = {
+        "feature": chunk.feature,
+        "activation": chunk.activation,
+        "token_ptr": chunk.token_ptr,
+        "doc_ptr": chunk.doc_ptr,
+        "doc_id": chunk.doc_id,
+        "status": chunk.status,
+        "token/id": chunk.tokens.id,
+        "token/start": chunk.tokens.start,
+        "token/end": chunk.tokens.end,
+        "token/special": chunk.tokens.special,
+        "pooled/doc_ptr": pooled.doc_ptr,
+        "pooled/feature": pooled.feature,
+        "pooled/max": pooled.max,
+        "pooled/sum": pooled.sum[several],
+        "pooled/count": pooled.count,
+    }
+    if has_negative:
+        values["pooled/positive"] = pooled.positive
+    if chunk.reasons:
+        reasons = np.full(chunk.n_documents, "", object)
+        for position, reason in chunk.reasons.items():
+            reasons[position] = reason.encode(errors="replace").decode()
+        values["reason"] = reasons
+    return ChunkArrays(
+        {
+            name: (array.astype(specs[name].dtype, copy=False), specs[name])
+            if array.dtype != object
+            else (array, specs[name])
+            for name, array in values.items()
+        },
+        has_negative,
+        len(pooled.feature),
+    )
+
+
+class StoredChunk:
+    """A committed chunk, read array by array as it is asked for."""
+
+    def __init__(self, storage: Storage, commit: Commit, cache: BlockCache | None = None) -> None:
+        self.storage = storage
+        self.commit = commit
+        self._cache = cache
+        self._arrays: dict[str, ShardedArray] = {}
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.commit.d_sae
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents."""
+        return self.commit.stop - self.commit.start
+
+    def array(self, name: str) -> ShardedArray:
+        """Return one of the chunk's arrays, unread."""
+        if name not in self._arrays:
+            self._arrays[name] = self.commit.folder.open(self.storage, name, self._cache)
+        return self._arrays[name]
+
+    def has(self, name: str) -> bool:
+        """Return whether the chunk has an array called ``name``."""
+        return name in self.commit.folder.arrays
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str]:
+        """Strings of the token ids that are special somewhere in the chunk."""
+        return {int(k): v for k, v in self.commit.vocabulary.items()}
+
+    def span(self, pointer: str, start: int, stop: int) -> tuple[int, int]:
+        """Return where rows ``start:stop`` begin and end in what ``pointer`` points into."""
+        if start == stop:
+            return 0, 0
+        array = self.array(pointer)
+        first = int(array.read(start, start + 1)[0])
+        return first, int(array.read(stop, stop + 1)[0])
+
+    def status(self) -> NDArray[np.uint8]:
+        """Return the status of every document."""
+        return self.array("status").read(0, self.n_documents)
+
+    def n_tokens(self) -> NDArray[np.int64]:
+        """Return the number of tokens of every document."""
+        return np.diff(self.array("doc_ptr").read(0, self.n_documents + 1).astype(np.int64))
+
+    def reason(self, position: int) -> str:
+        """Return why the document at ``position`` failed."""
+        return str(self.array("reason").read(position, position + 1)[0])
+
+    def csr(self, position: int) -> csr_matrix:
+        """Return the activations of one document, float32, shape (n_tokens, d_sae)."""
+        first, last = (int(x) for x in self.array("doc_ptr").read(position, position + 2))
+        pointer = self.array("token_ptr").read(first, last + 1).astype(np.int32)
+        begin, end = self.span("token_ptr", first, last) if last > first else (0, 0)
+        matrix = csr_matrix((last - first, self.d_sae), dtype=np.float32)
+        matrix.data = self.array("activation").read(begin, end).astype(np.float32)
+        matrix.indices = self.array("feature").read(begin, end).astype(np.int32)
+        matrix.indptr = pointer - np.int32(pointer[0] if len(pointer) else 0)
+        matrix.has_sorted_indices = True
+        matrix.has_canonical_format = True
+        return matrix
+
+    def tokens(self, position: int) -> TokenTable:
+        """Return the tokens of one document."""
+        first, last = (int(x) for x in self.array("doc_ptr").read(position, position + 2))
+        return TokenTable(
+            *(self.array(f"token/{name}").read(first, last) for name in TokenTable.__slots__)
+        )
+
+    def read(self, start: int = 0, stop: int | None = None) -> Chunk:
+        """Return documents ``start:stop`` of the chunk, whole."""
+        stop = self.n_documents if stop is None else stop
+        doc_ptr = self.array("doc_ptr").read(start, stop + 1).astype(np.int64)
+        first, last = int(doc_ptr[0]), int(doc_ptr[-1])
+        token_ptr = self.array("token_ptr").read(first, last + 1).astype(np.int64)
+        begin, end = int(token_ptr[0]), int(token_ptr[-1])
+        status = self.array("status").read(start, stop)
+        return Chunk(
+            d_sae=self.d_sae,
+            doc_id=self.array("doc_id").read(start, stop),
+            status=status,
+            doc_ptr=doc_ptr - first,
+            token_ptr=token_ptr - begin,
+            feature=self.array("feature").read(begin, end),
+            activation=self.array("activation").read(begin, end),
+            tokens=TokenTable(
+                *(self.array(f"token/{name}").read(first, last) for name in TokenTable.__slots__)
+            ),
+            reasons={
+                int(p): self.reason(start + int(p))
+                for p in np.flatnonzero(status == DocumentStatus.FAILED)
+            },
+            vocabulary=self.vocabulary,
+        )
+
+    def pooled(
+        self, names: Sequence[str] = ("max", "sum", "count"), executor: Executor | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return arrays of the document level, whole, with ``doc_ptr`` and ``feature``.
+
+        ``sum`` has one float32 an entry, whatever is stored; ``positive`` is always there to ask for.
+        """
+
+        def stored(name: str) -> NDArray[Any]:
+            return self.array(f"pooled/{name}").read_all(executor)
+
+        found = {name: stored(name) for name in ("doc_ptr", "feature")}
+        wanted = set(names)
+        if "sum" in wanted and not self.commit.has_negative:
+            wanted |= {"max", "count"}
+        for name in sorted(wanted - {"sum", "positive"}):
+            found[name] = stored(name)
+        if "sum" in wanted:
+            total = stored("sum")
+            if not self.commit.has_negative:
+                total, several = found["max"].astype(np.float32), total
+                total[found["count"] > 1] = several
+            found["sum"] = total
+        if "positive" in wanted:
+            found["positive"] = stored("positive" if self.commit.has_negative else "count")
+        return found

@@ -1,0 +1,181 @@
+"""After a run: neighbouring small chunks become large ones, and what no reader needs goes.
+
+Merging is one more write-then-commit: the merged chunk is committed with a higher generation, from
+then on readers take it, and only then are its parts deleted. Dying anywhere in between leaves a store
+that reads the same; the next call continues.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from interp_embed.chunk import Chunk
+from interp_embed.kernels.pooling import Pooled
+from interp_embed.store.layout import CHUNKS, DOCUMENTS, MAX_CHUNK_NNZ, TARGET_CHUNK_NNZ
+from interp_embed.store.ledger import Interval, Ledger, read_commits, write_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from interp_embed.store.reader import Store
+    from interp_embed.store.writer import StoreWriter
+
+__all__ = ["collect_garbage", "compact", "finish", "merge_groups"]
+
+
+def merge_groups(
+    ledger: Ledger, target: int = TARGET_CHUNK_NNZ, limit: int = MAX_CHUNK_NNZ
+) -> list[list[Interval]]:
+    """Return the runs of neighbouring intervals that should become one chunk each.
+
+    Deterministic in the ledger, so that two processes that compact at once want the same merges and
+    one of each loses, rather than both writing something different.
+
+    Parameters
+    ----------
+    ledger
+        The ledger to improve.
+    target
+        A run is complete once it has this many nonzeros.
+    limit
+        A run of more than one interval has at most this many.
+    """
+    groups: list[list[Interval]] = []
+    run: list[Interval] = []
+    held = 0
+
+    def close() -> None:
+        nonlocal run, held
+        if run and (len(run) > 1 or not _whole(run[0])):
+            groups.append(run)
+        run, held = [], 0
+
+    for interval in ledger.intervals:
+        size = _nnz(interval)
+        follows = bool(run) and run[-1].stop == interval.start
+        if run and (not follows or held + size > limit or held >= target):
+            close()
+        run.append(interval)
+        held += size
+    close()
+    return groups
+
+
+def _whole(interval: Interval) -> bool:
+    return (interval.start, interval.stop) == (interval.commit.start, interval.commit.stop)
+
+
+def _nnz(interval: Interval) -> int:
+    """Return the interval's nonzeros, estimated where it is a part of its chunk."""
+    commit = interval.commit
+    return round(commit.nnz * (interval.stop - interval.start) / max(1, commit.stop - commit.start))
+
+
+def compact(
+    writer: StoreWriter,
+    *,
+    target: int = TARGET_CHUNK_NNZ,
+    limit: int = MAX_CHUNK_NNZ,
+    progress: bool = False,
+) -> int:
+    """Merge small chunks; return how many merged chunks were written.
+
+    Holds one merged chunk in memory at a time.
+    """
+    store = writer.store
+    store.refresh(manifest=False)
+    groups = merge_groups(store.ledger, target, limit)
+    generation = store.ledger.next_generation
+    merged = 0
+    for group in tqdm(groups, desc="Merging chunks", unit="chunk", disable=not progress):
+        chunk, pooled = store.consistently(lambda group=group: _read_group(store, group))  # type: ignore[misc]
+        merged += writer.write(chunk, generation=generation, pooled=pooled) is not None
+        del chunk, pooled
+        store.refresh(manifest=False)
+        _drop_superseded(store)
+    return merged
+
+
+def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]:
+    chunks, levels = [], []
+    for interval in group:
+        located = store.locate(interval.start)
+        if located is None:  # pragma: no cover - a ledger only ever grows
+            raise FileNotFoundError(f"document {interval.start}")
+        stored, position = located
+        stop = position + interval.stop - interval.start
+        chunks.append(stored.read(position, stop))
+        level = stored.pooled(("max", "sum", "count", "positive"))
+        pointer = level["doc_ptr"][position : stop + 1].astype(np.int64)
+        where = slice(int(pointer[0]), int(pointer[-1]))
+        levels.append(
+            Pooled(
+                pointer - pointer[0],
+                level["feature"][where],
+                level["max"][where],
+                level["sum"][where],
+                level["count"][where],
+                level["positive"][where],
+            )
+        )
+    counts = [np.diff(level.doc_ptr) for level in levels]
+    return Chunk.concatenate(chunks), Pooled(
+        np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)]),
+        np.concatenate([level.feature for level in levels]),
+        np.concatenate([level.max for level in levels]),
+        np.concatenate([level.sum for level in levels]),
+        np.concatenate([level.count for level in levels]),
+        np.concatenate([level.positive for level in levels]),
+    )
+
+
+def _drop_superseded(store: Store) -> None:
+    """Delete what a commit has replaced: the commit first, so that no reader is sent to a hole."""
+    for commit in store.ledger.superseded:
+        store.storage.delete(commit.key)
+        store.storage.delete_folder(commit.folder.key)
+
+
+def collect_garbage(store: Store) -> int:
+    """Delete superseded commits and the folders that no commit names; return how many folders.
+
+    Only for a store that nobody else is encoding into: an attempt in progress is such a folder too.
+    """
+    ledger = Ledger(read_commits(store.storage), store.n_documents)
+    deleted = 0
+    for commit in ledger.superseded:
+        store.storage.delete(commit.key)
+        store.storage.delete_folder(commit.folder.key)
+        deleted += 1
+    named = {c.folder.key for c in ledger.live} | {f.key for _, _, f in store.plan.blocks}
+    for parent in (CHUNKS, DOCUMENTS):
+        for name in store.storage.folders(parent):
+            if f"{parent}/{name}" not in named:
+                store.storage.delete_folder(f"{parent}/{name}")
+                deleted += 1
+    return deleted
+
+
+def finish(writer: StoreWriter, *, progress: bool = False) -> bool:
+    """Compact a complete store, clear what is left over, and write its manifest.
+
+    Can be called again after dying at any point.
+
+    Returns
+    -------
+    bool
+        False, and nothing done, where documents are still missing.
+    """
+    store = writer.store
+    store.refresh(manifest=False)
+    if not store.is_complete:
+        return False
+    compact(writer, progress=progress)
+    store.refresh(manifest=False)
+    if store.is_complete:
+        collect_garbage(store)
+        write_manifest(store.storage, store.ledger.live)
+    return True

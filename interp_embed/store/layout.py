@@ -1,0 +1,109 @@
+"""Names, dtypes and codecs of format version 1: what stands where in a store."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from interp_embed.chunk import feature_dtype
+from interp_embed.errors import UnsupportedFormatError
+from interp_embed.store.shard import ArraySpec
+
+__all__ = [
+    "CHUNKS",
+    "COMMITS",
+    "DOCUMENTS",
+    "FORMAT_VERSION",
+    "LABELS",
+    "MANIFEST",
+    "MAX_CHUNK_NNZ",
+    "PLAN",
+    "ROOT",
+    "TARGET_CHUNK_NNZ",
+    "check_version",
+    "chunk_arrays",
+    "library_versions",
+]
+
+FORMAT_VERSION = 1
+ROOT = "zarr.json"
+PLAN = "plan.json"
+MANIFEST = "manifest.json"
+CHUNKS = "chunks"
+COMMITS = "commits"
+DOCUMENTS = "documents"
+LABELS = "labels"
+
+TARGET_CHUNK_NNZ = 2**24
+"""Compaction merges neighbours until a chunk holds at least this many nonzeros."""
+MAX_CHUNK_NNZ = 2**25
+"""Compaction stops merging before a chunk would hold more than this."""
+
+
+def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[str, ArraySpec]:
+    """Return the arrays of a chunk, by name.
+
+    Parameters
+    ----------
+    d_sae
+        Number of features.
+    dtype
+        Of the stored activations, float32 or float16.
+    highest_count
+        Highest number of tokens of one document with one feature: sets the dtype of the counts.
+    """
+    feature = feature_dtype(d_sae).name
+    # Bit-shuffled float32 mantissas hardly compress: lz4 gives up 1 % of size for speed. The
+    # difference is worth having for float16.
+    value = ArraySpec(dtype.name, "lz4" if dtype.itemsize == 4 else "zstd", "nnz")
+    count = np.min_scalar_type(highest_count).name
+    return {
+        "feature": ArraySpec(feature, "delta", "nnz"),
+        "activation": value,
+        "token_ptr": ArraySpec("uint32", "delta", "token_ptr"),
+        "doc_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
+        "doc_id": ArraySpec("int64", "delta", "doc"),
+        "status": ArraySpec("uint8", "zstd", "doc"),
+        "reason": ArraySpec("string", "text", "doc"),
+        "token/id": ArraySpec("uint32", "zstd", "token"),
+        "token/start": ArraySpec("uint32", "delta", "token"),
+        "token/end": ArraySpec("uint32", "delta", "token"),
+        "token/special": ArraySpec("bool", "zstd", "token"),
+        "pooled/doc_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
+        "pooled/feature": ArraySpec(feature, "delta", "pooled_nnz"),
+        "pooled/max": ArraySpec(dtype.name, value.encoding, "pooled_nnz"),
+        "pooled/sum": ArraySpec("float32", "lz4", "pooled_several"),
+        "pooled/count": ArraySpec(count, "zstd", "pooled_nnz"),
+        "pooled/positive": ArraySpec(count, "zstd", "pooled_nnz"),
+    }
+
+
+def check_version(found: Any, where: str) -> None:
+    """Refuse a store whose format this release does not know.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If ``found`` is not a known format version.
+    """
+    if found == FORMAT_VERSION:
+        return
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"{where} has store format {found}; this release of interp_embed reads up to "
+            f"{FORMAT_VERSION}: upgrade interp_embed to open it"
+        )
+    raise UnsupportedFormatError(f"{where} has no known store format version: {found!r}")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that shape what is written."""
+    versions = {}
+    for name in ("interp_embed", "zarr", "numcodecs", "numpy", "pandas"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # a source tree that was not installed
+            continue
+    return versions

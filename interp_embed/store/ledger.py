@@ -1,0 +1,306 @@
+"""Which attempts count: commits, the plan, and how documents map to chunks.
+
+A commit is one JSON object under ``commits/``, created with *fail if it exists*. It says that a
+folder of arrays holds the documents ``start:stop``. Commits may overlap: a merged chunk replaces its
+parts, a retried document replaces its failed self. For every document the commit of the highest
+generation counts, and of one generation the one that covers more. No coordination is needed to read
+this right, and whatever lost can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp_embed.errors import CorruptStoreError
+from interp_embed.store.arrays import Folder
+from interp_embed.store.layout import COMMITS, MANIFEST, PLAN, check_version
+from interp_embed.store.sealed import seal, unseal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from interp_embed.store.storage import Storage
+
+__all__ = [
+    "Commit",
+    "Interval",
+    "Ledger",
+    "Plan",
+    "read_commits",
+    "read_manifest",
+    "read_plan",
+    "write_manifest",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """One attempt that counts.
+
+    Attributes
+    ----------
+    start, stop : int
+        The documents it holds.
+    generation : int
+        0 for the first encoding of a planned chunk, higher for what replaces others.
+    d_sae : int
+        Number of features.
+    n_tokens, nnz, pooled_nnz, n_failed, n_truncated : int
+        Sizes, so that memory and progress are known without reading data.
+    n_special : int
+        Tokens that stand for no text.
+    has_negative : bool
+        Whether an activation below zero occurs; then ``pooled/positive`` exists and ``pooled/sum``
+        is stored for every entry.
+    encoder : str
+        Digest of the fingerprint under which it was encoded.
+    vocabulary : dict of str to str
+        Strings of the token ids that are special somewhere in the chunk (BOS, chat template).
+    folder : Folder
+        The arrays.
+    """
+
+    start: int
+    stop: int
+    generation: int
+    d_sae: int
+    n_tokens: int
+    n_special: int
+    nnz: int
+    pooled_nnz: int
+    n_failed: int
+    n_truncated: int
+    has_negative: bool
+    encoder: str
+    vocabulary: Mapping[str, str]
+    folder: Folder
+
+    @property
+    def key(self) -> str:
+        """The commit's key: the same range and generation can be committed once."""
+        return f"{COMMITS}/{self.start:012d}-{self.stop:012d}-{self.generation:06d}.json"
+
+    @property
+    def rank(self) -> tuple[int, int, str]:
+        """Of two commits that hold a document, the one of higher rank counts."""
+        return (self.generation, self.stop - self.start, self.folder.key)
+
+    def to_json(self, *, objects: bool = True) -> dict[str, Any]:
+        """Return a JSON value that `from_json` reads."""
+        value: dict[str, Any] = {
+            name: getattr(self, name) for name in self.__slots__ if name != "folder"
+        }
+        return value | {"folder": self.folder.to_json(objects=objects)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Commit:
+        """Read what `to_json` returned."""
+        return cls(**{**value, "folder": Folder.from_json(value["folder"])})
+
+    def publish(self, storage: Storage) -> bool:
+        """Make the commit count; return False where another attempt was first."""
+        return storage.put_if_absent(self.key, seal(self.to_json()))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Documents ``start:stop`` are read from ``commit``."""
+
+    start: int
+    stop: int
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be encoded: written once, when a store is created.
+
+    Attributes
+    ----------
+    n_documents, documents_per_chunk : int
+        Chunk ``i`` is the documents ``i * documents_per_chunk`` up to the next multiple.
+    columns : list of dict
+        Schema of the documents' columns, see `interp_embed.store.columns`.
+    blocks : list of (int, int, Folder)
+        The documents themselves.
+    hashes : dict of str to str
+        ``text`` and ``columns``: SHA-256 of the encoded field and of the other columns.
+    """
+
+    n_documents: int
+    documents_per_chunk: int
+    columns: Sequence[Mapping[str, Any]]
+    blocks: Sequence[tuple[int, int, Folder]]
+    hashes: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value that `from_json` reads."""
+        return {
+            "n_documents": self.n_documents,
+            "documents_per_chunk": self.documents_per_chunk,
+            "columns": list(self.columns),
+            "blocks": [[start, stop, folder.to_json()] for start, stop, folder in self.blocks],
+            "hashes": dict(self.hashes),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """Read what `to_json` returned."""
+        return cls(
+            n_documents=value["n_documents"],
+            documents_per_chunk=value["documents_per_chunk"],
+            columns=value["columns"],
+            blocks=[(start, stop, Folder.from_json(f)) for start, stop, f in value["blocks"]],
+            hashes=value["hashes"],
+        )
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Cut documents ``start:stop`` at the plan's chunk boundaries."""
+        step = self.documents_per_chunk
+        cuts = [start, *range((start // step + 1) * step, stop, step), stop]
+        return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All commits of a store, resolved."""
+
+    commits: Sequence[Commit]
+    n_documents: int
+
+    @cached_property
+    def intervals(self) -> tuple[Interval, ...]:
+        """Disjoint runs of documents in ascending order, each with the commit that counts."""
+        return tuple(_resolve(self.commits))
+
+    @cached_property
+    def live(self) -> tuple[Commit, ...]:
+        """The commits that some document is read from, in order of their first document."""
+        return tuple(dict.fromkeys(interval.commit for interval in self.intervals))
+
+    @cached_property
+    def superseded(self) -> tuple[Commit, ...]:
+        """The commits that no document is read from."""
+        live = {commit.key for commit in self.live}
+        return tuple(commit for commit in self.commits if commit.key not in live)
+
+    @cached_property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """Runs of documents that no commit holds."""
+        gaps, at = [], 0
+        for interval in self.intervals:
+            if interval.start > at:
+                gaps.append((at, interval.start))
+            at = interval.stop
+        if at < self.n_documents:
+            gaps.append((at, self.n_documents))
+        return tuple(gaps)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """First document of each interval, for binary search."""
+        return np.array([interval.start for interval in self.intervals], np.int64)
+
+    @cached_property
+    def stops(self) -> NDArray[np.int64]:
+        """End of each interval."""
+        return np.array([interval.stop for interval in self.intervals], np.int64)
+
+    def locate(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the interval of each document, -1 where no commit holds it."""
+        if not self.intervals:
+            return np.full(len(documents), -1, np.int64)
+        found = np.searchsorted(self.starts, documents, side="right") - 1
+        inside = (found >= 0) & (documents < self.stops[found])
+        return np.where(inside, found, -1)
+
+    @property
+    def next_generation(self) -> int:
+        """A generation above every commit's."""
+        return 1 + max((commit.generation for commit in self.commits), default=-1)
+
+
+def _resolve(commits: Iterable[Commit]) -> list[Interval]:
+    """Sweep over the documents with the commits that cover the position in a heap by rank."""
+    ordered = sorted(commits, key=lambda c: c.start)
+    cuts = sorted({c.start for c in ordered} | {c.stop for c in ordered})
+    active: list[tuple[_Descending, Commit]] = []
+    intervals: list[Interval] = []
+    upcoming = 0
+    for begin, end in itertools.pairwise(cuts):
+        while upcoming < len(ordered) and ordered[upcoming].start <= begin:
+            commit = ordered[upcoming]
+            heapq.heappush(active, (_Descending(commit.rank), commit))
+            upcoming += 1
+        while active and active[0][1].stop <= begin:
+            heapq.heappop(active)
+        if not active:
+            continue
+        winner = active[0][1]
+        if intervals and intervals[-1].commit is winner and intervals[-1].stop == begin:
+            intervals[-1] = Interval(intervals[-1].start, end, winner)
+        else:
+            intervals.append(Interval(begin, end, winner))
+    return intervals
+
+
+@dataclass(frozen=True, slots=True)
+class _Descending:
+    """Orders a heap with the highest rank first."""
+
+    rank: tuple[int, int, str]
+
+    def __lt__(self, other: _Descending) -> bool:
+        return self.rank > other.rank
+
+
+def read_commits(storage: Storage) -> list[Commit]:
+    """Read every commit.
+
+    Raises
+    ------
+    CorruptStoreError
+        If one is damaged.
+    """
+    commits = []
+    for key, _ in storage.list(COMMITS):
+        if not key.endswith(".json") or key.rsplit("/", 1)[1].startswith("."):
+            continue
+        try:
+            data = storage.get(key)
+        except FileNotFoundError:  # superseded and deleted since the listing
+            continue
+        commits.append(Commit.from_json(unseal(data, f"{key} in {storage.url}")))
+    return commits
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """Read the plan; None where creation did not come that far."""
+    try:
+        document = unseal(storage.get(PLAN), f"{PLAN} in {storage.url}")
+    except FileNotFoundError:
+        return None
+    check_version(document.pop("format_version", None), storage.url)
+    return Plan.from_json(document)
+
+
+def read_manifest(storage: Storage) -> list[Commit] | None:
+    """Read the commits of a complete store in one object; None where there is no manifest."""
+    try:
+        document = unseal(storage.get(MANIFEST), f"{MANIFEST} in {storage.url}")
+    except (FileNotFoundError, CorruptStoreError):
+        return None  # derived: the commits say the same
+    return [Commit.from_json(value) for value in document["commits"]]
+
+
+def write_manifest(storage: Storage, commits: Iterable[Commit]) -> None:
+    """Write the manifest of a complete store."""
+    storage.put(MANIFEST, seal({"commits": [c.to_json(objects=False) for c in commits]}))

@@ -1,0 +1,400 @@
+"""One 1-D Zarr v3 array in one sharded object: encoded in memory, read by ranges.
+
+The bytes and the metadata are plain Zarr (``sharding_indexed`` with a checksum on every inner chunk
+and on the index); any Zarr reader opens them. They are produced and read here, rather than through a
+generic array class, for three reasons: the whole object is known before it is written, so its hash
+can be committed; a damaged or missing object is an error instead of fill values; and reading a
+document costs two small reads and one inner chunk, with no event loop in between.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import google_crc32c
+import numcodecs
+import numpy as np
+
+from interp_embed.errors import CorruptStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
+
+    from interp_embed.store.storage import Storage
+
+__all__ = [
+    "INNER_ELEMENTS",
+    "ArraySpec",
+    "BlockCache",
+    "EncodedArray",
+    "ShardedArray",
+    "encode_array",
+]
+
+INNER_ELEMENTS = 2**16
+"""Elements of an inner chunk: the smallest piece that a reader decodes."""
+
+Encoding = Literal["delta", "zstd", "lz4", "text"]
+_CRC_BYTES = 4
+_INDEX_ENTRY = 16
+_ABSENT = 2**64 - 1
+_CRC32C = {"name": "crc32c"}
+_DELTA = "numcodecs.delta"
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """How an array is stored.
+
+    Attributes
+    ----------
+    dtype : str
+        A numpy dtype name, or ``"string"``.
+    encoding : {"delta", "zstd", "lz4", "text"}
+        ``delta`` for sorted or slowly varying integers (differences, bit-shuffled, zstd), ``zstd``
+        and ``lz4`` bit-shuffled, ``text`` for strings.
+    dimension : str
+        Name of the array's one dimension.
+    """
+
+    dtype: str
+    encoding: Encoding
+    dimension: str
+
+    def metadata(self, length: int, inner: int) -> dict[str, Any]:
+        """Return the ``zarr.json`` of an array of ``length`` elements."""
+        inner = max(1, min(inner, length))
+        shard = max(1, -(-length // inner)) * inner
+        text = self.dtype == "string"
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [length],
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": "" if text else (False if self.dtype == "bool" else _zero(self.dtype)),
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [inner],
+                        "codecs": self._codecs(),
+                        "index_codecs": [
+                            {"name": "bytes", "configuration": {"endian": "little"}},
+                            _CRC32C,
+                        ],
+                        "index_location": "end",
+                    },
+                }
+            ],
+            "dimension_names": [self.dimension],
+            "attributes": {},
+        }
+
+    def _codecs(self) -> list[dict[str, Any]]:
+        if self.encoding == "text":
+            return [
+                {"name": "vlen-utf8"},
+                {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
+                _CRC32C,
+            ]
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        as_bytes: dict[str, Any] = {"name": "bytes"}
+        if dtype.itemsize > 1:
+            as_bytes["configuration"] = {"endian": "little"}
+        blosc = {
+            "typesize": dtype.itemsize,
+            "cname": "lz4" if self.encoding == "lz4" else "zstd",
+            "clevel": 1,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
+        }
+        codecs = [as_bytes, {"name": "blosc", "configuration": blosc}, _CRC32C]
+        if self.encoding == "delta":
+            codecs.insert(0, {"name": _DELTA, "configuration": {"dtype": dtype.str}})
+        return codecs
+
+
+def _zero(dtype: str) -> int | float:
+    return 0.0 if np.dtype(dtype).kind == "f" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedArray:
+    """An array ready to be written: its ``zarr.json`` and its one shard (none when empty)."""
+
+    metadata: dict[str, Any]
+    shard: bytes | None
+
+    def objects(self, name: str) -> dict[str, bytes]:
+        """Return the objects to write, by key relative to the array's group."""
+        objects = {f"{name}/zarr.json": json.dumps(self.metadata, indent=1).encode()}
+        if self.shard is not None:
+            objects[f"{name}/c/0"] = self.shard
+        return objects
+
+
+class _InnerCodec:
+    """The inner chunk's codecs of an array, read from its metadata."""
+
+    def __init__(self, metadata: dict[str, Any], where: str) -> None:
+        configuration = metadata["codecs"][0]["configuration"]
+        names = [c["name"] for c in configuration["codecs"]]
+        by_name = {c["name"]: c.get("configuration", {}) for c in configuration["codecs"]}
+        self.inner = int(configuration["chunk_shape"][0])
+        self.delta = names[0] == _DELTA
+        self.text = names[0] == "vlen-utf8"
+        if names[-1] != "crc32c" or not {"blosc", "zstd"} & set(names):
+            raise CorruptStoreError(f"{where} uses codecs {names}, which this format does not have")
+        if "blosc" in by_name:
+            blosc = by_name["blosc"]
+            self.compressor: Any = numcodecs.Blosc(
+                cname=blosc["cname"],
+                clevel=blosc["clevel"],
+                shuffle=numcodecs.Blosc.BITSHUFFLE,
+                typesize=blosc["typesize"],
+            )
+        else:
+            self.compressor = numcodecs.Zstd(level=by_name["zstd"]["level"])
+        self.dtype: np.dtype[Any] = (
+            np.dtype(object) if self.text else np.dtype(metadata["data_type"]).newbyteorder("<")
+        )
+
+    def encode(self, values: NDArray[Any]) -> bytes:
+        if len(values) < self.inner:  # an inner chunk at the end is padded with the fill value
+            padding = np.full(self.inner - len(values), "" if self.text else 0, self.dtype)
+            values = np.concatenate([values, padding])
+        if self.text:
+            raw = numcodecs.VLenUTF8().encode(values)
+        elif self.delta:
+            raw = np.empty_like(values)
+            raw[:1] = values[:1]
+            np.subtract(values[1:], values[:-1], out=raw[1:])
+        else:
+            raw = np.ascontiguousarray(values)
+        compressed = bytes(self.compressor.encode(raw))
+        return compressed + google_crc32c.value(compressed).to_bytes(_CRC_BYTES, "little")
+
+    def decode(self, data: bytes) -> NDArray[Any]:
+        compressed, claimed = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
+        if google_crc32c.value(compressed) != int.from_bytes(claimed, "little"):
+            raise ValueError("checksum mismatch")
+        raw = self.compressor.decode(compressed)
+        if self.text:
+            return np.asarray(numcodecs.VLenUTF8().decode(raw), dtype=object)
+        values = np.frombuffer(raw, self.dtype)
+        if self.delta:
+            return np.cumsum(values, dtype=self.dtype)
+        return values
+
+
+def encode_array(
+    values: NDArray[Any],
+    spec: ArraySpec,
+    *,
+    inner: int = INNER_ELEMENTS,
+    executor: Executor | None = None,
+) -> EncodedArray:
+    """Encode a 1-D array into one shard."""
+    metadata = spec.metadata(len(values), inner)
+    if len(values) == 0:
+        return EncodedArray(metadata, None)
+    codec = _InnerCodec(metadata, spec.dimension)
+    values = values if codec.text else np.asarray(values, codec.dtype)
+    pieces = [values[i : i + codec.inner] for i in range(0, len(values), codec.inner)]
+    encoded = list(
+        map(codec.encode, pieces) if executor is None else executor.map(codec.encode, pieces)
+    )
+    sizes = np.array([len(e) for e in encoded], "<u8")
+    index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
+    crc = google_crc32c.value(index).to_bytes(_CRC_BYTES, "little")
+    return EncodedArray(metadata, b"".join([*encoded, index, crc]))
+
+
+class BlockCache:
+    """Decoded inner chunks, the least recently used dropped first.
+
+    Parameters
+    ----------
+    limit
+        Bytes to hold at most.
+    """
+
+    def __init__(self, limit: int = 2**26) -> None:
+        self.limit = limit
+        self._blocks: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
+        self._sizes: dict[tuple[str, int], int] = {}
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int]) -> NDArray[Any] | None:
+        """Return the block, or None where it is not held."""
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        return None
+
+    def put(self, key: tuple[str, int], block: NDArray[Any]) -> None:
+        """Hold ``block``."""
+        # The pointers of an object array say nothing of its strings: count 100 bytes for each.
+        size = block.nbytes if block.dtype != object else 100 * len(block) + sum(map(len, block))
+        with self._lock:
+            if key in self._blocks or size > self.limit:
+                return
+            self._blocks[key] = block
+            self._held += size
+            self._sizes[key] = size
+            while self._held > self.limit:
+                old, _ = self._blocks.popitem(last=False)
+                self._held -= self._sizes.pop(old)
+
+
+class ShardedArray:
+    """An array in a store, read lazily.
+
+    Parameters
+    ----------
+    storage, key
+        Where the array's folder is.
+    metadata
+        The array's ``zarr.json``, from the commit: a damaged one on disk cannot mislead a reader.
+    size
+        Size of the shard in bytes, from the commit.
+    cache
+        Where `read` keeps decoded inner chunks.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        key: str,
+        metadata: dict[str, Any],
+        size: int,
+        cache: BlockCache | None = None,
+    ) -> None:
+        self.storage = storage
+        self._cache = cache or BlockCache(0)
+        self.key = f"{key}/c/0"
+        self.size = size
+        self._metadata = metadata
+        self.length = int(metadata["shape"][0])
+
+    @cached_property
+    def _codec(self) -> _InnerCodec:
+        return _InnerCodec(self._metadata, self.key)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of what `read` returns (object for strings)."""
+        return self._codec.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory once read; for strings, the size of the pointers."""
+        return self.length * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def _inner_count(self) -> int:
+        return -(-self.length // self._codec.inner)
+
+    def _damaged(self, what: str) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self.key} in {self.storage.url} is damaged: {what}. Run 'interp-embed verify' on the "
+            "store and restore this object from a copy, or encode its documents again"
+        )
+
+    def _fetch(self, start: int, length: int) -> bytes:
+        data = self.storage.get_range(self.key, start, length)
+        if len(data) != length:
+            raise self._damaged(f"bytes {start}:{start + length} are missing")
+        return data
+
+    def _parse_index(self, tail: bytes) -> NDArray[np.uint64]:
+        body, claimed = tail[:-_CRC_BYTES], tail[-_CRC_BYTES:]
+        if google_crc32c.value(body) != int.from_bytes(claimed, "little"):
+            raise self._damaged("the checksum of its index does not match")
+        index = np.frombuffer(body, "<u8").reshape(-1, 2)
+        if (index == _ABSENT).any():
+            raise self._damaged("its index lacks an inner chunk")
+        return index
+
+    @property
+    def _index_bytes(self) -> int:
+        return self._inner_count * _INDEX_ENTRY + _CRC_BYTES
+
+    @cached_property
+    def _index(self) -> NDArray[np.uint64]:
+        return self._parse_index(self._fetch(self.size - self._index_bytes, self._index_bytes))
+
+    def _decode(self, number: int, data: bytes) -> NDArray[Any]:
+        try:
+            values = self._codec.decode(data)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise self._damaged(f"inner chunk {number}: {error}") from error
+        if len(values) != self._codec.inner:
+            raise self._damaged(f"inner chunk {number} has {len(values)} elements")
+        return values
+
+    def read_all(self, executor: Executor | None = None) -> NDArray[Any]:
+        """Return the whole array; inner chunks are decoded by ``executor`` where one is given."""
+        if self.length == 0:
+            return np.empty(0, self.dtype)
+        data = self._fetch(0, self.size)
+        index = self._parse_index(data[-self._index_bytes :])
+        inner = self._codec.inner
+        out = np.empty(self.length, self.dtype)
+
+        def fill(number: int) -> None:
+            offset, size = (int(x) for x in index[number])
+            target = out[number * inner : (number + 1) * inner]
+            target[:] = self._decode(number, data[offset : offset + size])[: len(target)]
+
+        numbers = range(len(index))
+        for _ in map(fill, numbers) if executor is None else executor.map(fill, numbers):
+            pass
+        return out
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return elements ``start:stop``; only the inner chunks that hold them are read."""
+        if not 0 <= start <= stop <= self.length:
+            raise IndexError(
+                f"{start}:{stop} is outside of the {self.length} elements of {self.key}"
+            )
+        if start == stop:
+            return np.empty(0, self.dtype)
+        inner = self._codec.inner
+        first, last = start // inner, (stop - 1) // inner
+        parts = [self._cache.get((self.key, number)) for number in range(first, last + 1)]
+        if any(part is None for part in parts):
+            parts = list(self._read_blocks(first, last))
+        blocks = [part for part in parts if part is not None]
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return joined[start - first * inner : stop - first * inner]
+
+    def _read_blocks(self, first: int, last: int) -> Iterator[NDArray[Any]]:
+        if self._inner_count == 1:  # index and data in one read
+            whole = self._fetch(0, self.size)
+            index, begin, data = self._parse_index(whole[-self._index_bytes :]), 0, whole
+        else:
+            index = self._index
+            begin = int(index[first, 0])
+            data = self._fetch(begin, int(index[last].sum()) - begin)
+        for number in range(first, last + 1):
+            offset, size = (int(x) for x in index[number])
+            block = self._decode(number, data[offset - begin : offset - begin + size])
+            block.flags.writeable = False
+            self._cache.put((self.key, number), block)
+            yield block
