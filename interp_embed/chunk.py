@@ -104,7 +104,7 @@ class Chunk:
     Attributes
     ----------
     d_sae : int
-        Number of features of the SAE.
+        Number of features of the SAE; 0 where no document was encoded and the SAE does not say.
     doc_id : ndarray of int64, shape (documents,)
         Global document numbers.
     status : ndarray of uint8, shape (documents,)
@@ -192,6 +192,10 @@ class Chunk:
             vocabulary=self.vocabulary,
         )
 
+    def with_doc_id(self, doc_id: NDArray[np.int64]) -> Chunk:
+        """Return the chunk with other document numbers."""
+        return replace(self, doc_id=doc_id)
+
     def with_failures(self, reasons: Mapping[int, str]) -> Chunk:
         """Return the chunk with the documents at some positions failed and their tokens gone."""
         if not reasons:
@@ -249,7 +253,7 @@ class Chunk:
     @classmethod
     def concatenate(cls, chunks: Sequence[Chunk]) -> Chunk:
         """Join chunks end to end; at least one is needed, and all must have one ``d_sae``."""
-        widths = {c.d_sae for c in chunks}
+        widths = {c.d_sae for c in chunks if c.d_sae} or {0}
         if len(widths) != 1:
             raise ValueError(f"chunks to concatenate must share one d_sae, got {sorted(widths)}")
         before = np.concatenate([[0], np.cumsum([c.n_documents for c in chunks])]).tolist()

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
-from scipy.stats import chi2, false_discovery_control
+from scipy.special import chdtrc, ndtri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,6 +95,8 @@ def diff(
     .. [2] Y. Benjamini and Y. Hochberg, "Controlling the false discovery rate", Journal of the
        Royal Statistical Society B 57 (1995), 289-300.
     """
+    from scipy.stats import false_discovery_control  # here, for it takes a while to import
+
     active_a, n_a = _count(a, threshold)
     active_b, n_b = _count(b, threshold)
     if len(active_a) != len(active_b):
@@ -191,7 +192,7 @@ def _two_proportion_test(
     variance = pooled * (1 - pooled) * (1 / n1 + 1 / n2)
     difference = x1 / n1 - x2 / n2
     squared = np.divide(difference**2, variance, out=np.zeros_like(variance), where=variance > 0)
-    return np.asarray(chi2.sf(squared, df=1), np.float64)
+    return np.asarray(chdtrc(1, squared), np.float64)
 
 
 def _count(dataset: Binarized, threshold: float) -> tuple[NDArray[np.int64], int]:

@@ -9,7 +9,7 @@ what the document touched and not ``d_sae``. The loops hold no lock, so chunks p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -175,7 +175,7 @@ def _blocks(bounds: NDArray[np.int64]) -> Iterator[slice]:
 
 def _by_block(
     bounds: NDArray[np.int64],
-    dtypes: tuple[np.dtype, ...],  # type: ignore[type-arg]
+    dtypes: tuple[np.dtype[Any], ...],
     run: Callable[..., int],
 ) -> tuple[NDArray[np.int64], list[NDArray[np.generic]]]:
     """Call ``run(block, bounds, pointer, *columns)`` for each block and join what it fills."""

@@ -49,7 +49,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch
         flat = tensor.detach().reshape(-1)
         for piece in torch.split(flat, _PIECE):
             data = piece.contiguous().cpu().view(torch.uint8)
-            digest.update(memoryview(data.numpy()))
+            digest.update(data.numpy().tobytes())
     return digest.hexdigest()
 
 

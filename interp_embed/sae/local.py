@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
-from interp_embed.sae.assemble import NOT_FINITE, one_line
+from interp_embed.chunk import DocumentStatus
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.embedded_release import EMBEDDED_RELEASE, EMBEDDED_SAE_ID, embedded_sae_folder
 from interp_embed.sae.kinds import SAEType
 from interp_embed.sae.tokens import token_strings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
+    from interp_embed.chunk import Chunk
+    from interp_embed.sae.encoding import ChunkEncoder
     from interp_embed.sae.models import HookedModel
-    from interp_embed.sae.sparsify import SparseEncoder, SparseTokens
     from interp_embed.sae.tokenizing import DocumentTokenizer, TokenizedDocument
 
 __all__ = ["LocalSAE"]
-
-# Tokens that the model is run on at once, and padding that costs no more than another batch would.
-_BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
-_PADDING_TOKENS = {"cpu": 32, "gpu": 2048}
 
 
 class LocalSAE(BaseSAE):
@@ -116,9 +108,8 @@ class LocalSAE(BaseSAE):
         self._given_tokenizer = tokenizer
         self._folder = self._find_folder()
         self._hooked: HookedModel | None = None
-        self._encoder: SparseEncoder | None = None
+        self._encoder: ChunkEncoder | None = None
         self._documents: DocumentTokenizer | None = None
-        self._keep_bos = True
         self._hashes: dict[str, Any] | None = None
         if self._folder is not None:
             config = json.loads((self._folder / "cfg.json").read_text(encoding="utf-8"))
@@ -170,6 +161,7 @@ class LocalSAE(BaseSAE):
 
     def load_models(self) -> None:
         """Load the SAE, then the language model up to the hooked layer."""
+        from interp_embed.sae.encoding import ChunkEncoder
         from interp_embed.sae.models import load_hooked_model
         from interp_embed.sae.sparsify import SparseEncoder
         from interp_embed.sae.tokenizing import DocumentTokenizer, bos_token_id
@@ -198,13 +190,18 @@ class LocalSAE(BaseSAE):
             truncate=self.truncate,
             role=role if self.chat_template else None,
         )
-        self._keep_bos = (
-            not metadata.exclude_bos_activation
-            if self.bos_activations is None
-            else self.bos_activations
+        keep_bos = self.bos_activations
+        if keep_bos is None:
+            keep_bos = not metadata.exclude_bos_activation
+        sparse = SparseEncoder(self.sae)
+        self._d_sae = sparse.d_sae
+        self._encoder = ChunkEncoder(
+            hooked.runner,
+            sparse,
+            silent_token=None if keep_bos else self._documents.bos,
+            on_cpu=self.model_device == "cpu",
+            batch_tokens=self.batch_tokens,
         )
-        self._encoder = SparseEncoder(self.sae)
-        self._d_sae = self._encoder.d_sae
         self._hashes = None
 
     def _load_sae(self) -> Any:
@@ -243,7 +240,7 @@ class LocalSAE(BaseSAE):
             known["release"] = known["sae_id"] = "folder"
         if known["d_sae"] is None:
             del known["d_sae"]
-        if not self.loaded or self._hooked is None or self._documents is None:
+        if self._hooked is None or self._documents is None or self._encoder is None:
             return known
         if self._hashes is None:
             self._hashes = self._hash_loaded()
@@ -252,7 +249,7 @@ class LocalSAE(BaseSAE):
             **self._hashes,
             **self._hooked.identity,
             "bos_token_id": self._documents.bos,
-            "bos_activations": self._keep_bos,
+            "bos_activations": self._encoder.silent_token is None,
             "max_tokens": self._documents.max_tokens,
             "hook_name": self.sae.cfg.metadata.hook_name,
         }
@@ -338,7 +335,7 @@ class LocalSAE(BaseSAE):
             raise ValueError(
                 "the tokenizer has no chat template, so it cannot encode conversations"
             )
-        return _matrices(self._encode(self._tokenizer().conversations(conversations)))
+        return _matrices(self._encode_documents(self._tokenizer().conversations(conversations)))
 
     def encode_chunk(self, texts: Sequence[str]) -> Chunk:
         """Encode documents with their tokens; see `BaseSAE.encode_chunk`.
@@ -346,123 +343,12 @@ class LocalSAE(BaseSAE):
         Documents of similar length are run together, whatever their order.
         """
         self._require_loaded()
-        return self._encode(self._tokenizer().documents(texts))
+        return self._encode_documents(self._tokenizer().documents(texts))
 
-    def _encode(self, documents: Sequence[TokenizedDocument]) -> Chunk:
-        import torch
-
-        reasons = {i: d.reason for i, d in enumerate(documents) if d.reason is not None}
-        order: list[int] = []
-        parts: list[SparseTokens] = []
-        with torch.inference_mode():
-            for batch in self._batches(documents):
-                for number, result in self._run(documents, batch):
-                    if isinstance(result, str):
-                        reasons[number] = result
-                    else:
-                        order.append(number)
-                        parts.append(result)
-        done = set(order)
-        order += [i for i in range(len(documents)) if i not in done]
-        tables = [documents[i].tokens if i in done else TokenTable.empty() for i in order]
-        status = [
-            DocumentStatus.FAILED
-            if i in reasons
-            else DocumentStatus.TRUNCATED
-            if documents[i].truncated
-            else DocumentStatus.OK
-            for i in order
-        ]
-        d_sae = self._d_sae or 0
-        chunk = Chunk(
-            d_sae=d_sae,
-            doc_id=np.array(order, np.int64),
-            status=np.array(status, np.uint8),
-            doc_ptr=_pointer(np.array([len(t) for t in tables], np.int64)),
-            token_ptr=_pointer(_join([p.count for p in parts], np.int64)),
-            feature=_join([p.feature for p in parts], np.int32).astype(feature_dtype(d_sae)),
-            activation=_join([p.activation for p in parts], np.float32),
-            tokens=TokenTable.concatenate(tables),
-            reasons={k: reasons[i] for k, i in enumerate(order) if i in reasons},
-            vocabulary=self._tokenizer().vocabulary(documents),
-        )
-        return chunk.take(np.argsort(order)) if order else chunk
-
-    def _batches(self, documents: Sequence[TokenizedDocument]) -> Iterator[list[int]]:
-        """Yield documents of similar length, the longest first, within the budget of tokens.
-
-        A batch is closed when its padding would cost more than running another one.
-        """
-        kind = "cpu" if self.model_device == "cpu" else "gpu"
-        limit, most_padding = self.batch_tokens or _BATCH_TOKENS[kind], _PADDING_TOKENS[kind]
-        lengths = {i: len(d.tokens) for i, d in enumerate(documents) if len(d.tokens)}
-        batch: list[int] = []
-        longest = padding = 0
-        for number in sorted(lengths, key=lambda i: -lengths[i]):
-            padding += longest - lengths[number]
-            if batch and (padding > most_padding or (len(batch) + 1) * longest > limit):
-                yield batch
-                batch = []
-            if not batch:
-                longest, padding = lengths[number], 0
-            batch.append(number)
-        if batch:
-            yield batch
-
-    def _run(
-        self, documents: Sequence[TokenizedDocument], batch: list[int]
-    ) -> Iterator[tuple[int, SparseTokens | str]]:
-        """Yield the activations of each document of a batch, or why it failed."""
-        import torch
-
-        if self._hooked is None or self._encoder is None:
-            self._require_loaded()
+    def _encode_documents(self, documents: Sequence[TokenizedDocument]) -> Chunk:
+        if self._encoder is None:
             raise RuntimeError("load_models() has not been called")
-        tables = [documents[i].tokens for i in batch]
-        lengths = [len(t) for t in tables]
-        try:
-            hidden = self._hooked.runner([t.id for t in tables])
-            sparse = self._encoder(hidden, lengths)
-        except (torch.OutOfMemoryError, IndexError) as error:
-            # Too much at once, or an id that the model does not have: find the document to blame.
-            if len(batch) == 1:
-                yield batch[0], one_line(error)
-                return
-            middle = len(batch) // 2
-            yield from self._run(documents, batch[:middle])
-            yield from self._run(documents, batch[middle:])
-            return
-        if not self._keep_bos:
-            sparse = _without(sparse, self._bos_rows(tables))
-        pointer = _pointer(sparse.count)
-        token = 0
-        for number, length in zip(batch, lengths, strict=True):
-            rows = slice(token, token + length)
-            where = slice(pointer[token], pointer[token + length])
-            token += length
-            if not sparse.finite[rows].all():
-                yield number, NOT_FINITE
-                continue
-            yield (
-                number,
-                replace(
-                    sparse,
-                    count=sparse.count[rows],
-                    feature=sparse.feature[where],
-                    activation=sparse.activation[where],
-                    finite=sparse.finite[rows],
-                ),
-            )
-
-    def _bos_rows(self, tables: Sequence[TokenTable]) -> NDArray[np.bool_]:
-        """Return which rows are those of a BOS token in front of a document."""
-        bos = self._tokenizer().bos
-        rows = np.zeros(sum(len(t) for t in tables), np.bool_)
-        first = 0
-        for table in tables:
-            rows[first] = bool(table.special[0]) and int(table.id[0]) == bos
-            first += len(table)
-        return rows
+        return self._encoder(documents, self._tokenizer().vocabulary(documents))
 
     def _tokenizer(self) -> DocumentTokenizer:
         if self._documents is None:
@@ -481,25 +367,6 @@ def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
         None if chunk.status[i] == DocumentStatus.FAILED else chunk.csr(i)
         for i in range(chunk.n_documents)
     ]
-
-
-def _without(sparse: SparseTokens, rows: NDArray[np.bool_]) -> SparseTokens:
-    """Drop the activations of some tokens."""
-    keep = ~np.repeat(rows, sparse.count)
-    return replace(
-        sparse,
-        count=np.where(rows, 0, sparse.count),
-        feature=sparse.feature[keep],
-        activation=sparse.activation[keep],
-    )
-
-
-def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *parts])
-
-
-def _pointer(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def _recordable(value: Any) -> str | None:

@@ -8,6 +8,7 @@ what only TransformerLens does, or name a hook that has no module, TransformerLe
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,12 +230,15 @@ def _load_lens(
     options = {k: v for k, v in options.items() if k != "torch_dtype"}
     if lens_class == "HookedTransformer":
         options["dtype"] = dtype
-    return load_model(
-        lens_class,
-        name,
-        device=None if device == "auto" else device,
-        model_from_pretrained_kwargs=options,
-    )
+    with warnings.catch_warnings():
+        # It is what SAELens itself loads, whatever TransformerLens plans to put in its place.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return load_model(
+            lens_class,
+            name,
+            device=None if device == "auto" else device,
+            model_from_pretrained_kwargs=options,
+        )
 
 
 def _wrap_lens(

@@ -139,35 +139,46 @@ def align_strings(text: str, strings: Sequence[str]) -> Spans:
 
 
 def _best_run(text: str, strings: Sequence[str]) -> tuple[int, list[int | None]] | None:
-    """Return the first token of the run that holds the text, and where each of its tokens ends."""
+    """Return the first token of the run that holds the text, and where each of its tokens ends.
+
+    Of several runs the one that leaves the fewest characters to tokens with parts of characters,
+    and of those the last.
+    """
     for tolerant in (False, True):
-        prefix: tuple[int, int, list[int | None]] | None = None
+        best: tuple[tuple[bool, int], int, list[int | None]] | None = None
         for first in range(len(strings) - 1, -1, -1):
-            ends = _run_from(text, strings, first, tolerant=tolerant)
+            ends, guessed = _run_from(text, strings, first, tolerant=tolerant)
             placed = [i for i, end in enumerate(ends) if end is not None]
-            if not placed:
+            reached = (ends[placed[-1]] or 0) if placed else 0
+            whole = not text[reached:].strip()
+            # If the text goes on, the run is good only if it is what a truncation left.
+            if not reached or not (whole or first + len(ends) == len(strings)):
                 continue
-            reached = ends[placed[-1]] or 0
-            if not text[reached:].strip():
+            if whole:
                 ends[placed[-1]] = len(text)
-                return first, ends
-            # The text goes on: the run is good only if it is what a truncation left.
-            if first + len(ends) == len(strings) and (prefix is None or reached > prefix[0]):
-                prefix = (reached, first, ends)
-        if prefix is not None:
-            return prefix[1], prefix[2]
+            rank = whole, -guessed if whole else reached - guessed
+            if best is None or rank > best[0]:
+                best = rank, first, ends
+            if whole and not guessed:
+                break
+        if best is not None:
+            return best[1], best[2]
     return None
 
 
-def _run_from(text: str, strings: Sequence[str], first: int, *, tolerant: bool) -> list[int | None]:
+def _run_from(
+    text: str, strings: Sequence[str], first: int, *, tolerant: bool
+) -> tuple[list[int | None], int]:
     """Return where each token from ``first`` on ends, up to the last that can be placed.
 
     Strict placement stops at the first token that does not fit; tolerant placement takes it for a
-    special one (None) and goes on.
+    special one (None) and goes on. Also returned is the number of characters that were given to
+    tokens with parts of characters because nothing else has them.
     """
     ends: list[int | None] = []
     position = 0
     waiting = 0  # tokens with a part of a character, not placed yet: the last of `ends`
+    guessed = 0
     for string in strings[first:]:
         if position == len(text):
             break
@@ -182,8 +193,10 @@ def _run_from(text: str, strings: Sequence[str], first: int, *, tolerant: bool) 
                 break
             ends.append(None)
             continue
-        ends[len(ends) - waiting :] = [span[0]] * waiting
-        waiting = 0
+        if waiting:
+            ends[len(ends) - waiting :] = [span[0]] * waiting
+            guessed += span[0] - position
+            waiting = 0
         position = span[1]
         ends.append(position)
     if waiting:
@@ -191,9 +204,10 @@ def _run_from(text: str, strings: Sequence[str], first: int, *, tolerant: bool) 
         rest = len(text) - position
         stop = position + (rest if rest <= sum(map(len, before)) else 1)
         ends[len(ends) - waiting :] = [stop] * waiting
+        guessed += stop - position
     while ends and ends[-1] is None:
         ends.pop()
-    return ends
+    return ends, guessed
 
 
 def _place(text: str, position: int, string: str, *, gap: int) -> tuple[int, int] | None:

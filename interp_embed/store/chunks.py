@@ -15,7 +15,6 @@ from interp_embed.store.layout import chunk_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -64,7 +63,7 @@ def chunk_to_arrays(
         pooled = pool(chunk.feature, chunk.activation, chunk.token_ptr, chunk.doc_ptr, chunk.d_sae)
     has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
     # Where a feature is active on one token alone, and no sign interferes, its sum is its max.
-    several = slice(None) if has_negative else pooled.count > 1
+    several = np.full(len(pooled.count), has_negative) | (pooled.count > 1)
     specs = chunk_arrays(chunk.d_sae, dtype, int(pooled.count.max(initial=1)))
     values: dict[str, NDArray[Any]] = {
         "feature": chunk.feature,
@@ -80,12 +79,13 @@ def chunk_to_arrays(
         "pooled/doc_ptr": pooled.doc_ptr,
         "pooled/feature": pooled.feature,
         "pooled/max": pooled.max,
+        "pooled/sum_ptr": np.concatenate([[0], np.cumsum(several)])[pooled.doc_ptr],
         "pooled/sum": pooled.sum[several],
         "pooled/count": pooled.count,
     }
     if has_negative:
         values["pooled/positive"] = pooled.positive
-    if chunk.reasons:
+    if chunk.reasons or (chunk.status == DocumentStatus.FAILED).any():
         reasons = np.full(chunk.n_documents, "", object)
         for position, reason in chunk.reasons.items():
             reasons[position] = reason.encode(errors="replace").decode()
@@ -150,7 +150,8 @@ class StoredChunk:
 
     def n_tokens(self) -> NDArray[np.int64]:
         """Return the number of tokens of every document."""
-        return np.diff(self.array("doc_ptr").read(0, self.n_documents + 1).astype(np.int64))
+        pointer = self.array("doc_ptr").read(0, self.n_documents + 1).astype(np.int64)
+        return pointer[1:] - pointer[:-1]
 
     def reason(self, position: int) -> str:
         """Return why the document at ``position`` failed."""
@@ -161,7 +162,7 @@ class StoredChunk:
         first, last = (int(x) for x in self.array("doc_ptr").read(position, position + 2))
         pointer = self.array("token_ptr").read(first, last + 1).astype(np.int32)
         begin, end = self.span("token_ptr", first, last) if last > first else (0, 0)
-        matrix = csr_matrix((last - first, self.d_sae), dtype=np.float32)
+        matrix = csr_matrix((last - first, self.d_sae), dtype=np.float32)  # type: ignore[arg-type]
         matrix.data = self.array("activation").read(begin, end).astype(np.float32)
         matrix.indices = self.array("feature").read(begin, end).astype(np.int32)
         matrix.indptr = pointer - np.int32(pointer[0] if len(pointer) else 0)
@@ -203,28 +204,47 @@ class StoredChunk:
         )
 
     def pooled(
-        self, names: Sequence[str] = ("max", "sum", "count"), executor: Executor | None = None
+        self,
+        names: Sequence[str] = ("max", "sum", "count"),
+        start: int = 0,
+        stop: int | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return arrays of the document level, whole, with ``doc_ptr`` and ``feature``.
+        """Return arrays of the document level of documents ``start:stop``.
 
-        ``sum`` has one float32 an entry, whatever is stored; ``positive`` is always there to ask for.
+        Parameters
+        ----------
+        names
+            Of ``max``, ``sum``, ``count`` and ``positive``; each has one value an entry, whatever
+            is stored.
+        start, stop
+            Positions in the chunk.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The arrays asked for, with ``doc_ptr`` (starting at 0) and ``feature``.
         """
+        stop = self.n_documents if stop is None else stop
+        pointer = self.array("pooled/doc_ptr").read(start, stop + 1).astype(np.int64)
+        begin, end = int(pointer[0]), int(pointer[-1])
 
         def stored(name: str) -> NDArray[Any]:
-            return self.array(f"pooled/{name}").read_all(executor)
+            return self.array(f"pooled/{name}").read(begin, end)
 
-        found = {name: stored(name) for name in ("doc_ptr", "feature")}
+        found = {"doc_ptr": pointer - begin, "feature": stored("feature")}
         wanted = set(names)
         if "sum" in wanted and not self.commit.has_negative:
             wanted |= {"max", "count"}
         for name in sorted(wanted - {"sum", "positive"}):
             found[name] = stored(name)
         if "sum" in wanted:
-            total = stored("sum")
-            if not self.commit.has_negative:
-                total, several = found["max"].astype(np.float32), total
-                total[found["count"] > 1] = several
-            found["sum"] = total
+            if self.commit.has_negative:
+                found["sum"] = stored("sum")
+            else:
+                total = found["max"].astype(np.float32)
+                first, last = self.span("pooled/sum_ptr", start, stop)
+                total[found["count"] > 1] = self.array("pooled/sum").read(first, last)
+                found["sum"] = total
         if "positive" in wanted:
             found["positive"] = stored("positive" if self.commit.has_negative else "count")
         return found

@@ -108,19 +108,8 @@ def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]
         stored, position = located
         stop = position + interval.stop - interval.start
         chunks.append(stored.read(position, stop))
-        level = stored.pooled(("max", "sum", "count", "positive"))
-        pointer = level["doc_ptr"][position : stop + 1].astype(np.int64)
-        where = slice(int(pointer[0]), int(pointer[-1]))
-        levels.append(
-            Pooled(
-                pointer - pointer[0],
-                level["feature"][where],
-                level["max"][where],
-                level["sum"][where],
-                level["count"][where],
-                level["positive"][where],
-            )
-        )
+        level = stored.pooled(("max", "sum", "count", "positive"), position, stop)
+        levels.append(Pooled(**level))
     counts = [np.diff(level.doc_ptr) for level in levels]
     return Chunk.concatenate(chunks), Pooled(
         np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)]),

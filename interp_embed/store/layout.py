@@ -74,7 +74,8 @@ def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[s
         "pooled/doc_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
         "pooled/feature": ArraySpec(feature, "delta", "pooled_nnz"),
         "pooled/max": ArraySpec(dtype.name, value.encoding, "pooled_nnz"),
-        "pooled/sum": ArraySpec("float32", "lz4", "pooled_several"),
+        "pooled/sum_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
+        "pooled/sum": ArraySpec("float32", "lz4", "pooled_sum"),
         "pooled/count": ArraySpec(count, "zstd", "pooled_nnz"),
         "pooled/positive": ArraySpec(count, "zstd", "pooled_nnz"),
     }

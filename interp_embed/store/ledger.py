@@ -166,7 +166,7 @@ class Plan:
         """Cut documents ``start:stop`` at the plan's chunk boundaries."""
         step = self.documents_per_chunk
         cuts = [start, *range((start // step + 1) * step, stop, step), stop]
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        return list(itertools.pairwise(cuts))
 
 
 @dataclass(frozen=True)

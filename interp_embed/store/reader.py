@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import CorruptStoreError, NotAStoreError
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.columns import Column, decode_frame
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
+    from interp_embed.chunk import TokenTable
     from interp_embed.store.storage import Storage
 
 __all__ = ["MISSING", "Store", "read_root", "root_document"]
@@ -42,7 +44,8 @@ MISSING = 255
 
 def root_document(attributes: dict[str, Any]) -> bytes:
     """Return the root ``zarr.json``: a plain Zarr group whose attributes carry their checksum."""
-    sealed = {**attributes, "checksum": digest(attributes)}
+    body = json.loads(json.dumps(attributes))  # keys as a reader will see them
+    sealed = {**body, "checksum": digest(body)}
     return json.dumps({**_GROUP, "attributes": sealed}, indent=1).encode()
 
 
@@ -161,14 +164,14 @@ class Store:
     def d_sae(self) -> int | None:
         """Number of features; None where nothing was encoded and the SAE did not say."""
         known = self.attributes.get("d_sae")
-        if known is None and self.ledger.live:
-            known = self.ledger.live[0].d_sae
+        if known is None:
+            known = next((c.d_sae for c in self.ledger.live if c.d_sae), None)
         return known
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the stored activations."""
-        return np.dtype(self.attributes["dtype"])
+        return np.dtype(str(self.attributes["dtype"]))
 
     @property
     def field(self) -> Any:
@@ -203,13 +206,24 @@ class Store:
             Document numbers; all by default.
         columns
             Names of the columns to read; all by default.
+
+        Raises
+        ------
+        IndexError
+            If there is no such document.
         """
         schema = [c for c in self.schema if columns is None or c.name in list(columns)]
         wanted = np.arange(self.n_documents) if documents is None else documents
-        arrays: dict[str, NDArray[Any]] = {}
-        for name in (name for column in schema for name in column.arrays):
-            arrays[name] = self._column(name, wanted)
-        return decode_frame(arrays, schema, len(wanted))
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.n_documents:
+            raise IndexError(
+                f"documents {wanted.min()} to {wanted.max()} asked of {self.n_documents}"
+            )
+
+        def read() -> dict[str, NDArray[Any]]:
+            names = [name for column in schema for name in column.arrays]
+            return {name: self._column(name, wanted) for name in names}
+
+        return decode_frame(self.consistently(read), schema, len(wanted))
 
     def _column(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
         out: NDArray[Any] | None = None
@@ -250,6 +264,41 @@ class Store:
             return None
         chunk = self.chunk_of(interval)
         return chunk, document - chunk.commit.start
+
+    def document(self, document: int) -> tuple[csr_matrix, TokenTable, dict[int, str]]:
+        """Return one document's activations, its tokens, and the strings of special tokens.
+
+        Raises
+        ------
+        KeyError
+            If no commit holds the document.
+        """
+
+        def read() -> tuple[csr_matrix, TokenTable, dict[int, str]]:
+            located = self.locate(document)
+            if located is None:
+                raise KeyError(f"document {document} is not encoded")
+            chunk, position = located
+            return chunk.csr(position), chunk.tokens(position), chunk.vocabulary
+
+        return self.consistently(read)
+
+    def chunk(self, documents: NDArray[np.int64]) -> Chunk:
+        """Return some documents in memory, in order; those that no commit holds are left out."""
+
+        def read() -> Chunk:
+            parts, where = [Chunk.failed(self.d_sae or 0, [], [])], [np.empty(0, np.int64)]
+            for stored, positions, index in self.parts(documents):
+                low, high = int(positions.min()), int(positions.max()) + 1
+                if high - low <= 2 * len(positions):
+                    parts.append(stored.read(low, high).take(positions - low))
+                else:
+                    parts += [stored.read(int(p), int(p) + 1) for p in positions]
+                where.append(index)
+            order = np.argsort(np.concatenate(where), kind="stable")
+            return Chunk.concatenate(parts).take(order)
+
+        return self.consistently(read)
 
     def parts(
         self, documents: NDArray[np.int64]

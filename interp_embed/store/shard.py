@@ -143,6 +143,10 @@ class EncodedArray:
         return objects
 
 
+def _crc(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
+
+
 class _InnerCodec:
     """The inner chunk's codecs of an array, read from its metadata."""
 
@@ -182,11 +186,12 @@ class _InnerCodec:
         else:
             raw = np.ascontiguousarray(values)
         compressed = bytes(self.compressor.encode(raw))
-        return compressed + google_crc32c.value(compressed).to_bytes(_CRC_BYTES, "little")
+        checksum: int = google_crc32c.value(compressed)
+        return compressed + checksum.to_bytes(_CRC_BYTES, "little")
 
     def decode(self, data: bytes) -> NDArray[Any]:
         compressed, claimed = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
-        if google_crc32c.value(compressed) != int.from_bytes(claimed, "little"):
+        if _crc(compressed) != claimed:
             raise ValueError("checksum mismatch")
         raw = self.compressor.decode(compressed)
         if self.text:
@@ -216,8 +221,7 @@ def encode_array(
     )
     sizes = np.array([len(e) for e in encoded], "<u8")
     index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
-    crc = google_crc32c.value(index).to_bytes(_CRC_BYTES, "little")
-    return EncodedArray(metadata, b"".join([*encoded, index, crc]))
+    return EncodedArray(metadata, b"".join([*encoded, index, _crc(index)]))
 
 
 class BlockCache:
@@ -324,7 +328,7 @@ class ShardedArray:
 
     def _parse_index(self, tail: bytes) -> NDArray[np.uint64]:
         body, claimed = tail[:-_CRC_BYTES], tail[-_CRC_BYTES:]
-        if google_crc32c.value(body) != int.from_bytes(claimed, "little"):
+        if _crc(body) != claimed:
             raise self._damaged("the checksum of its index does not match")
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
         if (index == _ABSENT).any():
@@ -375,6 +379,8 @@ class ShardedArray:
             )
         if start == stop:
             return np.empty(0, self.dtype)
+        if stop - start == self.length and self._inner_count > 1:
+            return self.read_all()  # the whole of a large array would only flush the cache
         inner = self._codec.inner
         first, last = start // inner, (stop - 1) // inner
         parts = [self._cache.get((self.key, number)) for number in range(first, last + 1)]

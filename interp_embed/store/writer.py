@@ -70,7 +70,7 @@ def is_store(location: str | os.PathLike[str] | Storage) -> bool:
 
 
 def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
-    """Make sure that a new store may be created here.
+    """Make sure that a store may be created here, or its creation be finished.
 
     Raises
     ------
@@ -78,6 +78,12 @@ def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
         If something stands here that a store must not be mixed with.
     """
     storage = open_storage(location)
+    if storage.exists(ROOT):
+        try:
+            read_root(storage)
+        except NotAStoreError as error:
+            raise StoreExistsError(f"{error}. Give a path that does not exist yet") from None
+        return storage
     if isinstance(storage, LocalStorage):
         root = storage.root
         if root.exists() and not root.is_dir():
@@ -226,10 +232,10 @@ def create_store(
 def _write_documents(
     storage: Storage, frame: pd.DataFrame, schema: list[Any], field: Any
 ) -> list[tuple[int, int, Folder]]:
-    blocks = []
+    blocks: list[tuple[int, int, Folder]] = []
     start = 0
-    lengths = frame[field].map(lambda v: len(v) if isinstance(v, str) else 0).to_numpy(np.int64)
-    total = np.concatenate([[0], np.cumsum(lengths)])
+    lengths = [len(v) if isinstance(v, str) else 0 for v in frame[field]]
+    total = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     while start < len(frame) or not blocks:
         stop = int(np.searchsorted(total, total[start] + _BLOCK_CHARACTERS, side="right")) - 1
         stop = min(max(stop, start + 1), start + _BLOCK_DOCUMENTS, len(frame))
@@ -284,9 +290,13 @@ class StoreWriter:
         self._holds_lock = False
         if fingerprint:
             check_fingerprint(store, fingerprint)
-        self._bind(dict(fingerprint or {}), d_sae)
         self._lock()
-        self.storage.delete(MANIFEST)  # from here on the ledger may grow
+        try:
+            self._bind(dict(fingerprint or {}), d_sae)
+            self.storage.delete(MANIFEST)  # from here on the ledger may grow
+        except BaseException:
+            self.close()
+            raise
 
     def _bind(self, fingerprint: dict[str, Any], d_sae: int | None) -> None:
         """Record what was not known when the store was created, changing nothing that was."""
@@ -360,17 +370,19 @@ class StoreWriter:
         if overflow := chunk.beyond_range(self.dtype):
             position, reason = next(iter(overflow.items()))
             raise OverflowError(f"document {start + position}: {reason}")
-        if self.store.attributes["d_sae"] is None:
+        if self.store.attributes["d_sae"] is None and chunk.d_sae:
             self._bind({}, chunk.d_sae)
-        if chunk.d_sae != self.store.attributes["d_sae"]:
+        if chunk.d_sae and chunk.d_sae != self.store.attributes["d_sae"]:
             raise ValueError(
                 f"the store has {self.store.attributes['d_sae']} features, the chunk {chunk.d_sae}"
             )
         rounded = chunk.as_dtype(self.dtype)
+        if chunk.activation.dtype != self.dtype:
+            pooled = None  # sums of what was not rounded
         stored = chunk_to_arrays(rounded, self.dtype, pooled if rounded.nnz == chunk.nnz else None)
         folder_key = f"{CHUNKS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
         text = {n: inner_documents(v) for n, (v, _) in stored.arrays.items() if v.dtype == object}
-        statistics = {
+        statistics: dict[str, Any] = {
             "n_tokens": rounded.n_tokens,
             "n_special": int(rounded.tokens.special.sum()),
             "nnz": rounded.nnz,

@@ -1,0 +1,173 @@
+"""Encoding what a store still misses, chunk by chunk, and committing each chunk as it is done."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from interp_embed.chunk import DocumentStatus
+from interp_embed.encode.isolate import encode_isolated, reason_not_text
+from interp_embed.progress import show_progress
+from interp_embed.store.compaction import finish
+from interp_embed.store.writer import StoreWriter, check_fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from interp_embed.chunk import Chunk
+    from interp_embed.sae.base import BaseSAE
+    from interp_embed.store.ledger import Commit
+    from interp_embed.store.reader import Store
+
+__all__ = ["EncodeReport", "encode_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReport:
+    """What a run did.
+
+    Attributes
+    ----------
+    encoded, failed : int
+        Documents encoded, and documents that could not be.
+    n_tokens, nnz : int
+        Of the documents encoded.
+    """
+
+    encoded: int
+    failed: int
+    n_tokens: int
+    nnz: int
+
+
+def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeReport:
+    """Encode every document that is missing, and try again those that failed.
+
+    Chunks are committed in a thread of their own while the next one is encoded. An SAE that was not
+    loaded is loaded, and destroyed at the end. When no document is missing any more, small chunks are
+    merged (see `interp_embed.store.compaction`).
+
+    Parameters
+    ----------
+    store
+        Where the documents are and the activations go.
+    sae
+        What encodes them; it must be what the store was made with.
+    batch_size
+        Documents a batch.
+
+    Raises
+    ------
+    FingerprintMismatchError
+        If the SAE or its settings are not those of the store.
+    """
+    check_fingerprint(store, sae.fingerprint())
+    store.refresh(manifest=False)
+    missing = list(store.ledger.missing)
+    retries = _retries(store)
+    if not missing and not retries:
+        if not store.is_complete or _needs_finish(store):
+            with StoreWriter(store) as writer:
+                finish(writer, progress=show_progress())
+        return EncodeReport(0, 0, 0, 0)
+    loaded_here = not sae.is_loaded()
+    if loaded_here:
+        sae.load()
+    try:
+        # Once loaded, the SAE knows more of itself than before: the hash of its weights.
+        with StoreWriter(store, sae.fingerprint(), sae.d_sae) as writer:
+            report = _run(writer, sae, missing, retries, batch_size)
+            finish(writer, progress=show_progress())
+    except BaseException as error:
+        error.add_note(
+            f"What was committed is safe. To continue, pass the same data and save_path again, or "
+            f"call Dataset.load_from_file({store.storage.url!r}, resume=True)"
+        )
+        raise
+    finally:
+        if loaded_here:
+            sae.destroy()
+        store.refresh()
+    return report
+
+
+def _needs_finish(store: Store) -> bool:
+    from interp_embed.store.layout import MANIFEST
+
+    return not store.storage.exists(MANIFEST)
+
+
+def _retries(store: Store) -> list[tuple[int, int]]:
+    """Return runs of documents that failed though their text is text."""
+    suspects = []
+    for interval in store.ledger.intervals:
+        if interval.commit.n_failed:
+            documents = np.arange(interval.start, interval.stop)
+            failed = documents[store.status(documents) == DocumentStatus.FAILED]
+            texts = store.frame(failed, [store.field]).iloc[:, 0].tolist()
+            suspects += [
+                int(d) for d, t in zip(failed, texts, strict=True) if reason_not_text(t) is None
+            ]
+    return _runs(suspects)
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Group ascending numbers into half-open runs of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
+
+
+def _run(
+    writer: StoreWriter,
+    sae: BaseSAE,
+    missing: list[tuple[int, int]],
+    retries: list[tuple[int, int]],
+    batch_size: int,
+) -> EncodeReport:
+    store = writer.store
+    pieces = [(p, False) for gap in missing for p in store.plan.pieces(*gap)]
+    pieces += [(p, True) for run in retries for p in store.plan.pieces(*run)]
+    generation = store.ledger.next_generation
+    encoded = failed = n_tokens = nnz = 0
+    pending: list[Future[Commit | None]] = []
+    total = sum(stop - start for (start, stop), _ in pieces)
+    bar = tqdm(total=total, desc="Encoding", unit="doc", disable=not show_progress())
+    with bar, ThreadPoolExecutor(1, "interp-embed-commit") as committer:
+        for (start, stop), again in pieces:
+            chunk = _encode_piece(store, sae, start, stop, batch_size)
+            ok = np.flatnonzero(chunk.status != DocumentStatus.FAILED)
+            if again:  # a document that fails again stays as it is
+                for low, high in _runs(ok.tolist()):
+                    part = chunk.take(np.arange(low, high))
+                    pending.append(committer.submit(writer.write, part, generation=generation))
+            else:
+                pending.append(committer.submit(writer.write, chunk))
+            encoded += len(ok)
+            failed += chunk.n_documents - len(ok)
+            n_tokens += chunk.n_tokens
+            nnz += chunk.nnz
+            while len(pending) > 1:  # at most one chunk waits: memory and loss stay bounded
+                pending.pop(0).result()
+            bar.update(stop - start)
+            rate = n_tokens / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(
+                f"{n_tokens:,} tokens, {rate:,.0f}/s, {failed} failed", refresh=False
+            )
+        for future in pending:
+            future.result()
+    return EncodeReport(encoded, failed, n_tokens, nnz)
+
+
+def _encode_piece(store: Store, sae: BaseSAE, start: int, stop: int, batch_size: int) -> Chunk:
+    texts = store.frame(np.arange(start, stop), [store.field]).iloc[:, 0].tolist()
+    chunk = encode_isolated(sae, range(start, stop), texts, batch_size)
+    return chunk.with_failures(chunk.beyond_range(store.dtype))

@@ -1,0 +1,62 @@
+"""What a caller may pass as data, and what is checked before any work starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["as_frame", "check_positive", "check_sae"]
+
+
+def as_frame(data: pd.DataFrame | Sequence[dict[Any, Any]], field: Any) -> pd.DataFrame:
+    """Return the documents as a data frame with index 0 to n - 1.
+
+    Raises
+    ------
+    TypeError
+        If ``data`` is neither a data frame nor a list of dictionaries.
+    ValueError
+        If no document has ``field``.
+    """
+    if isinstance(data, pd.DataFrame):
+        frame = data.reset_index(drop=True)
+    else:
+        if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__len__"):
+            raise TypeError(
+                f"data must be a DataFrame or a list of dictionaries, got {type(data).__name__}"
+            )
+        records = list(data)
+        for number, record in enumerate(records):
+            if not isinstance(record, dict):
+                raise TypeError(
+                    f"data[{number}] must be a dictionary, got {type(record).__name__}. For a list "
+                    f"of strings pass [{{{field!r}: text}} for text in texts]"
+                )
+        frame = pd.DataFrame(records) if records else pd.DataFrame({field: []}, dtype=object)
+    if field not in frame.columns:
+        if len(frame) == 0:
+            return pd.DataFrame({field: []}, dtype=object)
+        raise ValueError(
+            f"field {field!r} not found in data; its columns are {frame.columns.tolist()}"
+        )
+    return frame
+
+
+def check_sae(sae: object) -> None:
+    """Raise TypeError unless ``sae`` is an SAE."""
+    from interp_embed.sae.base import BaseSAE
+
+    if not isinstance(sae, BaseSAE):
+        hint = " (an instance, not the class)" if isinstance(sae, type) else ""
+        raise TypeError(f"sae must be an instance of a subclass of BaseSAE{hint}, got {sae!r:.100}")
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise ValueError unless every number is a positive integer."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name} must be a positive integer, got {number!r}")

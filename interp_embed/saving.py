@@ -1,0 +1,379 @@
+"""Datasets come from a store, from memory or from the original's pickle, and go back there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+
+from interp_embed.aggregate.memory import require_memory
+from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.errors import NotAStoreError, StoreExistsError
+from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
+from interp_embed.store.layout import LABELS
+from interp_embed.store.sealed import seal
+from interp_embed.store.storage import LocalStorage, open_storage
+from interp_embed.store.writer import check_fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+    from interp_embed.dataset import Dataset
+    from interp_embed.row import DatasetRow
+    from interp_embed.sae.base import BaseSAE
+
+__all__ = [
+    "choose_device",
+    "keep_labels",
+    "load",
+    "open_or_create",
+    "save",
+    "write_rows",
+]
+
+_PICKLES = (".pkl", ".pickle")
+_COPY_DOCUMENTS = 4096
+_COPY_NNZ = 2**24
+
+
+def open_or_create(
+    location: str | os.PathLike[str],
+    frame: pd.DataFrame,
+    sae: BaseSAE,
+    *,
+    field: str,
+    description: str,
+    identifier: str,
+    documents_per_chunk: int,
+    dtype: np.dtype[Any],
+    feature_labels: Mapping[int, str] | None,
+) -> Store:
+    """Open the store at ``location`` if it is of these documents, SAE and settings, or create it."""
+    from interp_embed.sae.loading import sae_record
+    from interp_embed.store.columns import hash_frame, schema_of
+
+    storage = open_storage(location)
+    fingerprint = sae.fingerprint()
+    if is_store(storage):
+        try:
+            store = Store(storage)
+        except NotAStoreError:  # creation was interrupted before the documents were all written
+            store = None
+        if store is not None:
+            hashes = hash_frame(frame, schema_of(frame), field)
+            given = {**fingerprint, "dtype": dtype.name, "field": field, "documents": hashes}
+            check_fingerprint(store, given)
+            return store
+    return create_store(
+        storage,
+        frame,
+        field=field,
+        identifier=identifier,
+        description=description,
+        documents_per_chunk=documents_per_chunk,
+        dtype=dtype,
+        d_sae=sae.d_sae,
+        fingerprint=fingerprint,
+        sae=sae_record(sae),
+        feature_labels=feature_labels,
+    )
+
+
+def keep_labels(store: Store, sae: BaseSAE) -> None:
+    """Store the labels that the SAE brought, unless the store has labels."""
+    labels = {str(k): v for k, v in (sae.feature_labels() or {}).items()}
+    if labels:
+        store.storage.put_if_absent(f"{LABELS}/labels.json", seal({"labels": labels}))
+
+
+def write_rows(store: Store, sae: BaseSAE | None, rows: Sequence[DatasetRow | None]) -> None:
+    """Commit activations that are known already; what the store holds stays as it is."""
+    known = [row for row in rows if row is not None]
+    if not known:
+        return
+    widths = {row.activations.shape[1] for row in known}
+    if len(widths) > 1:
+        raise ValueError(f"rows have different numbers of features: {sorted(widths)}")
+    d_sae = widths.pop()
+    fingerprint = None if sae is None else sae.fingerprint()
+    with StoreWriter(store, fingerprint, d_sae) as writer:
+        for gap in store.ledger.missing:
+            for start, stop in store.plan.pieces(*gap):
+                run: list[int] = []
+                for document in range(start, stop + 1):
+                    if document < stop and rows[document] is not None:
+                        run.append(document)
+                    elif run:
+                        writer.write(_chunk_of_rows(d_sae, run, [rows[d] for d in run]))
+                        run = []
+        finish(writer)
+    store.refresh()
+
+
+def _chunk_of_rows(d_sae: int, documents: list[int], rows: Sequence[DatasetRow | None]) -> Chunk:
+    tables: list[TokenTable] = []
+    vocabulary: dict[int, str] = {}
+    for row in rows:
+        table, strings = _token_table(row)  # type: ignore[arg-type]
+        tables.append(table)
+        vocabulary |= strings
+    return Chunk.from_documents(
+        d_sae,
+        [row.activations for row in rows if row is not None],
+        tables,
+        doc_id=documents,
+        vocabulary=vocabulary,
+    )
+
+
+def _token_table(row: DatasetRow) -> tuple[TokenTable, dict[int, str]]:
+    """Find a row's token strings in its text; ids are a hash, as only strings are known."""
+    from interp_embed.sae.tokens import align_strings
+
+    text = row.data if isinstance(row.data, str) else ""
+    start, end, special = align_strings(text, row.tokenized_document)
+    ids = np.array(
+        [crc32(t.encode(errors="surrogatepass")) for t in row.tokenized_document], np.uint32
+    )
+    strings = dict(zip(ids.tolist(), row.tokenized_document, strict=True))
+    return TokenTable(ids, start, end, special), {
+        i: strings[i] for i, outside in zip(ids.tolist(), special.tolist(), strict=True) if outside
+    }
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -> None:
+    """Write a view to ``path``: a store, or by its suffix the original library's pickle."""
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
+        raise ValueError(f"dtype must be float32 or float16, got {dtype}")
+    text = os.fspath(path)
+    if text.lower().endswith(_PICKLES) and "://" not in text:
+        _save_pickle(dataset, Path(text), dtype)
+        return
+    target = open_storage(text)
+    if not is_store(target):
+        _copy(dataset, text, dtype)
+        return
+    if not isinstance(target, LocalStorage):
+        raise StoreExistsError(
+            f"there is a store at {target.url} already; delete it or save elsewhere"
+        )
+    if _same_place(dataset.path, target.url):
+        if _is_whole(dataset, dtype):
+            return
+        raise StoreExistsError(
+            f"this dataset is read from {target.url}, so it cannot replace it; save it elsewhere"
+        )
+    fresh = target.root.with_name(f".{target.root.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        _copy(dataset, fresh, dtype)
+        retired = fresh.with_name(f"{fresh.name}-old")
+        target.root.rename(retired)
+        fresh.rename(target.root)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _same_place(a: str, b: str) -> bool:
+    return a == b or ("://" not in a and Path(a).resolve() == Path(b).resolve())
+
+
+def _is_whole(dataset: Dataset, dtype: np.dtype[Any]) -> bool:
+    """Return whether saving to where the dataset is read from would change nothing."""
+    store = dataset._store
+    return (
+        store.dtype == dtype
+        and not dataset._extra
+        and np.array_equal(dataset._documents, np.arange(store.n_documents))
+    )
+
+
+def _copy(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -> None:
+    store = dataset._store
+    attributes = store.attributes
+    settings = {
+        k: v
+        for k, v in attributes["fingerprint"].items()
+        if k not in ("dtype", "field", "documents")
+    }
+    copy = create_store(
+        path,
+        dataset.dataset,
+        field=store.field,
+        identifier=dataset.id,
+        description=dataset.dataset_description,
+        documents_per_chunk=store.plan.documents_per_chunk,
+        dtype=dtype,
+        d_sae=store.d_sae,
+        fingerprint=settings,
+        sae=attributes["sae"],
+        feature_labels=dataset.feature_labels(),
+    )
+    documents = dataset._documents
+    located = store.status(documents) != MISSING
+    with StoreWriter(copy) as writer:
+        for start, stop in _runs(located, _documents_a_copy(store)):
+            chunk = store.chunk(documents[start:stop])
+            writer.write(chunk.with_doc_id(np.arange(start, stop)))
+        finish(writer)
+
+
+def _documents_a_copy(store: Store) -> int:
+    nnz = sum(c.nnz for c in store.ledger.live)
+    held = sum(c.stop - c.start for c in store.ledger.live)
+    return int(np.clip(_COPY_NNZ * held / max(1, nnz), 1, _COPY_DOCUMENTS * 16))
+
+
+def _runs(wanted: np.ndarray[Any, np.dtype[np.bool_]], longest: int) -> list[tuple[int, int]]:
+    """Return runs of True, cut to a length."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    return [
+        (begin, min(begin + longest, int(stop)))
+        for start, stop in edges.reshape(-1, 2)
+        for begin in range(int(start), int(stop), longest)
+    ]
+
+
+def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
+    from interp_embed.interop.pickle import LegacyDataset, write_pickle
+
+    nnz = sum(c.nnz for c in dataset._store.ledger.live)
+    require_memory(
+        16 * nnz, "the one-file pickle, which holds everything in memory,", "Save a store instead"
+    )
+    rows = list(dataset.rows)
+    for number, row in enumerate(rows):
+        highest = np.abs(row.activations.data).max(initial=0) if row is not None else 0
+        if highest > np.finfo(dtype).max:
+            raise OverflowError(
+                f"document {number} has an activation of {highest:g}, beyond the range of "
+                f"{dtype.name}; save float32"
+            )
+
+    def rounded(matrix: Any) -> Any:
+        return matrix.astype(np.float32) if dtype == np.float32 else _through(matrix, dtype)
+
+    write_pickle(
+        path,
+        LegacyDataset(
+            dataset=dataset.dataset,
+            rows=[None if r is None else rounded(r.activations) for r in rows],
+            aggregate_activations=[
+                None
+                if r is None
+                else {name: rounded(m) for name, m in r.aggregate_activations.items()}
+                for r in rows
+            ],
+            tokenized_documents=[None if r is None else r.tokenized_document for r in rows],
+            field=dataset.field,
+            dataset_description=dataset.dataset_description,
+            id=dataset.id,
+            sae_metadata=dict(dataset._store.attributes["sae"]),
+            feature_labels=dataset.feature_labels(),
+        ),
+    )
+
+
+def _through(matrix: Any, dtype: np.dtype[Any]) -> Any:
+    """Round a matrix to ``dtype``; scipy has no float16, so it stays float32."""
+    rounded = matrix.copy()
+    rounded.data = matrix.data.astype(dtype).astype(np.float32)
+    return rounded
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def load(cls: type[Dataset], path: str | os.PathLike[str]) -> Dataset:
+    """Open a store or a pickle of the original library, whichever is there."""
+    from interp_embed.interop.pickle import is_pickle
+
+    text = os.fspath(path)
+    if "://" not in text and is_pickle(text):
+        return _load_pickle(cls, text)
+    if "://" not in text and Path(text).is_file():
+        raise NotAStoreError(
+            f"{text} is neither a store (a folder) nor a pickle of the original library"
+        )
+    store = Store(text)
+    dataset = cls.__new__(cls)
+    sae = _rebuild(store.attributes["sae"])
+    dataset._bind(store, sae, np.arange(store.n_documents), {}, None, None)
+    dataset.id = store.attributes["id"]
+    return dataset
+
+
+def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
+    from interp_embed.dataset import _TemporaryFolder
+    from interp_embed.interop.pickle import read_pickle
+    from interp_embed.row import DatasetRow
+
+    legacy = read_pickle(path)
+    records = legacy.dataset.to_dict(orient="records")
+    rows = [
+        None
+        if matrix is None
+        else DatasetRow(record, tokens or [], matrix, field=legacy.field, low_memory=True)
+        for record, matrix, tokens in zip(
+            records, legacy.rows, legacy.tokenized_documents, strict=True
+        )
+    ]
+    sae = _rebuild(legacy.sae_metadata)
+    folder = _TemporaryFolder()
+    d_sae = next((r.activations.shape[1] for r in rows if r is not None), None)
+    store = create_store(
+        folder.path,
+        legacy.dataset.reset_index(drop=True),
+        field=legacy.field,
+        identifier=legacy.id,
+        description=legacy.dataset_description,
+        documents_per_chunk=40,
+        d_sae=d_sae,
+        fingerprint=sae.fingerprint() if sae is not None else {},
+        sae=legacy.sae_metadata,
+        feature_labels=legacy.feature_labels,
+    )
+    write_rows(store, sae, rows)
+    dataset = cls.__new__(cls)
+    dataset._bind(store, sae, np.arange(store.n_documents), {}, legacy.feature_labels, folder)
+    dataset.id = legacy.id
+    return dataset
+
+
+def _rebuild(metadata: Mapping[str, Any]) -> BaseSAE | None:
+    """Return the SAE that was recorded, not loaded; None where that cannot be done here."""
+    from interp_embed.sae.loading import load_sae_from_metadata
+
+    try:
+        return load_sae_from_metadata(metadata)
+    except (ValueError, TypeError, ImportError):
+        return None  # everything can be read without it; encoding says so when asked for
+
+
+def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
+    """Put the SAE on ``device``; on the CPU, with a warning, where there is no such GPU."""
+    if sae is None:
+        return
+    wanted = [device] if isinstance(device, str) else list(device.values())
+    if any(d.startswith("cuda") for d in wanted):
+        import torch
+
+        if not torch.cuda.is_available():
+            warnings.warn(
+                f"device {device!r} was asked for, but torch sees no GPU; encoding on the CPU. "
+                "Pass device='cpu' to say so",
+                stacklevel=3,
+            )
+            device = "cpu"
+    sae.set_device(device)
