@@ -25,7 +25,6 @@ from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.base import BaseSAE
-from interp_embed.sae.hooks import HookNotFoundError
 
 HOOK = "blocks.2.hook_resid_post"
 OK, TRUNCATED, FAILED = DocumentStatus.OK, DocumentStatus.TRUNCATED, DocumentStatus.FAILED
@@ -211,7 +210,7 @@ def test_only_the_hooked_layers_are_run(folder):
     for number, layer in enumerate(sae.model.model.layers):
         layer.register_forward_hook(lambda *_, n=number: ran.append(n))
     sae.encode(["fox"])
-    assert ran == [0, 1]  # layer 2's own hook stops the run before this one is called
+    assert ran == [0, 1, 2]
 
 
 def test_a_loaded_model_keeps_its_layers_and_a_folder_gives_them_up(folder, tmp_path):
@@ -327,7 +326,7 @@ def test_an_sae_without_a_hook_or_a_model_without_it_says_so(tmp_path):
     with pytest.raises(ValueError, match="name no hook"):
         local(tmp_path / "none")
     random_sae("topk", "blocks.9.hook_resid_post").save_model(tmp_path / "deep")
-    with pytest.raises((HookNotFoundError, ValueError)):
+    with pytest.raises(ValueError, match="has 4 layers"):
         local(tmp_path / "deep")
     with pytest.raises(ValueError, match="tokenizer= is needed"):
         LocalSAE(release=tmp_path / "deep", model=tiny_model("gpt2")).load()

@@ -148,6 +148,8 @@ def find_hook(
     ------
     HookNotFoundError
         If the model has no module for it, with the reason.
+    ValueError
+        If the model has too few layers.
     """
     if hf_hook_name:
         site = _by_path(model, hf_hook_name, head)
@@ -191,7 +193,7 @@ def _by_lens_name(model: Any, hook_name: str, head: int | None) -> HookSite:
     number, place = int(match.group(1)), match.group(2)
     path, stack = decoder_layers(model)
     if number >= len(stack):
-        raise HookNotFoundError(
+        raise ValueError(
             f"{hook_name!r} is in layer {number}, but {type(model).__name__} has {len(stack)} layers"
         )
     base = f"{path}.{number}"

@@ -141,8 +141,7 @@ def align_strings(text: str, strings: Sequence[str]) -> Spans:
 def _best_run(text: str, strings: Sequence[str]) -> tuple[int, list[int | None]] | None:
     """Return the first token of the run that holds the text, and where each of its tokens ends.
 
-    Of several runs the one that leaves the fewest characters to tokens with parts of characters,
-    and of those the last.
+    Of several runs the one that leaves the fewest characters to guess, and of those the last.
     """
     for tolerant in (False, True):
         best: tuple[tuple[bool, int], int, list[int | None]] | None = None
@@ -155,6 +154,7 @@ def _best_run(text: str, strings: Sequence[str]) -> tuple[int, list[int | None]]
             if not reached or not (whole or first + len(ends) == len(strings)):
                 continue
             if whole:
+                guessed += len(text) - reached
                 ends[placed[-1]] = len(text)
             rank = whole, -guessed if whole else reached - guessed
             if best is None or rank > best[0]:
@@ -172,15 +172,15 @@ def _run_from(
     """Return where each token from ``first`` on ends, up to the last that can be placed.
 
     Strict placement stops at the first token that does not fit; tolerant placement takes it for a
-    special one (None) and goes on. Also returned is the number of characters that were given to
-    tokens with parts of characters because nothing else has them.
+    special one (None) and goes on. Also returned is the number of characters that no token shows:
+    dropped whitespace, and what was given to tokens with parts of characters.
     """
     ends: list[int | None] = []
     position = 0
     waiting = 0  # tokens with a part of a character, not placed yet: the last of `ends`
     guessed = 0
     for string in strings[first:]:
-        if position == len(text):
+        if position == len(text) and string:
             break
         if _REPLACEMENT in string and not text.startswith(string, position):
             waiting += 1
@@ -193,10 +193,9 @@ def _run_from(
                 break
             ends.append(None)
             continue
-        if waiting:
-            ends[len(ends) - waiting :] = [span[0]] * waiting
-            guessed += span[0] - position
-            waiting = 0
+        guessed += span[0] - position
+        ends[len(ends) - waiting :] = [span[0]] * waiting
+        waiting = 0
         position = span[1]
         ends.append(position)
     if waiting:

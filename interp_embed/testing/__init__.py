@@ -1,0 +1,46 @@
+"""What tests of this library, and of code that builds on it, are made of.
+
+Random documents, one dense float64 oracle, stores of given documents, and storages that fail on
+demand. hypothesis is imported by `interp_embed.testing.strategies` alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage
+from interp_embed.testing.oracle import dense, oracle
+from interp_embed.testing.stores import (
+    assert_chunks_equal,
+    read_everything,
+    store_from_chunk,
+    texts_of,
+)
+
+if TYPE_CHECKING:
+    from interp_embed.testing.strategies import chunks, frames, random_chunk
+
+__all__ = [
+    "FaultyStorage",
+    "InjectedError",
+    "LostResponseStorage",
+    "assert_chunks_equal",
+    "chunks",
+    "dense",
+    "frames",
+    "oracle",
+    "random_chunk",
+    "read_everything",
+    "store_from_chunk",
+    "texts_of",
+]
+
+_STRATEGIES = frozenset({"chunks", "frames", "random_chunk"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _STRATEGIES:
+        from interp_embed.testing import strategies
+
+        return getattr(strategies, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,192 @@
+"""Storages that fail on demand, around a real one."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Literal
+
+from typing_extensions import override
+
+from interp_embed.store.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from zarr.abc.store import Store
+
+__all__ = ["FaultyStorage", "InjectedError", "LostResponseStorage"]
+
+
+class InjectedError(OSError):
+    """The failure that was asked for."""
+
+
+class WrappedStorage(Storage):
+    """Passes every call on to another storage."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+        self.url = inner.url
+
+    def _call(self, name: str, key: str) -> None:
+        """Run before each call."""
+
+    @override
+    def get(self, key: str) -> bytes:
+        self._call("get", key)
+        return self.inner.get(key)
+
+    @override
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        self._call("get_range", key)
+        return self.inner.get_range(key, start, length)
+
+    @override
+    def size(self, key: str) -> int:
+        self._call("size", key)
+        return self.inner.size(key)
+
+    @override
+    def put(self, key: str, data: bytes) -> None:
+        self._call("put", key)
+        self.inner.put(key, data)
+
+    @override
+    def put_new(self, key: str, data: bytes) -> None:
+        self._call("put_new", key)
+        self.inner.put_new(key, data)
+
+    @override
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._call("put_if_absent", key)
+        return self.inner.put_if_absent(key, data)
+
+    @override
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        self._call("list", prefix)
+        yield from self.inner.list(prefix)
+
+    @override
+    def folders(self, prefix: str) -> set[str]:
+        self._call("folders", prefix)
+        return self.inner.folders(prefix)
+
+    @override
+    def delete(self, key: str) -> None:
+        self._call("delete", key)
+        self.inner.delete(key)
+
+    @override
+    def delete_folder(self, prefix: str) -> None:
+        self._call("delete_folder", prefix)
+        self.inner.delete_folder(prefix)
+
+    @override
+    def sync(self, keys: Iterable[str]) -> None:
+        self._call("sync", "")
+        self.inner.sync(keys)
+
+    @override
+    def arbitrates(self) -> bool:
+        return self.inner.arbitrates()
+
+    @override
+    def zarr_store(self, *, read_only: bool = True) -> Store:
+        return self.inner.zarr_store(read_only=read_only)
+
+
+class FaultyStorage(WrappedStorage):
+    """Raises `InjectedError` at one call, counted over all methods.
+
+    Parameters
+    ----------
+    inner
+        The storage that does the work.
+    fail_at
+        Number of the call that fails, from 0; None for never.
+    dead
+        Whether every later call fails too, as if the process had been killed: no clean-up is done.
+    torn
+        Whether a failing write leaves half of its bytes, where a write is not atomic.
+
+    Attributes
+    ----------
+    calls : list of (str, str)
+        Method and key of every call so far.
+    """
+
+    def __init__(
+        self, inner: Storage, fail_at: int | None = None, *, dead: bool = True, torn: bool = True
+    ) -> None:
+        super().__init__(inner)
+        self.fail_at = fail_at
+        self.dead = dead
+        self.torn = torn
+        self.calls: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
+
+    @override
+    def _call(self, name: str, key: str) -> None:
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append((name, key))
+        if self.fail_at is not None and (
+            number == self.fail_at or (self.dead and number > self.fail_at)
+        ):
+            raise InjectedError(f"{name}({key!r}) failed, as asked for, at call {number}")
+
+    @override
+    def put_new(self, key: str, data: bytes) -> None:
+        try:
+            self._call("put_new", key)
+        except InjectedError:
+            if self.torn and len(self.calls) - 1 == self.fail_at:
+                self.inner.put_new(key, data[: len(data) // 2])
+            raise
+        self.inner.put_new(key, data)
+
+    @override
+    def delete_folder(self, prefix: str) -> None:
+        try:
+            self._call("delete_folder", prefix)
+        except InjectedError:
+            if self.torn and len(self.calls) - 1 == self.fail_at:
+                for key, _ in list(self.inner.list(prefix))[::2]:
+                    self.inner.delete(key)
+            raise
+        self.inner.delete_folder(prefix)
+
+
+class LostResponseStorage(WrappedStorage):
+    """Creates the key, but the answer of one `put_if_absent` never arrives.
+
+    Parameters
+    ----------
+    inner
+        The storage that does the work.
+    prefix
+        Keys that begin with it are affected.
+    answer : {"raise", "false"}
+        What the caller sees: an error, or that the key existed already (a client that retried by
+        itself after the first answer was lost).
+    times
+        How many calls are affected.
+    """
+
+    def __init__(
+        self, inner: Storage, prefix: str, answer: Literal["raise", "false"], times: int = 1
+    ) -> None:
+        super().__init__(inner)
+        self.prefix = prefix
+        self.answer = answer
+        self.times = times
+
+    @override
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        created = self.inner.put_if_absent(key, data)
+        if self.times and key.startswith(self.prefix):
+            self.times -= 1
+            if self.answer == "raise":
+                raise InjectedError(f"no answer to the creation of {key}")
+            return False
+        return created

@@ -1,0 +1,90 @@
+"""What every number should be: dense float64 numpy, straight from the definitions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from interp_embed.chunk import DocumentStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from interp_embed.chunk import Chunk
+
+__all__ = ["dense", "oracle"]
+
+Method = Literal["max", "mean", "sum", "binarize", "count"]
+
+
+def dense(chunk: Chunk) -> list[NDArray[np.float64] | None]:
+    """Return each document's activations, shape (n_tokens, d_sae); None where it failed."""
+    documents: list[NDArray[np.float64] | None] = []
+    for position in range(chunk.n_documents):
+        if chunk.status[position] == DocumentStatus.FAILED:
+            documents.append(None)
+            continue
+        first, last = int(chunk.doc_ptr[position]), int(chunk.doc_ptr[position + 1])
+        matrix = np.zeros((last - first, chunk.d_sae))
+        for row, token in enumerate(range(first, last)):
+            for entry in range(int(chunk.token_ptr[token]), int(chunk.token_ptr[token + 1])):
+                matrix[row, chunk.feature[entry]] = chunk.activation[entry]
+        documents.append(matrix)
+    return documents
+
+
+def oracle(
+    documents: Sequence[NDArray[np.float64] | None],
+    method: Method,
+    threshold: float = 0.0,
+    *,
+    d_sae: int | None = None,
+) -> NDArray[np.float64]:
+    """Return the aggregate of each document.
+
+    Parameters
+    ----------
+    documents
+        What `dense` returns.
+    method : {"max", "mean", "sum", "binarize", "count"}
+        Over a document's tokens; a token where the feature is absent has activation 0. ``binarize``
+        is 1 where some token exceeds ``threshold``, ``count`` the number of tokens that do.
+    threshold
+        For ``binarize`` and ``count``.
+    d_sae
+        Number of features; needed only where every document failed.
+
+    Returns
+    -------
+    ndarray of float64, shape (documents, d_sae)
+        Zeros for a document without tokens, NaN for one that failed.
+    """
+    width = next((m.shape[1] for m in documents if m is not None), d_sae)
+    if width is None:
+        raise ValueError("every document failed: d_sae says how many features there are")
+    out = np.full((len(documents), width), np.nan)
+    for row, matrix in zip(out, documents, strict=True):
+        if matrix is None:
+            continue
+        row[:] = 0
+        if len(matrix) == 0:
+            continue
+        if method == "max":
+            row[:] = matrix.max(axis=0)
+        elif method == "mean":
+            row[:] = matrix.mean(axis=0)
+        elif method == "sum":
+            row[:] = matrix.sum(axis=0)
+        elif method == "binarize":
+            row[:] = (matrix > threshold).any(axis=0)
+        elif method == "count":
+            row[:] = (matrix > threshold).sum(axis=0)
+        else:
+            raise ValueError(
+                "Expected method to be one of 'max', 'mean', 'sum', 'binarize', 'count'. "
+                f"Received {method!r} instead."
+            )
+    return out
