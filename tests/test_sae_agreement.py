@@ -146,13 +146,20 @@ def test_one_attention_head_agrees(tmp_path, head):
 
 
 @pytest.mark.parametrize("hook_name", ["blocks.2.ln2.hook_normalized", "blocks.1.hook_resid_mid"])
-def test_a_hook_without_a_module_runs_on_transformer_lens(tmp_path, hook_name):
+def test_a_transformer_lens_model_is_run_as_it_is(tmp_path, hook_name):
     model = tiny_model("gpt2")
     sae = random_sae("standard", hook_name)
-    lens = lens_model(model, "gpt2")
-    loaded = local(tmp_path, sae, lens)
+    loaded = local(tmp_path, sae, lens_model(model, "gpt2"))
     assert isinstance(loaded._hooked.runner, LensRunner)
     check(loaded, lens_model(model, "gpt2"), sae)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_hook_without_a_module_runs_on_transformer_lens(tmp_path, family):
+    sae = random_sae("standard", "blocks.2.ln2.hook_normalized")
+    loaded = local(tmp_path, sae, tiny_model(family))
+    assert isinstance(loaded._hooked.runner, LensRunner)
+    check(loaded, lens_model(tiny_model(family), family), sae)
 
 
 def test_hf_hook_name_is_preferred_and_found_in_other_wrappings(tmp_path):

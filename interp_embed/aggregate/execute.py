@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from interp_embed.aggregate.memory import require_memory
-from interp_embed.chunk import DocumentStatus, gather_ranges
+from interp_embed.chunk import DocumentStatus, gather_ranges, trusted_csr
 from interp_embed.store.reader import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
     from interp_embed.aggregate.reductions import Reduction
     from interp_embed.store.chunks import StoredChunk
@@ -104,9 +104,9 @@ def aggregate_sparse(
             target = gather_ranges(indptr[:-1][absent], indptr[1:][absent])
             indices[target] = np.tile(np.arange(width, dtype=index_dtype), n_absent)
             data[target] = np.nan
-        matrix = csr_matrix((len(documents), width), dtype=np.float32)
-        matrix.data, matrix.indices, matrix.indptr = data, indices, indptr.astype(index_dtype)
-        if features is not None:
+        matrix = trusted_csr(data, indices, indptr.astype(index_dtype), (len(documents), width))
+        if features is not None:  # columns stand in the order asked for
+            matrix.has_sorted_indices = False
             matrix.sort_indices()
         return matrix
 

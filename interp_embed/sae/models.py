@@ -8,6 +8,7 @@ what only TransformerLens does, or name a hook that has no module, TransformerLe
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,9 @@ def load_hooked_model(
             and _only_layer_norms(loaded),
         )
     except HookNotFoundError as error:
+        identity |= _hashes(loaded, None)  # before TransformerLens takes the model apart
         lens = _wrap_lens(name, lens_class, loaded, loaded_tokenizer, options, torch_dtype, error)
-        return _with_lens(metadata, lens, loaded_tokenizer, identity | _hashes(loaded, None))
+        return _with_lens(metadata, lens, loaded_tokenizer, identity)
     if not _is_module(model):
         _discard_behind(loaded, runner.site.layer)
     needs_hash = "model_revision" not in identity and "model_sha256" not in identity
@@ -264,9 +266,14 @@ def _wrap_lens(
         raise error
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(
-        name, hf_model=model, tokenizer=tokenizer, dtype=dtype, device=device
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if not tokenizer.init_kwargs.get("name_or_path"):
+            # TransformerLens loads the tokenizer again, from where it came from.
+            tokenizer.save_pretrained(folder)
+            tokenizer = _tokenizer(folder)
+        return TransformerBridge.boot_transformers(
+            name, hf_model=model, tokenizer=tokenizer, dtype=dtype, device=device
+        )
 
 
 def _with_lens(metadata: Any, model: Any, tokenizer: Any, identity: dict[str, Any]) -> HookedModel:

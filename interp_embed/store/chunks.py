@@ -7,17 +7,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
-from interp_embed.kernels.pooling import Pooled, pool
+from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, trusted_csr
 from interp_embed.store.layout import chunk_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
+    from interp_embed.kernels.pooling import Pooled
     from interp_embed.store.ledger import Commit
     from interp_embed.store.shard import ArraySpec, BlockCache, ShardedArray
     from interp_embed.store.storage import Storage
@@ -60,6 +60,8 @@ def chunk_to_arrays(
             f"a chunk of {chunk.nnz} nonzeros is too large; use fewer documents a chunk"
         )
     if pooled is None:
+        from interp_embed.kernels.pooling import pool  # loads a compiler: not needed to read
+
         pooled = pool(chunk.feature, chunk.activation, chunk.token_ptr, chunk.doc_ptr, chunk.d_sae)
     has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
     # Where a feature is active on one token alone, and no sign interferes, its sum is its max.
@@ -162,13 +164,12 @@ class StoredChunk:
         first, last = (int(x) for x in self.array("doc_ptr").read(position, position + 2))
         pointer = self.array("token_ptr").read(first, last + 1).astype(np.int32)
         begin, end = self.span("token_ptr", first, last) if last > first else (0, 0)
-        matrix = csr_matrix((last - first, self.d_sae), dtype=np.float32)  # type: ignore[arg-type]
-        matrix.data = self.array("activation").read(begin, end).astype(np.float32)
-        matrix.indices = self.array("feature").read(begin, end).astype(np.int32)
-        matrix.indptr = pointer - np.int32(pointer[0] if len(pointer) else 0)
-        matrix.has_sorted_indices = True
-        matrix.has_canonical_format = True
-        return matrix
+        return trusted_csr(
+            self.array("activation").read(begin, end).astype(np.float32),
+            self.array("feature").read(begin, end).astype(np.int32),
+            pointer - np.int32(pointer[0]),
+            (last - first, self.d_sae),
+        )
 
     def tokens(self, position: int) -> TokenTable:
         """Return the tokens of one document."""

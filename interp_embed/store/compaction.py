@@ -13,13 +13,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import Chunk
-from interp_embed.kernels.pooling import Pooled
 from interp_embed.store.layout import CHUNKS, DOCUMENTS, MAX_CHUNK_NNZ, TARGET_CHUNK_NNZ
 from interp_embed.store.ledger import Interval, Ledger, read_commits, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from interp_embed.kernels.pooling import Pooled
     from interp_embed.store.reader import Store
     from interp_embed.store.writer import StoreWriter
 
@@ -100,6 +100,8 @@ def compact(
 
 
 def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]:
+    from interp_embed.kernels.pooling import Pooled
+
     chunks, levels = [], []
     for interval in group:
         located = store.locate(interval.start)
