@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import shutil
 import tempfile
 import uuid
@@ -17,13 +19,12 @@ from interp_embed import ranking, saving
 from interp_embed.aggregate.execute import aggregate_dense, aggregate_sparse, unavailable
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.aggregate.reductions import REDUCTIONS, check_method, check_threshold
-from interp_embed.inputs import as_frame, check_positive, check_sae
+from interp_embed.inputs import as_frame, check_positive, check_rows, check_sae
 from interp_embed.row import DatasetRow
 from interp_embed.rows import Rows
 from interp_embed.selection import positions_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
@@ -40,7 +41,12 @@ class _TemporaryFolder:
 
     def __init__(self) -> None:
         self.path = tempfile.mkdtemp(prefix="interp-embed-")
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child ends before its parent does
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Dataset:
@@ -110,8 +116,8 @@ class Dataset:
         frame = as_frame(data, field)
         check_sae(sae)
         check_positive(save_every_batch=save_every_batch, batch_size=batch_size)
-        if rows is not None and len(rows) != len(frame):
-            raise ValueError(f"{len(rows)} rows for {len(frame)} documents")
+        if rows is not None:
+            check_rows(rows, frame, field)
         folder = None
         if save_path is None:
             folder = _TemporaryFolder()
@@ -123,7 +129,7 @@ class Dataset:
             field=field,
             description=dataset_description,
             identifier=uuid.uuid4().hex[:6],
-            documents_per_chunk=save_every_batch * batch_size,
+            documents_per_chunk=int(save_every_batch) * int(batch_size),
             dtype=np.dtype(dtype),
             feature_labels=feature_labels,
         )
@@ -440,7 +446,7 @@ class Dataset:
         list of str or None
             None for documents without activations.
         """
-        width = self.d_sae or 0
+        feature, width = operator.index(feature), self.d_sae or 0
         if not 0 <= feature < width:
             raise IndexError(f"feature {feature} is not among the {width} features of the SAE")
         return [None if row is None else row.token_activations(feature) for row in self.rows]

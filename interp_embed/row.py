@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -146,10 +147,12 @@ class DatasetRow:
     @property
     def aggregate_activations(self) -> dict[str, csr_matrix]:
         """``max`` and ``sum`` over the tokens, float32 of shape (1, d_sae)."""
-        if self._aggregates is not None:
-            return self._aggregates
+        known = self._aggregates or {}
+        missing = [name for name in ("max", "sum") if name not in known]
+        if not missing:
+            return known
         shown = self._shown
-        found = {name: _aggregate(shown, name, 0.0) for name in ("max", "sum")}
+        found = {**known, **{name: _aggregate(shown, name, 0.0) for name in missing}}
         if not self.low_memory:
             self._aggregates = found
         return found
@@ -236,10 +239,10 @@ class DatasetRow:
         IndexError
             If there is no such feature.
         """
-        d_sae = self.activations.shape[1]
+        feature, d_sae = operator.index(feature), self.activations.shape[1]
         if not 0 <= feature < d_sae:
             raise IndexError(f"feature {feature} is not among the {d_sae} features of the SAE")
-        values = self.activations[:, [int(feature)]].toarray()[:, 0]
+        values = self.activations[:, [feature]].toarray()[:, 0]
         hidden = self.special_tokens & (self.truncate_chat_template | (as_string & (values <= 0)))
         tokens = [t for t, h in zip(self.tokenized_document, hidden.tolist(), strict=True) if not h]
         values = values[~hidden]

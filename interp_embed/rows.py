@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
@@ -49,7 +50,7 @@ class Rows(Sequence["DatasetRow | None"]):
     def __getitem__(self, index: int | slice) -> DatasetRow | list[DatasetRow | None] | None:
         if isinstance(index, slice):
             return self._read(np.arange(self._n)[index])
-        position = int(index)
+        position = operator.index(index)
         if not -self._n <= position < self._n:
             raise IndexError(f"document {position} is out of range for {self._n} documents")
         position %= self._n

@@ -19,7 +19,7 @@ from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish
 from interp_embed.store.layout import LABELS
 from interp_embed.store.sealed import seal
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.writer import check_fingerprint
+from interp_embed.store.writer import check_fingerprint, check_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +112,8 @@ def write_rows(store: Store, sae: BaseSAE | None, rows: Sequence[DatasetRow | No
                     if document < stop and rows[document] is not None:
                         run.append(document)
                     elif run:
-                        writer.write(_chunk_of_rows(d_sae, run, [rows[d] for d in run]))
+                        chunk = _chunk_of_rows(d_sae, run, [rows[d] for d in run])
+                        writer.write(chunk.with_failures(chunk.beyond_range(store.dtype)))
                         run = []
         finish(writer)
     store.refresh()
@@ -161,28 +162,33 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
         _save_pickle(dataset, Path(text), dtype)
         return
     target = open_storage(text)
-    if not is_store(target):
+    taken = is_store(target)
+    if not isinstance(target, LocalStorage):
+        if taken:
+            raise StoreExistsError(
+                f"there is a store at {target.url} already; delete it or save elsewhere"
+            )
         _copy(dataset, text, dtype)
         return
-    if not isinstance(target, LocalStorage):
-        raise StoreExistsError(
-            f"there is a store at {target.url} already; delete it or save elsewhere"
-        )
-    if _same_place(dataset.path, target.url):
+    if taken and _same_place(dataset.path, target.url):
         if _is_whole(dataset, dtype):
             return
         raise StoreExistsError(
             f"this dataset is read from {target.url}, so it cannot replace it; save it elsewhere"
         )
-    fresh = target.root.with_name(f".{target.root.name}-{uuid.uuid4().hex[:8]}")
+    check_place(target)
+    root = target.root.resolve()
+    # Written beside it first: what is at the path is a whole dataset at any time, or nothing.
+    fresh = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
+    retired = fresh.with_name(f"{fresh.name}-old")
     try:
         _copy(dataset, fresh, dtype)
-        retired = fresh.with_name(f"{fresh.name}-old")
-        target.root.rename(retired)
-        fresh.rename(target.root)
-        shutil.rmtree(retired, ignore_errors=True)
+        if root.exists():
+            root.rename(retired)
+        fresh.rename(root)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _same_place(a: str, b: str) -> bool:
@@ -248,6 +254,11 @@ def _runs(wanted: np.ndarray[Any, np.dtype[np.bool_]], longest: int) -> list[tup
 def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
     from interp_embed.interop.pickle import LegacyDataset, write_pickle
 
+    if path.is_dir():
+        raise StoreExistsError(
+            f"{path} is a folder, and by its suffix a pickle file was to be written. Give another "
+            "name, or for a store one that does not end in .pkl or .pickle"
+        )
     nnz = sum(c.nnz for c in dataset._store.ledger.live)
     require_memory(
         16 * nnz, "the one-file pickle, which holds everything in memory,", "Save a store instead"
@@ -367,13 +378,19 @@ def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
         return
     wanted = [device] if isinstance(device, str) else list(device.values())
     if any(d.startswith("cuda") for d in wanted):
-        import torch
-
-        if not torch.cuda.is_available():
+        if not _sees_gpu():
             warnings.warn(
-                f"device {device!r} was asked for, but torch sees no GPU; encoding on the CPU. "
+                f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
                 "Pass device='cpu' to say so",
                 stacklevel=3,
             )
             device = "cpu"
     sae.set_device(device)
+
+
+def _sees_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:  # an SAE of the user's own may do without it
+        return False
+    return bool(torch.cuda.is_available())

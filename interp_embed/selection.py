@@ -53,8 +53,8 @@ def positions_of(index: Any, n: int) -> NDArray[np.int64]:
         if len(index) != n:
             raise IndexError(f"a mask of length {len(index)} does not fit {n} documents")
         return np.flatnonzero(index)
-    positions = index.astype(np.int64)
-    bad = positions[(positions < -n) | (positions >= n)]
+    bad = index[(index < -n) | (index >= n)]  # before a huge unsigned integer wraps around
     if len(bad):
         raise IndexError(f"document {int(bad[0])} is out of range for {n} documents")
+    positions = index.astype(np.int64)
     return np.where(positions < 0, positions + n, positions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -33,6 +34,14 @@ def embedded():
     sae = LocalSAE.embedded()
     sae.load()
     return sae
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """The quantised file, unpacked into a folder of its own."""
+    folder = tmp_path_factory.mktemp("cache") / "model"
+    embedded_release._unpack(embedded_model().gguf, folder)
+    return folder
 
 
 def test_the_folder_is_complete():
@@ -131,24 +140,26 @@ class TestOnTheModel:
         assert found["model_dtype"] == "float32"
         assert LocalSAE.embedded().fingerprint().items() <= found.items()
 
-    def test_the_unpacked_model_is_the_quantised_one(self, embedded, tmp_path, monkeypatch):
+    def test_the_unpacked_model_is_the_quantised_one(self, embedded, unpacked):
         import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        monkeypatch.setenv("INTERP_EMBED_CACHE", str(tmp_path / "cache"))
-        source = embedded_model()
-        model, tokenizer = source.load(torch.float32, None)
-        assert [p.name for p in (tmp_path / "cache").iterdir()] == [
-            f"smollm2-135m-{source.sha256}-v1"
-        ]
-        ids = torch.tensor([[0, *tokenizer("capable of", add_special_tokens=False)["input_ids"]]])
-        with torch.no_grad():
-            expected = embedded.model.model.embed_tokens(ids)
-            assert torch.equal(model.model.embed_tokens(ids), expected)
+        assert [p.name for p in unpacked.parent.iterdir()] == [unpacked.name]
+        model = AutoModelForCausalLM.from_pretrained(unpacked)
+        tokenizer = AutoTokenizer.from_pretrained(unpacked)
+        weights = embedded.model.state_dict()
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, weights[name]), name
         assert tokenizer.chat_template == embedded.tokenizer.chat_template
 
-    def test_a_cache_that_cannot_be_written_is_done_without(self, tmp_path, monkeypatch):
+    def test_a_cache_that_cannot_be_written_is_done_without(self, unpacked, tmp_path, monkeypatch):
         import torch
 
+        def copy(_, folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(unpacked, folder)
+
+        monkeypatch.setattr(embedded_release, "_unpack", copy)
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("INTERP_EMBED_CACHE", str(tmp_path / "file"))
         model, _ = embedded_model().load(torch.float32, None)

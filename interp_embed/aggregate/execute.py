@@ -98,7 +98,8 @@ def aggregate_sparse(
         data = np.empty(int(indptr[-1]), np.float32)
         while parts:
             part = parts.pop()
-            target = gather_ranges(indptr[part.where], indptr[part.where + 1])
+            # Not up to the next row: one without activations has room for NaN and no entries here.
+            target = gather_ranges(indptr[part.where], indptr[part.where] + part.lengths)
             indices[target], data[target] = part.columns, part.values
         if n_absent:
             target = gather_ranges(indptr[:-1][absent], indptr[1:][absent])

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["REDUCTIONS", "Reduction", "check_method", "check_threshold"]
@@ -50,7 +51,10 @@ REDUCTIONS: Mapping[str, Reduction] = {
         Reduction("max", ("max",), lambda a, n, t: a["max"]),
         Reduction("sum", ("sum",), lambda a, n, t: a["sum"]),
         Reduction("mean", ("sum",), lambda a, n, t: a["sum"] / n),
-        Reduction("binarize", ("max",), lambda a, n, t: a["max"] > t, uses_threshold=True),
+        # A float64 threshold: a Python float would be rounded to the dtype of the array.
+        Reduction(
+            "binarize", ("max",), lambda a, n, t: a["max"] > np.float64(t), uses_threshold=True
+        ),
         Reduction(
             "count",
             ("positive",),

@@ -8,6 +8,7 @@ what the document touched and not ``d_sae``. The loops hold no lock, so chunks p
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ import numpy as np
 from interp_embed.chunk import feature_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["Pooled", "SparseRows", "count_above", "pool"]
 
-_BLOCK_NNZ = 2**22  # nonzeros per call of a kernel: bounds its output buffers
+_BLOCK_NNZ = 2**20  # nonzeros per call of a kernel: bounds its output buffers
 
 # Position of the lowest set bit of a 64-bit word by a de Bruijn sequence, see
 # Leiserson, Prokop, Randall (1998), "Using de Bruijn sequences to index a 1 in a computer word".
@@ -69,7 +71,7 @@ def _drain(word, summary, out, n):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _pool_block(  # type: ignore[no-untyped-def]
-    feature, activation, bounds, n_tokens, top, total, count, positive, word, summary,
+    feature, activation, bounds, n_tokens, signed, top, total, count, positive, word, summary,
     out_ptr, out_feature, out_max, out_sum, out_count, out_positive,
 ):  # fmt: skip
     n = 0
@@ -80,8 +82,9 @@ def _pool_block(  # type: ignore[no-untyped-def]
             top[f] = max(top[f], v)
             total[f] += v
             count[f] += 1
-            positive[f] += v > 0
             _touch(word, summary, f)
+            if signed:
+                positive[f] += v > 0
         begin = n
         n = _drain(word, summary, out_feature, n)
         for j in range(begin, n):
@@ -92,11 +95,12 @@ def _pool_block(  # type: ignore[no-untyped-def]
             out_max[j] = highest
             out_sum[j] = total[f]
             out_count[j] = count[f]
-            out_positive[j] = positive[f]
             top[f] = -np.inf
             total[f] = 0.0
             count[f] = 0
-            positive[f] = 0
+            if signed:
+                out_positive[j] = positive[f]
+                positive[f] = 0
         out_ptr[d + 1] = n
     return n
 
@@ -142,8 +146,8 @@ class Pooled:
         Ascending within a document.
     max : ndarray of float32
         Highest activation over the document's tokens, those without the feature counting as 0.
-    sum : ndarray of float64
-        Sum of the activations over the document's tokens.
+    sum : ndarray of float32
+        Sum of the activations over the document's tokens, added up in float64.
     count : ndarray of uint32
         Number of tokens whose activation is not zero.
     positive : ndarray of uint32
@@ -153,7 +157,7 @@ class Pooled:
     doc_ptr: NDArray[np.int64]
     feature: NDArray[np.unsignedinteger]
     max: NDArray[np.float32]
-    sum: NDArray[np.float64]
+    sum: NDArray[np.float32]
     count: NDArray[np.uint32]
     positive: NDArray[np.uint32]
 
@@ -175,21 +179,45 @@ def _blocks(bounds: NDArray[np.int64]) -> Iterator[slice]:
 
 def _by_block(
     bounds: NDArray[np.int64],
-    dtypes: tuple[np.dtype[Any], ...],
-    run: Callable[..., int],
-) -> tuple[NDArray[np.int64], list[NDArray[np.generic]]]:
-    """Call ``run(block, bounds, pointer, *columns)`` for each block and join what it fills."""
-    pointers: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
-    parts: list[list[NDArray[np.generic]]] = [[np.empty(0, t)] for t in dtypes]
-    for block in _blocks(bounds):
+    dtypes: Sequence[DTypeLike],
+    kernel: Callable[[slice], Callable[..., int]],
+    executor: Executor | None,
+) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    """Run a kernel over the blocks and join what it fills.
+
+    Parameters
+    ----------
+    bounds
+        Nonzeros of each document.
+    dtypes
+        Of the columns that are filled.
+    kernel
+        ``kernel(block)`` returns a function of the block's bounds, of a pointer and of the columns
+        to fill, which returns how many entries it filled.
+    executor
+        Threads for the blocks.
+    """
+
+    def run(block: slice) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
         local = bounds[block.start : block.stop + 1]
         pointer = np.zeros(len(local), np.int64)
         columns = [np.empty(int(local[-1] - local[0]), t) for t in dtypes]
-        used = run(block, local, pointer, *columns)
-        pointers.append(pointer[1:] + pointers[-1][-1])
-        for kept, column in zip(parts, columns, strict=True):
-            kept.append(column[:used].copy() if used < len(column) else column)
-    return np.concatenate(pointers), [np.concatenate(p) for p in parts]
+        used = kernel(block)(local, pointer, *columns)
+        return pointer[1:], [column[:used] for column in columns]
+
+    n_documents = len(bounds) - 1
+    pointers = np.zeros(n_documents + 1, np.int64)
+    # As long as could be: pages that are not written to take no memory.
+    joined = [np.empty(int(bounds[-1] - bounds[0]), t) for t in dtypes]
+    documents = filled = 0
+    blocks = _blocks(bounds)
+    for pointer, columns in map(run, blocks) if executor is None else executor.map(run, blocks):
+        pointers[documents + 1 : documents + 1 + len(pointer)] = pointer + filled
+        documents += len(pointer)
+        for target, column in zip(joined, columns, strict=True):
+            target[filled : filled + len(column)] = column
+        filled += len(columns[0])
+    return pointers, [column[:filled] for column in joined]
 
 
 def pool(
@@ -198,6 +226,8 @@ def pool(
     token_ptr: NDArray[np.integer],
     doc_ptr: NDArray[np.integer],
     d_sae: int,
+    *,
+    executor: Executor | None = None,
 ) -> Pooled:
     """Pool a chunk's tokens into its documents.
 
@@ -209,26 +239,34 @@ def pool(
         The two CSR levels, as in `interp_embed.chunk.Chunk`.
     d_sae
         Number of features.
+    executor
+        Threads to share the work.
     """
     values = np.ascontiguousarray(activation, np.float32)  # numba has no float16 on a CPU
     bounds = np.asarray(token_ptr, np.int64)[np.asarray(doc_ptr, np.int64)]
     n_tokens = np.diff(np.asarray(doc_ptr, np.int64))
-    top = np.full(d_sae, -np.inf, np.float32)
-    total = np.zeros(d_sae, np.float64)
-    count, positive = np.zeros(d_sae, np.uint32), np.zeros(d_sae, np.uint32)
-    word, summary = _bitmaps(d_sae)
+    signed = bool(len(values) and values.min() < 0)
+    own = threading.local()
 
-    def run(block, local, pointer, *out):  # type: ignore[no-untyped-def]
-        return _pool_block(
-            feature, values, local, n_tokens[block], top, total, count, positive, word, summary,
-            pointer, *out,
-        )  # fmt: skip
+    def kernel(block: slice) -> Callable[..., int]:
+        if not hasattr(own, "arrays"):
+            own.arrays = (
+                np.full(d_sae, -np.inf, np.float32),
+                np.zeros(d_sae, np.float64),
+                np.zeros(d_sae, np.uint32),
+                np.zeros(d_sae if signed else 0, np.uint32),
+                *_bitmaps(d_sae),
+            )
+        arrays = own.arrays
+        return lambda local, pointer, *out: _pool_block(
+            feature, values, local, n_tokens[block], signed, *arrays, pointer, *out
+        )
 
-    dtypes = tuple(
-        np.dtype(t) for t in (feature_dtype(d_sae), np.float32, np.float64, np.uint32, np.uint32)
-    )
-    pointer, columns = _by_block(bounds, dtypes, run)
-    return Pooled(pointer, *columns)  # type: ignore[arg-type]
+    dtypes = (feature_dtype(d_sae), np.float32, np.float32, np.uint32, np.uint32)
+    pointer, columns = _by_block(bounds, dtypes, kernel, executor)
+    if not signed:
+        columns[-1] = columns[-2]
+    return Pooled(pointer, *columns)
 
 
 def count_above(
@@ -242,13 +280,12 @@ def count_above(
     """Count, per document and feature, the tokens whose activation is above ``threshold`` >= 0."""
     values = np.ascontiguousarray(activation, np.float32)
     bounds = np.asarray(token_ptr, np.int64)[np.asarray(doc_ptr, np.int64)]
-    count = np.zeros(d_sae, np.uint32)
-    word, summary = _bitmaps(d_sae)
+    arrays = (np.zeros(d_sae, np.uint32), *_bitmaps(d_sae))
 
-    def run(block, local, pointer, *out):  # type: ignore[no-untyped-def]
-        return _count_block(
-            feature, values, local, np.float64(threshold), count, word, summary, pointer, *out
+    def kernel(_: slice) -> Callable[..., int]:
+        return lambda local, pointer, *out: _count_block(
+            feature, values, local, np.float64(threshold), *arrays, pointer, *out
         )
 
-    pointer, columns = _by_block(bounds, (np.dtype(feature_dtype(d_sae)), np.dtype(np.uint32)), run)
-    return SparseRows(pointer, columns[0], columns[1].astype(np.float32))  # type: ignore[arg-type]
+    pointer, columns = _by_block(bounds, (feature_dtype(d_sae), np.float32), kernel, None)
+    return SparseRows(pointer, *columns)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import CorruptStoreError
@@ -18,7 +20,7 @@ from interp_embed.store.shard import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
 
@@ -117,28 +119,39 @@ def write_folder(
     CorruptStoreError
         If what is read back differs from what was written.
     """
-    encoded = {
-        name: encode_array(
-            values, spec, inner=(inner or {}).get(name, INNER_ELEMENTS), executor=executor
-        )
-        for name, (values, spec) in arrays.items()
-    }
-    objects = {"zarr.json": group_metadata(attributes)}
-    for name, array in encoded.items():
-        parent = name
-        while "/" in parent:
-            parent = parent.rsplit("/", 1)[0]
-            objects[f"{parent}/zarr.json"] = group_metadata()
-        objects |= array.objects(name)
-    for relative, data in objects.items():
+    inner = inner or {}
+
+    def put(relative: str, data: bytes) -> tuple[str, tuple[int, str]]:
         storage.put_new(f"{key}/{relative}", data)
-    storage.sync(f"{key}/{relative}" for relative in objects)
-    for relative, data in objects.items():
         if storage.get(f"{key}/{relative}") != data:
             raise CorruptStoreError(
                 f"{key}/{relative} in {storage.url} reads back different from what was written: "
                 "the disk or the object store is losing data. Nothing was committed"
             )
+        return relative, (len(data), hashlib.sha256(data).hexdigest())
+
+    groups = {"": group_metadata(attributes)}
+    for name in arrays:
+        for parent in PurePosixPath(name).parents[:-1]:
+            groups.setdefault(f"{parent}/", group_metadata())
+    objects = dict(put(f"{group}zarr.json", data) for group, data in groups.items())
+    sizes: dict[str, int] = {}
+    pending: list[Future[tuple[str, tuple[int, str]]]] = []
+    try:
+        for name, (values, spec) in arrays.items():
+            encoded = encode_array(
+                values, spec, inner=inner.get(name, INNER_ELEMENTS), executor=executor
+            )
+            sizes[name] = len(encoded.shard or b"")
+            for relative, data in encoded.objects(name).items():
+                if executor is None:
+                    objects |= [put(relative, data)]
+                else:  # written, synced and hashed while the next array is compressed
+                    pending.append(executor.submit(put, relative, data))
+        objects |= dict(future.result() for future in pending)
+    finally:
+        wait(pending)  # nothing writes into the folder any more, should the caller clear it away
+    storage.sync(f"{key}/{relative}" for relative in objects)
     return Folder(
         key=key,
         arrays={
@@ -147,13 +160,10 @@ def write_folder(
                 encoding=spec.encoding,
                 dimension=spec.dimension,
                 length=len(values),
-                inner=(inner or {}).get(name, INNER_ELEMENTS),
-                size=len(encoded[name].shard or b""),
+                inner=inner.get(name, INNER_ELEMENTS),
+                size=sizes[name],
             )
             for name, (values, spec) in arrays.items()
         },
-        objects={
-            relative: (len(data), hashlib.sha256(data).hexdigest())
-            for relative, data in objects.items()
-        },
+        objects=objects,
     )

@@ -13,6 +13,7 @@ from interp_embed.store.layout import chunk_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
@@ -37,7 +38,10 @@ class ChunkArrays:
 
 
 def chunk_to_arrays(
-    chunk: Chunk, dtype: np.dtype[Any], pooled: Pooled | None = None
+    chunk: Chunk,
+    dtype: np.dtype[Any],
+    pooled: Pooled | None = None,
+    executor: Executor | None = None,
 ) -> ChunkArrays:
     """Return the arrays of a chunk, its document level included.
 
@@ -49,6 +53,8 @@ def chunk_to_arrays(
         Of the stored activations.
     pooled
         The document level, where it is known already.
+    executor
+        Threads to compute it with.
 
     Raises
     ------
@@ -62,7 +68,14 @@ def chunk_to_arrays(
     if pooled is None:
         from interp_embed.kernels.pooling import pool  # loads a compiler: not needed to read
 
-        pooled = pool(chunk.feature, chunk.activation, chunk.token_ptr, chunk.doc_ptr, chunk.d_sae)
+        pooled = pool(
+            chunk.feature,
+            chunk.activation,
+            chunk.token_ptr,
+            chunk.doc_ptr,
+            chunk.d_sae,
+            executor=executor,
+        )
     has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
     # Where a feature is active on one token alone, and no sign interferes, its sum is its max.
     several = np.full(len(pooled.count), has_negative) | (pooled.count > 1)
@@ -81,7 +94,7 @@ def chunk_to_arrays(
         "pooled/doc_ptr": pooled.doc_ptr,
         "pooled/feature": pooled.feature,
         "pooled/max": pooled.max,
-        "pooled/sum_ptr": np.concatenate([[0], np.cumsum(several)])[pooled.doc_ptr],
+        "pooled/sum_ptr": _count_within(several, pooled.doc_ptr),
         "pooled/sum": pooled.sum[several],
         "pooled/count": pooled.count,
     }
@@ -102,6 +115,15 @@ def chunk_to_arrays(
         has_negative,
         len(pooled.feature),
     )
+
+
+def _count_within(marked: NDArray[np.bool_], pointer: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, for each place in ``pointer``, how many entries before it are marked."""
+    counts = np.zeros(len(pointer), np.int64)
+    filled = np.flatnonzero(np.diff(pointer))  # reduceat would take an empty row for one entry
+    if len(filled):
+        counts[filled + 1] = np.add.reduceat(marked.view(np.uint8), pointer[filled], dtype=np.int64)
+    return np.cumsum(counts)
 
 
 class StoredChunk:

@@ -349,8 +349,17 @@ def decode_frame(
     """
     series = [_decode(arrays[f"row/{c.key}"], arrays.get(f"null/{c.key}"), c) for c in schema]
     frame = pd.DataFrame(dict(enumerate(series)), index=pd.RangeIndex(n_documents))
-    frame.columns = pd.Index([c.name for c in schema]) if schema else pd.RangeIndex(0)
+    frame.columns = _names([c.name for c in schema])
     return frame
+
+
+def _names(names: Sequence[Any]) -> pd.Index[Any]:
+    if not names:
+        return pd.RangeIndex(0)
+    # What pandas would turn into other names, or refuse, in an index of strings.
+    kept = None in names or not _encodable(n for n in names if isinstance(n, str))
+    index: pd.Index[Any] = pd.Index(list(names), dtype=object if kept else None)
+    return index
 
 
 def _decode(

@@ -285,9 +285,10 @@ class Store:
 
     def chunk(self, documents: NDArray[np.int64]) -> Chunk:
         """Return some documents in memory, in order; those that no commit holds are left out."""
+        nothing = Chunk.failed(self.d_sae or 0, [], []).as_dtype(self.dtype)
 
         def read() -> Chunk:
-            parts, where = [Chunk.failed(self.d_sae or 0, [], [])], [np.empty(0, np.int64)]
+            parts, where = [nothing], [np.empty(0, np.int64)]
             for stored, positions, index in self.parts(documents):
                 low, high = int(positions.min()), int(positions.max()) + 1
                 if high - low <= 2 * len(positions):
@@ -313,6 +314,8 @@ class Store:
         where : ndarray of int64
             Index of the same documents in ``documents``, ascending.
         """
+        if len(documents) == 0:
+            return
         located = self.ledger.locate(documents)
         order = np.argsort(located, kind="stable")
         cuts = np.flatnonzero(np.diff(located[order], prepend=-2))

@@ -51,7 +51,7 @@ class Storage(ABC):
 
     @abstractmethod
     def put_new(self, key: str, data: bytes) -> None:
-        """Write a key that nobody else writes and that counts only after `sync`."""
+        """Write a key that nobody else writes, durably but for its folder: see `sync`."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -74,7 +74,7 @@ class Storage(ABC):
         """Return a zarr store over the same keys."""
 
     def sync(self, keys: Iterable[str]) -> None:  # noqa: B027  (nothing to do is a right answer)
-        """Make ``keys`` durable. An object store's put is durable already."""
+        """Make the names of ``keys`` durable. An object store has nothing to do."""
 
     def folders(self, prefix: str) -> set[str]:
         """Return the names of the folders directly below the folder ``prefix``."""
@@ -85,7 +85,7 @@ class Storage(ABC):
         """Return whether ``key`` holds something."""
         try:
             self.size(key)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
@@ -160,7 +160,10 @@ class LocalStorage(Storage):
     def put_new(self, key: str, data: bytes) -> None:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     @override
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -212,9 +215,7 @@ class LocalStorage(Storage):
     def sync(self, keys: Iterable[str]) -> None:
         folders: set[Path] = set()
         for key in keys:
-            path = self._path(key)
-            _sync_path(path)
-            for parent in path.parents:
+            for parent in self._path(key).parents:
                 if parent in folders or parent == self.root.parent:
                     break
                 folders.add(parent)

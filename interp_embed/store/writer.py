@@ -184,6 +184,8 @@ def create_store(
     """
     if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
         raise ValueError(f"dtype must be float32 or float16, got {dtype}")
+    if isinstance(field, np.generic):  # a name taken from the frame's own index
+        field = field.item()
     storage = check_place(location)
     schema = schema_of(frame)
     hashes = hash_frame(frame, schema, field)
@@ -379,7 +381,10 @@ class StoreWriter:
         rounded = chunk.as_dtype(self.dtype)
         if chunk.activation.dtype != self.dtype:
             pooled = None  # sums of what was not rounded
-        stored = chunk_to_arrays(rounded, self.dtype, pooled if rounded.nnz == chunk.nnz else None)
+        executor = self._threads_for(rounded.nnz)
+        if rounded.nnz != chunk.nnz:  # rounding dropped entries: what was known does not hold
+            pooled = None
+        stored = chunk_to_arrays(rounded, self.dtype, pooled, executor)
         folder_key = f"{CHUNKS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
         text = {n: inner_documents(v) for n, (v, _) in stored.arrays.items() if v.dtype == object}
         statistics: dict[str, Any] = {
@@ -398,7 +403,7 @@ class StoreWriter:
                 stored.arrays,
                 attributes={"d_sae": chunk.d_sae, "start": start, "stop": stop, **statistics},
                 inner=text,
-                executor=self.executor_for(rounded.nnz),
+                executor=executor,
             )
         except BaseException:
             # A half-written attempt is invisible, but it takes room: a full disk wants it back.
@@ -423,7 +428,7 @@ class StoreWriter:
                 return None
         return commit
 
-    def executor_for(self, nnz: int) -> Executor | None:
+    def _threads_for(self, nnz: int) -> Executor | None:
         """Return threads to compress with, or None where starting them costs more than it saves."""
         return self._executor if nnz > 2**17 else None
 

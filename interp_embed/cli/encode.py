@@ -1,0 +1,70 @@
+"""`interp-embed encode`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from interp_embed import Dataset
+from interp_embed.cli.facts import thousands
+from interp_embed.cli.saes import build_sae, quiet_loading
+from interp_embed.cli.tables import read_table
+
+__all__ = ["run_encode"]
+
+_REASONS_SHOWN = 3
+
+
+def run_encode(
+    source: str,
+    store: str,
+    *,
+    field: str,
+    sae: str,
+    batch_size: int,
+    save_every: int,
+    dtype: str,
+    device: str,
+    description: str,
+) -> None:
+    """Encode the documents of a file into a store, or what is missing there.
+
+    Raises
+    ------
+    RuntimeError
+        If no document could be encoded.
+    """
+    frame = read_table(source, field)
+    model = build_sae(sae, device)
+    quiet_loading()
+    begun = time.monotonic()
+    try:
+        dataset = Dataset(
+            frame,
+            model,
+            dataset_description=description,
+            field=field,
+            save_path=store,
+            save_every_batch=save_every,
+            batch_size=batch_size,
+            dtype=np.dtype(dtype),
+        )
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = ["what was committed is safe. The same command again goes on from there"]
+        raise
+    failures = dataset.failures()
+    encoded = len(dataset) - len(failures)
+    print(f"{dataset.path}")
+    print(
+        f"  {thousands(encoded)} of {thousands(len(dataset))} documents encoded, "
+        f"{thousands(dataset.token_count)} tokens ({time.monotonic() - begun:.1f} s)"
+    )
+    if len(failures):
+        print(f"  {thousands(len(failures))} failed:")
+        for document, reason in failures.head(_REASONS_SHOWN).itertuples(index=False):
+            print(f"    document {document}: {reason}")
+        if len(failures) > _REASONS_SHOWN:
+            print("    ... (all of them: Dataset.load_from_file(path).failures())")
+    if len(failures) == len(dataset) > 0:
+        raise RuntimeError("no document could be encoded, for the reasons above")

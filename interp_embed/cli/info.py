@@ -1,0 +1,89 @@
+"""`interp-embed info`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from interp_embed.aggregate.memory import format_bytes
+from interp_embed.cli.facts import StoreFacts, open_store, read_facts, thousands
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run_info", "size_lines"]
+
+
+def run_info(path: str, *, as_json: bool) -> None:
+    """Print what a store holds, as text or as JSON."""
+    facts = read_facts(open_store(path))
+    print(json.dumps(_plain(facts), indent=1) if as_json else "\n".join(_lines(facts)))
+
+
+def _plain(facts: StoreFacts) -> dict[str, Any]:
+    return {
+        **asdict(facts),
+        "total_bytes": facts.total_bytes,
+        "token_level_bytes_per_nonzero": facts.token_level_bytes_per_nonzero,
+        "bytes_per_nonzero": facts.bytes_per_nonzero,
+    }
+
+
+def _lines(facts: StoreFacts) -> list[str]:
+    rows = [
+        ("documents", _documents(facts)),
+        ("tokens", f"{thousands(facts.tokens)} ({thousands(facts.special_tokens)} special)"),
+        ("nonzeros", _nonzeros(facts)),
+        ("features", "unknown" if facts.d_sae is None else thousands(facts.d_sae)),
+        ("dtype", facts.dtype),
+        ("SAE", _sae(facts)),
+        ("columns", ", ".join(_column(c, facts) for c in facts.columns)),
+        ("chunks", thousands(facts.chunks)),
+        ("made", f"{facts.created}, id {facts.id}, format {facts.format_version}"),
+    ]
+    if facts.description:
+        rows.insert(0, ("description", facts.description))
+    return [facts.path, *_aligned(rows), *size_lines(facts)]
+
+
+def _documents(facts: StoreFacts) -> str:
+    others = {
+        "failed": facts.failed,
+        "not encoded yet": facts.missing,
+        "cut at the context length": facts.truncated,
+    }
+    extra = ", ".join(f"{thousands(n)} {what}" for what, n in others.items() if n)
+    return thousands(facts.documents) + (f" ({extra})" if extra else "")
+
+
+def _nonzeros(facts: StoreFacts) -> str:
+    if not facts.tokens:
+        return thousands(facts.nonzeros)
+    return f"{thousands(facts.nonzeros)} ({facts.nonzeros / facts.tokens:.1f} a token)"
+
+
+def _sae(facts: StoreFacts) -> str:
+    sae = facts.sae
+    names = [str(sae[name]) for name in ("release", "sae_id") if sae.get(name)]
+    name = " ".join(names) or str(sae.get("sae_class", "unknown"))
+    return f"{name}, on {facts.model}" if facts.model else name
+
+
+def _column(name: Any, facts: StoreFacts) -> str:
+    return f"{name} (the text)" if name == facts.field else str(name)
+
+
+def size_lines(facts: StoreFacts) -> list[str]:
+    """Return a table of the room that the parts of a store take."""
+    rows = [("on disk", "bytes", "per nonzero")]
+    for name, size in [*facts.bytes.items(), ("total", facts.total_bytes)]:
+        share = f"{size / facts.nonzeros:.2f}" if facts.nonzeros else ""
+        rows.append((f"  {name}", format_bytes(size), share))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]

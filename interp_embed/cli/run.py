@@ -1,0 +1,104 @@
+"""Running a command: its exit code, and one clear line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from interp_embed.cli.app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["describe", "run"]
+
+# What the library and the system raise on purpose: the message says it all.
+_EXPECTED = (
+    OSError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, MemoryError,
+    ImportError,
+)  # fmt: skip
+_LONGEST = 1000
+# Recent releases of typer carry a click of their own, so its classes are asked of typer.
+_UsageError: Any = typer.BadParameter.__base__
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; messages go to stderr.
+
+    Parameters
+    ----------
+    arguments
+        What follows the program's name. ``--debug`` may stand anywhere among them.
+    """
+    debug = "--debug" in arguments
+    command = typer.main.get_command(app)
+    try:
+        with _plain_warnings():
+            code = command.main(
+                [a for a in arguments if a != "--debug"], "interp-embed", standalone_mode=False
+            )
+    except _UsageError as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        _report(stop.__cause__ or stop, "interrupted", debug)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone. Python would complain of it once more at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  (the last one who can say it in one line)
+        _report(error, f"error: {describe(error)}", debug)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line for people."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    # The text of a KeyError is the repr of its argument.
+    said = error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error
+    text = " ".join(str(said).split())
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST].rstrip()}… (--debug shows all of it)"
+    if isinstance(error, ImportError):
+        return f"{text}. {_missing_packages(error)}"
+    if isinstance(error, _EXPECTED) and text:
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + " (--debug shows where)"
+
+
+def _missing_packages(error: ImportError) -> str:
+    missing = (error.name or "").partition(".")[0]
+    extra = "io" if "pyarrow" in (missing, *str(error).split()) else "model"
+    return f"What this needs comes with: pip install 'interp_embed[{extra}]'"
+
+
+def _report(error: BaseException, line: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(line, file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"note: {' '.join(note.split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Any:
+    """Show a warning as a line, without the place in the code that it comes from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,118 @@
+"""From what is written after ``--sae`` and ``--device`` to an SAE, not loaded yet."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from interp_embed.sae import BaseSAE
+
+__all__ = ["best_device", "build_sae", "quiet_loading"]
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def build_sae(spec: str, device: str) -> BaseSAE:
+    """Return the SAE that ``spec`` names.
+
+    Parameters
+    ----------
+    spec
+        ``embedded``; a folder in SAELens's format; ``module:factory``, where ``factory()`` returns
+        an SAE and the module may be in the current folder; or ``RELEASE/SAE_ID``.
+    device
+        ``auto``, or a device as `BaseSAE` takes it. With ``auto`` an SAE from a factory stays on the
+        device that it was made for.
+
+    Raises
+    ------
+    typer.BadParameter
+        If it is none of these.
+    """
+    from interp_embed.sae import LocalSAE
+
+    if spec == "embedded":
+        return LocalSAE.embedded(device=best_device(device))
+    folder = Path(spec).expanduser()
+    if (folder / "cfg.json").is_file():
+        folder = folder.resolve()
+        return LocalSAE(release=folder, sae_id=folder.name, device=best_device(device))
+    if _FACTORY.fullmatch(spec):
+        sae = _from_factory(spec)
+        if device != "auto":
+            sae.set_device(best_device(device))
+        return sae
+    if folder.is_dir() or spec.startswith((".", "/", "~")):
+        raise typer.BadParameter(f"{spec} is no folder with an SAE: it has no cfg.json in it")
+    release, _, sae_id = spec.partition("/")
+    if not release or not sae_id:
+        raise typer.BadParameter(
+            f"expected 'embedded', RELEASE/SAE_ID, a folder in SAELens's format or module:factory "
+            f"after --sae, got {spec!r}"
+        )
+    return LocalSAE(release=release, sae_id=sae_id, device=best_device(device))
+
+
+def _from_factory(spec: str) -> BaseSAE:
+    from interp_embed.sae import BaseSAE
+
+    module, _, name = spec.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the current folder, as with python -m
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise typer.BadParameter(
+            f"there is no module {module!r}, neither installed nor in the current folder"
+        ) from None
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise typer.BadParameter(f"{spec}: {error}") from None
+    sae = found() if callable(found) else found
+    if not isinstance(sae, BaseSAE):
+        raise typer.BadParameter(
+            f"{spec} returned a {type(sae).__name__}, expected an interp_embed.sae.BaseSAE"
+        )
+    return sae
+
+
+def best_device(device: str) -> str:
+    """Return the device to use, a GPU for ``auto`` where torch sees one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such GPU.
+    """
+    if device != "auto" and not device.startswith("cuda"):
+        return device
+    try:
+        import torch
+
+        sees_gpu = torch.cuda.is_available()
+    except ImportError:
+        sees_gpu = False  # whether torch is needed is for the SAE to say
+    if device == "auto":
+        return "cuda:0" if sees_gpu else "cpu"
+    if not sees_gpu:
+        raise ValueError(f"--device {device}: torch sees no GPU here. Use --device cpu, or auto")
+    return device
+
+
+def quiet_loading() -> None:
+    """Keep transformers from showing a progress bar for weights that load in a second."""
+    with contextlib.suppress(ImportError):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()

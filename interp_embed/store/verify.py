@@ -1,0 +1,442 @@
+"""Reading every byte of a store and saying what is wrong with it.
+
+Shares no code with what writes or reads the format: it knows the format's documentation, plain Zarr
+and numpy. A mistake in the writer that the reader makes too is found here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from interp_embed.errors import NotAStoreError, UnsupportedFormatError
+from interp_embed.store.storage import open_storage
+from interp_embed.store.verify_arrays import Arrays, check_chunk, decode, metadata_differs
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from interp_embed.store.storage import Storage
+
+__all__ = ["Problem", "verify"]
+
+_VERSION = 1
+_GROUP = {"zarr_format": 3, "node_type": "group"}
+_STATISTICS = (
+    "n_tokens", "n_special", "nnz", "pooled_nnz", "n_failed", "n_truncated", "has_negative",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be.
+
+    Attributes
+    ----------
+    key : str
+        The object, relative to the store.
+    what : str
+        What is wrong with it.
+    severity : {"error", "note"}
+        A note is no damage: documents that are not encoded yet, objects that a killed run left.
+    """
+
+    key: str
+    what: str
+    severity: Literal["error", "note"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.key}: {self.what}"
+
+
+def verify(location: str | os.PathLike[str] | Storage, *, progress: bool = False) -> list[Problem]:
+    """Read every byte of a store and check all that is known of it.
+
+    Sizes and SHA-256 of all objects, the checksums of the JSON documents, and then, decoded by plain
+    Zarr, what the format promises of the arrays: shapes, pointers, ascending features, finite and
+    nonzero activations, spans, statuses, and a document level that equals one computed anew.
+
+    Parameters
+    ----------
+    location
+        A path, a URL, or a `Storage`. Nobody may be writing to it meanwhile.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    list of Problem
+        Empty if all is well. Damage does not end the run; what depends on a damaged object is not
+        checked further. Holds one chunk in memory at a time.
+
+    Raises
+    ------
+    NotAStoreError
+        If there is nothing at this place.
+    UnsupportedFormatError
+        If a newer release wrote the store.
+    """
+    return _Verifier(open_storage(location)).run(progress=progress)
+
+
+class _Verifier:
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.problems: list[Problem] = []
+        self.present: dict[str, int] = {}
+        self.in_folder: dict[str, list[str]] = {}
+        self.expected: set[str] = set()
+        self.attributes: dict[str, Any] | None = None
+        self.plan: dict[str, Any] | None = None
+        self.commits: dict[str, dict[str, Any]] = {}
+
+    def error(self, key: str, what: str) -> None:
+        self.problems.append(Problem(key, what))
+
+    def note(self, key: str, what: str) -> None:
+        self.problems.append(Problem(key, what, "note"))
+
+    def run(self, *, progress: bool) -> list[Problem]:
+        self.present = dict(self.storage.list())
+        for key in self.present:
+            self.in_folder.setdefault("/".join(key.split("/")[:2]), []).append(key)
+        if not self.present:
+            raise NotAStoreError(f"there is no store at {self.storage.url}: nothing is there")
+        self._root()
+        self._plan()
+        for key in sorted(k for k in self.present if k.startswith("labels/")):
+            if key.endswith(".json") and not _is_temporary(key):
+                self._sealed(key)
+                self.expected.add(key)
+        self._read_commits()
+        self._manifest()
+        if not (self.attributes or self.plan or self.commits):
+            return self.problems  # nothing says what else there should be
+        for parent in ("chunks", "documents"):
+            self._exact(f"{parent}/zarr.json", _group({}))
+        blocks = self._named_blocks()
+        commits = [(key, c) for key, c in self.commits.items() if _is_folder(c.get("folder"))]
+        with tqdm(
+            total=len(blocks) + len(commits), desc="Verifying", unit="folder", disable=not progress
+        ) as bar:
+            for start, stop, folder in blocks:
+                self._guarded(folder["key"], lambda s=start, e=stop, f=folder: self._block(s, e, f))  # type: ignore[misc]
+                bar.update()
+            for key, commit in commits:
+                self._guarded(key, lambda k=key, c=commit: self._commit(k, c))  # type: ignore[misc]
+                bar.update()
+        self._coverage()
+        self._unexpected()
+        return self.problems
+
+    def _guarded(self, key: str, check: Callable[[], None]) -> None:
+        """Run a check; one that cannot even be carried out is a problem as well."""
+        try:
+            check()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest is to be checked too
+            self.error(key, f"cannot be checked: {error!r}")
+
+    # JSON documents
+
+    def _get(self, key: str) -> bytes | None:
+        self.expected.add(key)
+        try:
+            return self.storage.get(key)
+        except FileNotFoundError:
+            self.error(key, "is missing")
+        except OSError as error:
+            self.error(key, f"cannot be read: {error}")
+        return None
+
+    def _exact(self, key: str, expected: bytes) -> None:
+        data = self._get(key)
+        if data is not None and data != expected:
+            self.error(key, "is not what is always written there")
+
+    def _json(self, key: str, data: bytes) -> dict[str, Any] | None:
+        try:
+            document = json.loads(data)
+        except ValueError as error:
+            self.error(key, f"is not JSON: {error}")
+            return None
+        if not isinstance(document, dict):
+            self.error(key, "is not a JSON object")
+            return None
+        if json.dumps(document, indent=1).encode() != data:
+            self.error(key, "is JSON, but not byte for byte as it was written")
+        return document
+
+    def _sealed(self, key: str) -> dict[str, Any] | None:
+        """Read a JSON object that carries the SHA-256 of itself."""
+        data = self._get(key)
+        document = None if data is None else self._json(key, data)
+        return None if document is None else self._open_seal(key, document)
+
+    def _open_seal(self, key: str, document: dict[str, Any]) -> dict[str, Any] | None:
+        if not isinstance(claimed := document.pop("checksum", None), str):
+            self.error(key, "has no checksum")
+            return None
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        if hashlib.sha256(canonical.encode()).hexdigest() != claimed:
+            self.error(key, "does not match its checksum")
+            return None
+        return document
+
+    def _known_version(self, key: str, document: dict[str, Any]) -> None:
+        found = document.get("format_version")
+        if isinstance(found, int) and found > _VERSION:
+            raise UnsupportedFormatError(
+                f"{self.storage.url} has store format {found}; this release of interp_embed "
+                f"verifies up to {_VERSION}: upgrade interp_embed"
+            )
+        if found != _VERSION:
+            self.error(key, f"has no known format version: {found!r}")
+
+    def _root(self) -> None:
+        data = self._get("zarr.json")
+        document = None if data is None else self._json("zarr.json", data)
+        if document is None:
+            return
+        attributes = document.pop("attributes", None)
+        if document != _GROUP or not isinstance(attributes, dict):
+            self.error("zarr.json", "is not the document of a Zarr group")
+        if isinstance(attributes, dict):
+            self.attributes = self._open_seal("zarr.json", attributes)
+        if self.attributes is not None:
+            self._known_version("zarr.json", self.attributes)
+            if self.attributes.get("dtype") not in {"float32", "float16"}:
+                self.error("zarr.json", f"has dtype {self.attributes.get('dtype')!r}")
+
+    def _plan(self) -> None:
+        self.plan = self._sealed("plan.json")
+        if self.plan is None:
+            return
+        self._known_version("plan.json", self.plan)
+        if self.attributes is not None:
+            hashes = self.attributes.get("fingerprint", {}).get("documents")
+            if hashes != self.plan.get("hashes"):
+                self.error("plan.json", "its documents are not those of the root's fingerprint")
+
+    def _read_commits(self) -> None:
+        for key in sorted(k for k in self.present if k.startswith("commits/")):
+            if _is_temporary(key) or not key.endswith(".json"):
+                continue
+            commit = self._sealed(key)
+            if commit is None:
+                continue
+            self.commits[key] = commit
+            if key != _commit_key(commit):
+                self.error(key, f"holds the commit that belongs in {_commit_key(commit)}")
+            if not _is_folder(commit.get("folder")):
+                self.error(key, "names no folder")
+
+    def _manifest(self) -> None:
+        if "manifest.json" not in self.present:
+            return
+        document = self._sealed("manifest.json")
+        if document is None or self.plan is None:
+            return
+        live = []
+        for key in self._live():
+            folder = {k: v for k, v in self.commits[key]["folder"].items() if k != "objects"}
+            live.append({**self.commits[key], "folder": folder})
+        stated = {_commit_key(c): c for c in document.get("commits", [])}
+        for key in stated:
+            if key not in self.commits and key not in self.expected:
+                self.error(key, "is missing, though manifest.json names it")
+        if list(stated.values()) != live and not any(
+            k not in self.commits and k in self.expected for k in stated
+        ):
+            self.error("manifest.json", "differs from the commits")
+
+    def _live(self) -> list[str]:
+        """Return the commits that documents are read from, in order of their first document."""
+        winner = self._winners()
+        found, first = np.unique(winner, return_index=True)
+        keys = sorted(self.commits, key=lambda k: _rank(self.commits[k]))
+        order = np.argsort(first)
+        return [keys[i] for i in found[order] if i >= 0]
+
+    def _winners(self) -> NDArray[np.int32]:
+        """Return the place, in order of rank, of the commit that each document is read from."""
+        winner = np.full(int((self.plan or {}).get("n_documents", 0)), -1, np.int32)
+        ranked = sorted(self.commits.values(), key=_rank)
+        for number, commit in enumerate(ranked):
+            winner[commit["start"] : commit["stop"]] = number
+        return winner
+
+    # Folders of arrays
+
+    def _folder(self, owner: str, folder: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+        """Read a folder whole; return its sound arrays, decoded, and its group's attributes."""
+        base, objects = folder["key"], folder["objects"]
+        held: dict[str, bytes] = {}
+        for relative, (size, sha256) in objects.items():
+            key = f"{base}/{relative}"
+            data = self._get(key)
+            if data is None:
+                continue
+            if len(data) != size:
+                self.error(key, f"has {len(data)} bytes, {owner} says {size}")
+            elif hashlib.sha256(data).hexdigest() != sha256:
+                self.error(key, f"does not have the SHA-256 that {owner} says")
+            else:
+                held[relative] = data
+        for key in self.in_folder.get(base, []):
+            if key not in self.expected:
+                self.expected.add(key)
+                self.error(key, f"is in a folder of {owner}, which does not name it")
+        attributes = self._structure(owner, folder, held)
+        return self._decoded(owner, folder, held), attributes
+
+    def _structure(
+        self, owner: str, folder: Mapping[str, Any], held: Mapping[str, bytes]
+    ) -> dict[str, Any]:
+        """Check that the folder's objects are those of its arrays, and their groups' documents."""
+        names = {"zarr.json"}
+        for name, entry in folder["arrays"].items():
+            names |= {f"{name}/zarr.json"} | ({f"{name}/c/0"} if entry["length"] else set())
+            parts = name.split("/")
+            groups = {"/".join([*parts[:i], "zarr.json"]) for i in range(1, len(parts))}
+            names |= groups
+            for group in groups & set(held):
+                if held[group] != _group({}):
+                    self.error(f"{folder['key']}/{group}", "is not the document of a Zarr group")
+        if names != set(folder["objects"]):
+            odd = sorted(names ^ set(folder["objects"]))
+            self.error(owner, f"its arrays and its objects do not fit together: {odd[0]}")
+        if "zarr.json" not in held:
+            return {}
+        document = json.loads(held["zarr.json"])
+        attributes = document.pop("attributes", {})
+        if document != _GROUP:
+            self.error(f"{folder['key']}/zarr.json", "is not the document of a Zarr group")
+        return dict(attributes)
+
+    def _decoded(self, owner: str, folder: Mapping[str, Any], held: Mapping[str, bytes]) -> Arrays:
+        arrays: Arrays = {}
+        for name, entry in folder["arrays"].items():
+            key = f"{folder['key']}/{name}"
+            mine = {r: data for r, data in held.items() if r.startswith(f"{name}/")}
+            if len(mine) != (2 if entry["length"] else 1):
+                continue  # an object of it is damaged, and reported
+            if entry["length"] and len(mine[f"{name}/c/0"]) != entry["size"]:
+                self.error(owner, f"says two sizes of {name}/c/0")
+            if why := metadata_differs(json.loads(mine[f"{name}/zarr.json"]), entry):
+                self.error(f"{key}/zarr.json", f"{why}, unlike what {owner} says")
+            try:
+                arrays[name] = decode(name, mine)
+            except Exception as error:  # noqa: BLE001 - any failure of a codec is a finding
+                self.error(f"{key}/c/0", f"Zarr cannot decode it: {error!r}")
+        return arrays
+
+    def _named_blocks(self) -> list[tuple[int, int, dict[str, Any]]]:
+        blocks = (self.plan or {}).get("blocks", [])
+        at = 0
+        for start, stop, folder in blocks:
+            if start != at or stop < start:
+                self.error("plan.json", f"its blocks do not follow each other at document {start}")
+            at = stop
+            if not _is_folder(folder):
+                self.error("plan.json", f"names no folder for documents {start}:{stop}")
+        if self.plan is not None and at != self.plan.get("n_documents"):
+            self.error("plan.json", f"its blocks end at document {at}")
+        return [(start, stop, folder) for start, stop, folder in blocks if _is_folder(folder)]
+
+    def _block(self, start: int, stop: int, folder: dict[str, Any]) -> None:
+        arrays, _ = self._folder("plan.json", folder)
+        columns = (self.plan or {})["columns"]
+        names = {f"row/{c['key']}" for c in columns}
+        names |= {f"null/{c['key']}" for c in columns if c["nullable"]}
+        if names != set(folder["arrays"]):
+            odd = sorted(names ^ set(folder["arrays"]))
+            self.error(folder["key"], f"its arrays are not those of the columns: {odd[0]}")
+        for name, values in arrays.items():
+            if len(values) != stop - start:
+                self.error(
+                    f"{folder['key']}/{name}",
+                    f"has {len(values)} elements for {stop - start} documents",
+                )
+
+    def _commit(self, key: str, commit: dict[str, Any]) -> None:
+        folder = commit["folder"]
+        arrays, attributes = self._folder(key, folder)
+        stated = {name: commit[name] for name in ("d_sae", "start", "stop", *_STATISTICS)}
+        if attributes and attributes != stated:
+            odd = next(n for n in {**stated, **attributes} if attributes.get(n) != stated.get(n))
+            self.error(f"{folder['key']}/zarr.json", f"its {odd} is not what {key} says")
+        if self.attributes is not None:
+            width = self.attributes.get("d_sae")
+            # A chunk in which nothing was encoded may not know the number of features.
+            if commit["d_sae"] != width and (commit["d_sae"] or commit["n_tokens"]):
+                self.error(key, f"has {commit['d_sae']} features, zarr.json says {width}")
+        total = (self.plan or {}).get("n_documents", commit["stop"])
+        if not 0 <= commit["start"] < commit["stop"] <= total:
+            self.error(key, f"holds documents {commit['start']}:{commit['stop']} of {total}")
+        dtype = (self.attributes or {}).get("dtype")
+        checked = check_chunk(arrays, commit, dtype, set(folder["arrays"]))
+        for name, what in checked:
+            self.error(f"{folder['key']}/{name}", what)
+
+    # The store as a whole
+
+    def _coverage(self) -> None:
+        if self.plan is None:
+            return
+        missing = self._winners() < 0
+        if missing.any():
+            first = int(np.argmax(missing))
+            self.note(
+                "commits",
+                f"{int(missing.sum())} of {len(missing)} documents are not encoded yet, "
+                f"document {first} for one",
+            )
+        elif "manifest.json" not in self.present and len(missing):
+            self.note("manifest.json", "is not there: the store opens slower without it")
+
+    def _unexpected(self) -> None:
+        folders: dict[str, int] = {}
+        for key in sorted(set(self.present) - self.expected):
+            parts = key.split("/")
+            if _is_temporary(key):
+                self.note(key, "is a temporary object that a killed process left")
+            elif key == "writer.json":
+                self.note(
+                    key, "says that a process is writing to the store, or was killed doing so"
+                )
+            elif parts[0] in {"chunks", "documents"} and len(parts) > 2:
+                folder = f"{parts[0]}/{parts[1]}"
+                folders[folder] = folders.get(folder, 0) + 1
+            else:
+                self.note(key, "is no part of the format")
+        for folder, count in folders.items():
+            self.note(folder, f"is a folder of {count} objects that nothing names")
+
+
+def _group(attributes: Mapping[str, Any]) -> bytes:
+    return json.dumps({**_GROUP, "attributes": dict(attributes)}, indent=1).encode()
+
+
+def _is_temporary(key: str) -> bool:
+    return key.rsplit("/", 1)[-1].startswith(".tmp-")
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, dict) and {"key", "arrays", "objects"} <= set(value)
+
+
+def _commit_key(commit: Mapping[str, Any]) -> str:
+    start, stop, generation = (int(commit.get(k, -1)) for k in ("start", "stop", "generation"))
+    return f"commits/{start:012d}-{stop:012d}-{generation:06d}.json"
+
+
+def _rank(commit: Mapping[str, Any]) -> tuple[int, int, str]:
+    return commit["generation"], commit["stop"] - commit["start"], commit["folder"]["key"]

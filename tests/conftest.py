@@ -1,0 +1,58 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from fake_sae import WideSAE, WordSAE
+
+from interp_embed import Dataset
+
+TEXTS = [
+    "the cat sat on the mat",
+    "dogs are loyal pets",
+    "",
+    "python is a programming language",
+    "machine learning is fascinating",
+    "the end",
+    "a \N{GRINNING FACE} smile",
+    "one",
+    "  two  spaces  ",
+    "the the the",
+    "loyal pets sat on python",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """Skip fsync: no test cuts the power, and thousands of little files would be waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def sae():
+    return WordSAE()
+
+
+@pytest.fixture
+def texts():
+    return list(TEXTS)
+
+
+@pytest.fixture
+def data(texts):
+    """Records with a text, a number, and another column."""
+    return [
+        {"text": text, "score": (7 * i) % 5, "source": f"s{i % 3}"} for i, text in enumerate(texts)
+    ]
+
+
+@pytest.fixture
+def dataset(data):
+    """Eleven documents; those at 3 and 8 failed."""
+    data[3]["text"] = "python FAIL language"
+    data[8]["text"] = None
+    return Dataset(data, WideSAE(), "a description", save_every_batch=1, batch_size=2)

@@ -1,0 +1,271 @@
+"""Every storage does what the store asks of it, and says truly whether it can arbitrate."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import uuid
+
+import numpy as np
+import pytest
+
+from interp_embed.errors import SingleWriterError
+from interp_embed.store import Store, StoreWriter
+from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
+from interp_embed.store.verify import verify
+from interp_embed.testing import (
+    assert_chunks_equal,
+    random_chunk,
+    read_everything,
+    store_from_chunk,
+)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    moto = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    import logging
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT"],
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket="bucket")
+    client.close()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(name, raising=False)
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "fsspec", "s3"])
+def storage(request, tmp_path):
+    name = uuid.uuid4().hex
+    if request.param == "local":
+        return open_storage(tmp_path / "root")
+    if request.param == "memory":
+        return open_storage(f"memory://{name}")
+    if request.param == "fsspec":
+        return FsspecStorage(f"memory://{name}")
+    return open_storage(f"{request.getfixturevalue('s3')}/{name}/prefix")
+
+
+KEYS = ["zarr.json", "a/x", "a/b/c d%2Fe", "a/b/x", "ab/y"]
+
+
+def test_what_is_put_can_be_got(storage):
+    for number, key in enumerate(KEYS):
+        [storage.put, storage.put_new][number % 2](key, key.encode())
+    for key in KEYS:
+        assert storage.get(key) == key.encode()
+        assert storage.size(key) == len(key)
+        assert storage.exists(key)
+    storage.put("a/x", b"other")
+    assert storage.get("a/x") == b"other"
+    storage.put("empty", b"")
+    assert storage.get("empty") == b""
+    storage.sync(KEYS)
+
+
+def test_listings_are_of_folders(storage):
+    for key in KEYS:
+        storage.put(key, b"12")
+    assert dict(storage.list()) == dict.fromkeys(KEYS, 2)
+    assert {k for k, _ in storage.list("a")} == {"a/x", "a/b/c d%2Fe", "a/b/x"}
+    assert list(storage.list("nothing")) == []
+    assert storage.folders("a") == {"b"}
+    assert storage.folders("nothing") == set()
+
+
+def test_ranges_end_where_the_object_ends(storage):
+    storage.put("x", b"0123456789")
+    assert storage.get_range("x", 0, 10) == b"0123456789"
+    assert storage.get_range("x", 3, 4) == b"3456"
+    assert storage.get_range("x", 8, 9) == b"89"
+    assert storage.get_range("x", 10, 1) == b""
+    assert storage.get_range("x", 99, 9) == b""
+    assert storage.get_range("x", 3, 0) == b""
+
+
+def test_what_is_missing_is_a_file_that_is_not_found(storage):
+    for call in (storage.get, storage.size, lambda k: storage.get_range(k, 0, 3)):
+        with pytest.raises(FileNotFoundError):
+            call("missing")
+    assert not storage.exists("missing")
+
+
+def test_deleting_is_of_what_is_named_and_repeats_without_harm(storage):
+    for key in KEYS:
+        storage.put(key, b"x")
+    for _ in range(2):
+        storage.delete("zarr.json")
+        storage.delete_folder("a")
+    assert {k for k, _ in storage.list()} == {"ab/y"}
+
+
+def test_a_key_is_created_once(storage):
+    assert storage.put_if_absent("commits/1.json", b"first")
+    assert not storage.put_if_absent("commits/1.json", b"second")
+    assert storage.get("commits/1.json") == b"first"
+
+
+def test_the_probe_says_who_arbitrates_and_leaves_nothing(storage):
+    assert storage.arbitrates() == (not isinstance(storage, FsspecStorage))
+    assert list(storage.list()) == []
+
+
+def test_of_many_threads_one_creates_the_key(storage):
+    if not storage.arbitrates():
+        pytest.skip("says itself that it cannot")
+    for round_ in range(5):
+        barrier, won = threading.Barrier(8), []
+
+        def race(number, key=f"key-{round_}", barrier=barrier, won=won):
+            barrier.wait()
+            if storage.put_if_absent(key, b"%d" % number):
+                won.append(number)
+
+        threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert storage.get(f"key-{round_}") == b"%d" % won[0]
+
+
+def race_process(root, barrier, results, number):
+    storage = LocalStorage(root)
+    for round_ in range(20):
+        barrier.wait()
+        results.put((round_, number, storage.put_if_absent(f"k/{round_}", b"%d" % number * 1000)))
+
+
+def test_of_many_processes_one_creates_the_key(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(8), context.Queue()
+    processes = [
+        context.Process(target=race_process, args=(tmp_path, barrier, results, i)) for i in range(8)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [results.get(timeout=120) for _ in range(8 * 20)]
+    for process in processes:
+        process.join()
+    for round_ in range(20):
+        won = [number for r, number, created in outcomes if r == round_ and created]
+        assert len(won) == 1
+        assert (tmp_path / f"k/{round_}").read_bytes() == b"%d" % won[0] * 1000
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_store_can_be_written_read_verified_and_read_by_zarr(storage):
+    import zarr
+
+    chunk = random_chunk(0, 9, d_sae=50, mean_tokens=4)
+    if isinstance(storage, FsspecStorage):
+        store_from_chunk(storage, chunk)
+    else:
+        store_from_chunk(storage.url, chunk)
+        storage = open_storage(storage.url)
+    store = Store(storage)
+    assert_chunks_equal(read_everything(store), chunk)
+    assert verify(storage) == []
+    group = zarr.open_group(store=storage.zarr_store(), mode="r")
+    folder = store.ledger.live[0].folder.key
+    assert group[f"{folder}/activation"][:].tolist() == chunk.activation.tolist()
+    assert group.attrs["format_version"] == 1
+
+
+def test_a_truncated_object_is_an_error_on_every_storage(storage):
+    from interp_embed.errors import CorruptStoreError
+
+    store = store_from_chunk(storage, random_chunk(0, 9, d_sae=50, mean_tokens=4))
+    key = f"{store.ledger.live[0].folder.key}/activation/c/0"
+    data = storage.get(key)
+    for size in (0, 3, len(data) - 1):
+        storage.put(key, data[:size])
+        with pytest.raises(CorruptStoreError, match="is damaged: bytes"):
+            read_everything(Store(storage))
+    storage.delete(key)
+    with pytest.raises(CorruptStoreError, match="is missing"):
+        read_everything(Store(storage))
+
+
+def test_a_storage_that_cannot_arbitrate_has_one_writer():
+    storage = FsspecStorage(f"memory://{uuid.uuid4().hex}")
+    store = store_from_chunk(storage, random_chunk(0, 3), finished=False)
+    with StoreWriter(store):
+        with pytest.raises(
+            SingleWriterError, match=f"process {os.getpid()} on .* is writing to it"
+        ):
+            StoreWriter(store)
+        assert storage.exists("writer.json")
+    assert not storage.exists("writer.json")
+    with pytest.raises(ValueError, match="has 512 features, this SAE has 9"):
+        StoreWriter(store, d_sae=9)
+    assert not storage.exists("writer.json"), "a refused writer holds no lock"
+
+
+def test_locations_of_all_kinds_open(tmp_path):
+    assert isinstance(open_storage(tmp_path), LocalStorage)
+    assert isinstance(open_storage(str(tmp_path)), LocalStorage)
+    assert open_storage(f"file://{tmp_path}").url == str(tmp_path)
+    assert open_storage("~/x").url == os.path.expanduser("~/x")  # noqa: PTH111
+    assert isinstance(open_storage("memory://one"), ObjectStorage)
+    assert open_storage("memory://one/").store is open_storage("memory://one").store
+    storage = open_storage(tmp_path)
+    assert open_storage(storage) is storage
+    for wrong in ("", b"bytes"):
+        with pytest.raises(ValueError, match="a store needs a path or a URL"):
+            open_storage(wrong)
+    assert repr(storage) == f"LocalStorage('{tmp_path}')"
+
+
+def test_a_file_system_without_hard_links_is_refused_in_words(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="must support hard links"):
+        LocalStorage(tmp_path).put_if_absent("a", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    storage = LocalStorage(tmp_path)
+    storage.put("a", b"old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        storage.put("a", b"new")
+    assert storage.get("a") == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_random_ranges_are_what_slices_are(storage):
+    data = np.random.default_rng(0).bytes(500)
+    storage.put("x", data)
+    for start, length in np.random.default_rng(1).integers(0, 520, (30, 2)).tolist():
+        assert storage.get_range("x", start, length) == data[start : start + length]
