@@ -417,9 +417,7 @@ def test_columns_sort_descending_by_default_ties_in_document_order(dataset, data
     assert down.list() == [data[i] for i in np.argsort(-score, kind="stable")]
     up = dataset.sort_by_columns("score", descending=False)
     assert up.list() == [data[i] for i in np.argsort(score, kind="stable")]
-    np.testing.assert_array_equal(
-        up.latents(), dataset.latents()[np.argsort(score, kind="stable")]
-    )
+    np.testing.assert_array_equal(up.latents(), dataset.latents()[np.argsort(score, kind="stable")])
 
 
 def test_several_columns_sort_by_the_first_first(dataset, data):
@@ -523,9 +521,7 @@ def test_top_documents_are_the_highest_first(dataset):
         want = candidates[np.argsort(-values[candidates], kind="stable")]
         rows = dataset.top_documents_for_feature(feature, document_only=False, k=100)
         assert [r.document() for r in rows] == [texts_of(dataset)[i] for i in want]
-        low = dataset.top_documents_for_feature(
-            feature, document_only=False, select_top=False, k=2
-        )
+        low = dataset.top_documents_for_feature(feature, document_only=False, select_top=False, k=2)
         want = candidates[np.argsort(values[candidates], kind="stable")][:2]
         assert [r.document() for r in low] == [texts_of(dataset)[i] for i in want]
 
@@ -570,9 +566,7 @@ def test_top_documents_of_no_such_feature_is_an_index_error(dataset):
 
 def test_token_activations_mark_runs_of_active_tokens(dataset):
     for feature in range(D_SAE):
-        for found, text in zip(
-            dataset.token_activations(feature), texts_of(dataset), strict=True
-        ):
+        for found, text in zip(dataset.token_activations(feature), texts_of(dataset), strict=True):
             if text is None or FAIL in text:
                 assert found is None
             else:
@@ -667,7 +661,9 @@ def test_one_bad_document_fails_by_itself(value, reason):
     assert reason in dataset.failures()["reason"][0]
     assert [row is None for row in dataset] == [False, True, False, False]
     np.testing.assert_array_equal(
-        dataset.latents(), by_oracle(["first words", "", "last words", ""], failed=[1]), strict=False
+        dataset.latents(),
+        by_oracle(["first words", "", "last words", ""], failed=[1]),
+        strict=False,
     )
 
 
@@ -1056,9 +1052,7 @@ def test_rows_that_are_known_are_not_encoded(data, texts):
     assert [row is None for row in kept] == [row is None for row in rows]
     assert np.isnan(kept.latents()[::2]).all()
     np.testing.assert_array_equal(kept.latents()[1::2], full.latents()[1::2])
-    np.testing.assert_array_equal(
-        kept.latents("sum", compress=True).toarray(), kept.latents("sum")
-    )
+    np.testing.assert_array_equal(kept.latents("sum", compress=True).toarray(), kept.latents("sum"))
 
 
 def test_rows_of_another_width_or_text_are_refused():

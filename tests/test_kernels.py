@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed.kernels import pooling
-from interp_embed.kernels.pooling import count_above, pool
+from interp_embed.kernels.pooling import count_above, has_own_sum, pool
 from interp_embed.testing import chunks, dense, oracle, random_chunk
 
 
@@ -25,9 +27,9 @@ def to_dense(pointer, feature, values, d_sae):
     return out
 
 
-def assert_pooled_right(chunk):
+def assert_pooled_right(chunk, executor=None):
     documents = [m if m is not None else np.zeros((0, chunk.d_sae)) for m in dense(chunk)]
-    found = pool(*arrays(chunk))
+    found = pool(*arrays(chunk), executor=executor)
     assert found.feature.dtype == chunk.feature.dtype
 
     def level(values):
@@ -39,7 +41,13 @@ def assert_pooled_right(chunk):
     )
     np.testing.assert_array_equal(level(found.positive), oracle(documents, "count"))
     size = oracle([np.abs(m) for m in documents], "sum")
-    error = np.abs(level(found.sum) - oracle(documents, "sum"))
+    own = has_own_sum(found.count, found.max)
+    np.testing.assert_array_equal(
+        np.concatenate([[0], np.cumsum(own)])[found.doc_ptr], found.sum_ptr
+    )
+    total = found.max.copy()
+    total[own] = found.sum
+    error = np.abs(level(total) - oracle(documents, "sum"))
     half_a_place = 2.0**-24  # of float32; the sum itself is float64
     assert (error <= half_a_place * np.abs(oracle(documents, "sum")) + 1e-14 * size).all()
 
@@ -66,6 +74,8 @@ def test_cutting_documents_into_blocks_changes_nothing(monkeypatch, block):
     monkeypatch.setattr(pooling, "_BLOCK_NNZ", block)
     chunk = random_chunk(0, 20, d_sae=300)
     assert_pooled_right(chunk)
+    with ThreadPoolExecutor(3) as executor:
+        assert_pooled_right(chunk, executor)
     documents = [m if m is not None else np.zeros((0, 300)) for m in dense(chunk)]
     found = count_above(*arrays(chunk), 1.0)
     level = to_dense(found.indptr, found.indices, found.data, 300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.shard import ArraySpec, BlockCache, ShardedArray, encode_array
+from interp_embed.store.shard import ArraySpec, BlockCache, EncodedArray, ShardedArray
 from interp_embed.store.storage import open_storage
 
 INTEGERS = ["uint8", "int8", "uint16", "uint32", "int32", "uint64", "int64"]
@@ -40,10 +41,13 @@ def values_of(spec, length, seed=0):
 
 
 def write(storage, values, spec, inner, cache=None, executor=None):
-    encoded = encode_array(values, spec, inner=inner, executor=executor)
-    for key, data in encoded.objects("a").items():
-        storage.put(key, data)
-    return ShardedArray(storage, "a", encoded.metadata, len(encoded.shard or b""), cache)
+    encoded = EncodedArray(values, spec, inner=inner, executor=executor)
+    shard = encoded.shard()
+    storage.put("a/zarr.json", json.dumps(encoded.metadata).encode())
+    storage.delete("a/c/0")
+    if shard:
+        storage.put("a/c/0", shard)
+    return ShardedArray(storage, "a", encoded.metadata, len(shard), cache)
 
 
 @pytest.fixture
@@ -107,9 +111,8 @@ def test_threads_encode_and_decode_the_same(storage):
     values = np.arange(1000, dtype=np.uint32)
     spec = ArraySpec("uint32", "delta", "n")
     with ThreadPoolExecutor(4) as executor:
-        assert encode_array(values, spec, inner=7, executor=executor) == encode_array(
-            values, spec, inner=7
-        )
+        threaded = EncodedArray(values, spec, inner=7, executor=executor)
+        assert threaded.shard() == EncodedArray(values, spec, inner=7).shard()
         array = write(storage, values, spec, 7, executor=executor)
         np.testing.assert_array_equal(array.read_all(executor), values)
 
@@ -156,10 +159,11 @@ def test_elements_outside_of_the_array_are_an_error(storage):
 
 
 def test_unknown_codecs_are_refused(storage):
+    array = write(storage, np.ones(5, np.float32), ArraySpec("float32", "lz4", "n"), 2)
     metadata = ArraySpec("float32", "lz4", "n").metadata(5, 2)
     metadata["codecs"][0]["configuration"]["codecs"].pop()
     with pytest.raises(CorruptStoreError, match="which this format does not have"):
-        ShardedArray(storage, "a", metadata, 1)
+        ShardedArray(storage, "a", metadata, array.size).read_all()
 
 
 def test_the_cache_drops_what_was_used_longest_ago():

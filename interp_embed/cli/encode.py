@@ -10,6 +10,9 @@ from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
 from interp_embed.cli.saes import build_sae, quiet_loading
 from interp_embed.cli.tables import read_table
+from interp_embed.inputs import as_frame
+from interp_embed.store import is_store
+from interp_embed.store.writer import check_place
 
 __all__ = ["run_encode"]
 
@@ -35,9 +38,11 @@ def run_encode(
     RuntimeError
         If no document could be encoded.
     """
-    frame = read_table(source, field)
+    frame = as_frame(read_table(source, field), field)
     model = build_sae(sae, device)
     quiet_loading()
+    if not is_store(check_place(store)):
+        model.load()  # first, so that an SAE that cannot be had leaves no store behind
     begun = time.monotonic()
     try:
         dataset = Dataset(

@@ -40,16 +40,18 @@ def run(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     command = typer.main.get_command(app)
+    words = [a for a in arguments if a != "--debug"]
     try:
-        with _plain_warnings():
-            code = command.main(
-                [a for a in arguments if a != "--debug"], "interp-embed", standalone_mode=False
-            )
+        # Not through main(), which deals with errors and with Ctrl-C in its own way.
+        with _plain_warnings(), command.make_context("interp-embed", words) as context:
+            command.invoke(context)
+    except typer.Exit as exit_:
+        return exit_.exit_code
     except _UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        _report(stop.__cause__ or stop, "interrupted", debug)
+    except KeyboardInterrupt as stop:
+        _report(stop, "interrupted", debug)
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone. Python would complain of it once more at exit.
@@ -59,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  (the last one who can say it in one line)
         _report(error, f"error: {describe(error)}", debug)
         return 1
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def describe(error: BaseException) -> str:
@@ -72,7 +74,7 @@ def describe(error: BaseException) -> str:
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST].rstrip()}… (--debug shows all of it)"
     if isinstance(error, ImportError):
-        return f"{text}. {_missing_packages(error)}"
+        return f"{text.rstrip('.')}. {_missing_packages(error)}"
     if isinstance(error, _EXPECTED) and text:
         return text
     return f"{type(error).__name__}: {text}".removesuffix(": ") + " (--debug shows where)"
@@ -80,7 +82,7 @@ def describe(error: BaseException) -> str:
 
 def _missing_packages(error: ImportError) -> str:
     missing = (error.name or "").partition(".")[0]
-    extra = "io" if "pyarrow" in (missing, *str(error).split()) else "model"
+    extra = "io" if missing == "pyarrow" or "pyarrow" in str(error) else "model"
     return f"What this needs comes with: pip install 'interp_embed[{extra}]'"
 
 

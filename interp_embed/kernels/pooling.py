@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Pooled", "SparseRows", "count_above", "pool"]
+__all__ = ["Pooled", "SparseRows", "count_above", "has_own_sum", "pool"]
 
 _BLOCK_NNZ = 2**20  # nonzeros per call of a kernel: bounds its output buffers
 
@@ -72,9 +72,10 @@ def _drain(word, summary, out, n):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True)
 def _pool_block(  # type: ignore[no-untyped-def]
     feature, activation, bounds, n_tokens, signed, top, total, count, positive, word, summary,
-    out_ptr, out_feature, out_max, out_sum, out_count, out_positive,
+    out_ptr, out_feature, out_max, out_count, out_positive, out_sum,
 ):  # fmt: skip
     n = 0
+    m = 0
     for d in range(len(bounds) - 1):
         for i in range(bounds[d], bounds[d + 1]):
             f = feature[i]
@@ -93,16 +94,18 @@ def _pool_block(  # type: ignore[no-untyped-def]
             if count[f] < n_tokens[d] and highest < 0:
                 highest = np.float32(0)  # a token without the feature counts as 0
             out_max[j] = highest
-            out_sum[j] = total[f]
             out_count[j] = count[f]
+            if count[f] > 1 or highest <= 0:
+                out_sum[m] = total[f]
+                m += 1
             top[f] = -np.inf
             total[f] = 0.0
             count[f] = 0
             if signed:
                 out_positive[j] = positive[f]
                 positive[f] = 0
-        out_ptr[d + 1] = n
-    return n
+        out_ptr[0, d + 1] = n
+        out_ptr[1, d + 1] = m
 
 
 @numba.njit(cache=True, nogil=True)
@@ -121,8 +124,7 @@ def _count_block(  # type: ignore[no-untyped-def]
         for j in range(begin, n):
             out_count[j] = count[out_feature[j]]
             count[out_feature[j]] = 0
-        out_ptr[d + 1] = n
-    return n
+        out_ptr[0, d + 1] = n
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,22 +146,48 @@ class Pooled:
         Document ``i`` has entries ``doc_ptr[i]:doc_ptr[i + 1]``.
     feature : ndarray of uint16 or uint32, shape (entries,)
         Ascending within a document.
-    max : ndarray of float32
+    max : ndarray of float32, shape (entries,)
         Highest activation over the document's tokens, those without the feature counting as 0.
-    sum : ndarray of float32
-        Sum of the activations over the document's tokens, added up in float64.
-    count : ndarray of uint32
+    count : ndarray of uint32, shape (entries,)
         Number of tokens whose activation is not zero.
-    positive : ndarray of uint32
+    positive : ndarray of uint32, shape (entries,)
         Number of tokens whose activation is above zero.
+    sum_ptr : ndarray of int64, shape (documents + 1,)
+        Document ``i`` has sums ``sum_ptr[i]:sum_ptr[i + 1]``.
+    sum : ndarray of float32
+        Sums over the document's tokens, added up in float64, of the entries that `has_own_sum`
+        tells. The sum of the others is their max: the feature is positive on one token and absent
+        from the rest.
     """
 
     doc_ptr: NDArray[np.int64]
     feature: NDArray[np.unsignedinteger]
     max: NDArray[np.float32]
-    sum: NDArray[np.float32]
     count: NDArray[np.uint32]
     positive: NDArray[np.uint32]
+    sum_ptr: NDArray[np.int64]
+    sum: NDArray[np.float32]
+
+    @classmethod
+    def concatenate(cls, levels: Sequence[Pooled]) -> Pooled:
+        """Join the document levels of chunks end to end."""
+
+        def pointer(name: str) -> NDArray[np.int64]:
+            lengths = np.concatenate([np.diff(getattr(level, name)) for level in levels])
+            return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+        def column(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(level, name) for level in levels])
+
+        return cls(
+            pointer("doc_ptr"),
+            column("feature"),
+            column("max"),
+            column("count"),
+            column("positive"),
+            pointer("sum_ptr"),
+            column("sum"),
+        )
 
 
 def _bitmaps(d_sae: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -179,8 +207,8 @@ def _blocks(bounds: NDArray[np.int64]) -> Iterator[slice]:
 
 def _by_block(
     bounds: NDArray[np.int64],
-    dtypes: Sequence[DTypeLike],
-    kernel: Callable[[slice], Callable[..., int]],
+    columns: Sequence[tuple[DTypeLike, int]],
+    kernel: Callable[[slice], Callable[..., None]],
     executor: Executor | None,
 ) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
     """Run a kernel over the blocks and join what it fills.
@@ -189,35 +217,43 @@ def _by_block(
     ----------
     bounds
         Nonzeros of each document.
-    dtypes
-        Of the columns that are filled.
+    columns
+        Dtype of each column that is filled, and which of the pointers says how far.
     kernel
-        ``kernel(block)`` returns a function of the block's bounds, of a pointer and of the columns
-        to fill, which returns how many entries it filled.
+        ``kernel(block)`` returns a function of the block's bounds, of the pointers, shape (pointers,
+        documents + 1), and of the columns to fill.
     executor
         Threads for the blocks.
     """
+    levels = [level for _, level in columns]
+    n_pointers = max(levels) + 1
 
     def run(block: slice) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
         local = bounds[block.start : block.stop + 1]
-        pointer = np.zeros(len(local), np.int64)
-        columns = [np.empty(int(local[-1] - local[0]), t) for t in dtypes]
-        used = kernel(block)(local, pointer, *columns)
-        return pointer[1:], [column[:used] for column in columns]
+        pointers = np.zeros((n_pointers, len(local)), np.int64)
+        filled = [np.empty(int(local[-1] - local[0]), dtype) for dtype, _ in columns]
+        kernel(block)(local, pointers, *filled)
+        return pointers, [c[: pointers[i, -1]] for c, i in zip(filled, levels, strict=True)]
 
-    n_documents = len(bounds) - 1
-    pointers = np.zeros(n_documents + 1, np.int64)
+    joined_pointers = np.zeros((n_pointers, len(bounds)), np.int64)
     # As long as could be: pages that are not written to take no memory.
-    joined = [np.empty(int(bounds[-1] - bounds[0]), t) for t in dtypes]
-    documents = filled = 0
+    joined = [np.empty(int(bounds[-1] - bounds[0]), dtype) for dtype, _ in columns]
+    done = 0
     blocks = _blocks(bounds)
-    for pointer, columns in map(run, blocks) if executor is None else executor.map(run, blocks):
-        pointers[documents + 1 : documents + 1 + len(pointer)] = pointer + filled
-        documents += len(pointer)
-        for target, column in zip(joined, columns, strict=True):
-            target[filled : filled + len(column)] = column
-        filled += len(columns[0])
-    return pointers, [column[:filled] for column in joined]
+    for pointers, filled in map(run, blocks) if executor is None else executor.map(run, blocks):
+        before = joined_pointers[:, done]
+        for target, column, level in zip(joined, filled, levels, strict=True):
+            target[before[level] : before[level] + len(column)] = column
+        count = pointers.shape[1] - 1
+        joined_pointers[:, done + 1 : done + 1 + count] = pointers[:, 1:] + before[:, None]
+        done += count
+    ends = joined_pointers[:, -1]
+    return joined_pointers, [c[: ends[i]] for c, i in zip(joined, levels, strict=True)]
+
+
+def has_own_sum(count: NDArray[np.integer], highest: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which entries of the document level have a sum that is not their max."""
+    return (count > 1) | (highest <= 0)
 
 
 def pool(
@@ -248,7 +284,7 @@ def pool(
     signed = bool(len(values) and values.min() < 0)
     own = threading.local()
 
-    def kernel(block: slice) -> Callable[..., int]:
+    def kernel(block: slice) -> Callable[..., None]:
         if not hasattr(own, "arrays"):
             own.arrays = (
                 np.full(d_sae, -np.inf, np.float32),
@@ -262,11 +298,21 @@ def pool(
             feature, values, local, n_tokens[block], signed, *arrays, pointer, *out
         )
 
-    dtypes = (feature_dtype(d_sae), np.float32, np.float32, np.uint32, np.uint32)
-    pointer, columns = _by_block(bounds, dtypes, kernel, executor)
+    pointers, (features, top, count, positive, total) = _by_block(
+        bounds,
+        [
+            (feature_dtype(d_sae), 0),
+            (np.float32, 0),
+            (np.uint32, 0),
+            (np.uint32, 0),
+            (np.float32, 1),
+        ],
+        kernel,
+        executor,
+    )
     if not signed:
-        columns[-1] = columns[-2]
-    return Pooled(pointer, *columns)
+        positive = count
+    return Pooled(pointers[0], features, top, count, positive, pointers[1], total)
 
 
 def count_above(
@@ -282,10 +328,12 @@ def count_above(
     bounds = np.asarray(token_ptr, np.int64)[np.asarray(doc_ptr, np.int64)]
     arrays = (np.zeros(d_sae, np.uint32), *_bitmaps(d_sae))
 
-    def kernel(_: slice) -> Callable[..., int]:
+    def kernel(_: slice) -> Callable[..., None]:
         return lambda local, pointer, *out: _count_block(
             feature, values, local, np.float64(threshold), *arrays, pointer, *out
         )
 
-    pointer, columns = _by_block(bounds, (feature_dtype(d_sae), np.float32), kernel, None)
-    return SparseRows(pointer, *columns)
+    pointers, columns = _by_block(
+        bounds, [(feature_dtype(d_sae), 0), (np.float32, 0)], kernel, None
+    )
+    return SparseRows(pointers[0], *columns)

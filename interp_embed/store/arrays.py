@@ -14,13 +14,13 @@ from interp_embed.store.shard import (
     INNER_ELEMENTS,
     ArraySpec,
     BlockCache,
+    EncodedArray,
     ShardedArray,
-    encode_array,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -130,27 +130,34 @@ def write_folder(
             )
         return relative, (len(data), hashlib.sha256(data).hexdigest())
 
+    def put_array(name: str, encoded: EncodedArray) -> tuple[int, dict[str, tuple[int, str]]]:
+        shard = encoded.shard()
+        records = [put(f"{name}/zarr.json", json.dumps(encoded.metadata, indent=1).encode())]
+        if shard:
+            records.append(put(f"{name}/c/0", shard))
+        return len(shard), dict(records)
+
     groups = {"": group_metadata(attributes)}
     for name in arrays:
         for parent in PurePosixPath(name).parents[:-1]:
             groups.setdefault(f"{parent}/", group_metadata())
     objects = dict(put(f"{group}zarr.json", data) for group, data in groups.items())
+    # Everything is handed to the threads at once. Each takes what was handed over first, so that an
+    # array's inner chunks are under way before a thread waits for them in order to write them.
+    encoded = {
+        name: EncodedArray(values, spec, inner=inner.get(name, INNER_ELEMENTS), executor=executor)
+        for name, (values, spec) in arrays.items()
+    }
     sizes: dict[str, int] = {}
-    pending: list[Future[tuple[str, tuple[int, str]]]] = []
-    try:
-        for name, (values, spec) in arrays.items():
-            encoded = encode_array(
-                values, spec, inner=inner.get(name, INNER_ELEMENTS), executor=executor
-            )
-            sizes[name] = len(encoded.shard or b"")
-            for relative, data in encoded.objects(name).items():
-                if executor is None:
-                    objects |= [put(relative, data)]
-                else:  # written, synced and hashed while the next array is compressed
-                    pending.append(executor.submit(put, relative, data))
-        objects |= dict(future.result() for future in pending)
-    finally:
-        wait(pending)  # nothing writes into the folder any more, should the caller clear it away
+    if executor is None:
+        written = {name: put_array(name, array) for name, array in encoded.items()}
+    else:
+        tasks = {name: executor.submit(put_array, name, array) for name, array in encoded.items()}
+        wait(tasks.values())  # all, so that nothing writes into the folder after a failure
+        written = {name: task.result() for name, task in tasks.items()}
+    for name, (size, records) in written.items():
+        sizes[name] = size
+        objects |= records
     storage.sync(f"{key}/{relative}" for relative in objects)
     return Folder(
         key=key,

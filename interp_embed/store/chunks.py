@@ -77,8 +77,6 @@ def chunk_to_arrays(
             executor=executor,
         )
     has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
-    # Where a feature is active on one token alone, and no sign interferes, its sum is its max.
-    several = np.full(len(pooled.count), has_negative) | (pooled.count > 1)
     specs = chunk_arrays(chunk.d_sae, dtype, int(pooled.count.max(initial=1)))
     values: dict[str, NDArray[Any]] = {
         "feature": chunk.feature,
@@ -94,8 +92,8 @@ def chunk_to_arrays(
         "pooled/doc_ptr": pooled.doc_ptr,
         "pooled/feature": pooled.feature,
         "pooled/max": pooled.max,
-        "pooled/sum_ptr": _count_within(several, pooled.doc_ptr),
-        "pooled/sum": pooled.sum[several],
+        "pooled/sum_ptr": pooled.sum_ptr,
+        "pooled/sum": pooled.sum,
         "pooled/count": pooled.count,
     }
     if has_negative:
@@ -115,15 +113,6 @@ def chunk_to_arrays(
         has_negative,
         len(pooled.feature),
     )
-
-
-def _count_within(marked: NDArray[np.bool_], pointer: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return, for each place in ``pointer``, how many entries before it are marked."""
-    counts = np.zeros(len(pointer), np.int64)
-    filled = np.flatnonzero(np.diff(pointer))  # reduceat would take an empty row for one entry
-    if len(filled):
-        counts[filled + 1] = np.add.reduceat(marked.view(np.uint8), pointer[filled], dtype=np.int64)
-    return np.cumsum(counts)
 
 
 class StoredChunk:
@@ -226,6 +215,15 @@ class StoredChunk:
             vocabulary=self.vocabulary,
         )
 
+    def document_level(self, start: int, stop: int) -> Pooled:
+        """Return the document level of documents ``start:stop`` as it is stored."""
+        from interp_embed.kernels.pooling import Pooled
+
+        level = self.pooled(("max", "count", "positive"), start, stop)
+        pointer = self.array("pooled/sum_ptr").read(start, stop + 1).astype(np.int64)
+        own = self.array("pooled/sum").read(int(pointer[0]), int(pointer[-1]))
+        return Pooled(**level, sum_ptr=pointer - pointer[0], sum=own)
+
     def pooled(
         self,
         names: Sequence[str] = ("max", "sum", "count"),
@@ -256,18 +254,16 @@ class StoredChunk:
 
         found = {"doc_ptr": pointer - begin, "feature": stored("feature")}
         wanted = set(names)
-        if "sum" in wanted and not self.commit.has_negative:
+        if "sum" in wanted:
             wanted |= {"max", "count"}
         for name in sorted(wanted - {"sum", "positive"}):
             found[name] = stored(name)
         if "sum" in wanted:
-            if self.commit.has_negative:
-                found["sum"] = stored("sum")
-            else:
-                total = found["max"].astype(np.float32)
-                first, last = self.span("pooled/sum_ptr", start, stop)
-                total[found["count"] > 1] = self.array("pooled/sum").read(first, last)
-                found["sum"] = total
+            total = found["max"].astype(np.float32)
+            first, last = self.span("pooled/sum_ptr", start, stop)
+            own = (found["count"] > 1) | (found["max"] <= 0)
+            total[own] = self.array("pooled/sum").read(first, last)
+            found["sum"] = total
         if "positive" in wanted:
             found["positive"] = stored("positive" if self.commit.has_negative else "count")
         return found

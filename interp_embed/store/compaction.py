@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import Chunk
@@ -110,17 +109,8 @@ def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]
         stored, position = located
         stop = position + interval.stop - interval.start
         chunks.append(stored.read(position, stop))
-        level = stored.pooled(("max", "sum", "count", "positive"), position, stop)
-        levels.append(Pooled(**level))
-    counts = [np.diff(level.doc_ptr) for level in levels]
-    return Chunk.concatenate(chunks), Pooled(
-        np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)]),
-        np.concatenate([level.feature for level in levels]),
-        np.concatenate([level.max for level in levels]),
-        np.concatenate([level.sum for level in levels]),
-        np.concatenate([level.count for level in levels]),
-        np.concatenate([level.positive for level in levels]),
-    )
+        levels.append(stored.document_level(position, stop))
+    return Chunk.concatenate(chunks), Pooled.concatenate(levels)
 
 
 def _drop_superseded(store: Store) -> None:
@@ -131,7 +121,7 @@ def _drop_superseded(store: Store) -> None:
 
 
 def collect_garbage(store: Store) -> int:
-    """Delete superseded commits and the folders that no commit names; return how many folders.
+    """Delete superseded commits and what no commit names; return how many folders.
 
     Only for a store that nobody else is encoding into: an attempt in progress is such a folder too.
     """
@@ -147,6 +137,9 @@ def collect_garbage(store: Store) -> int:
             if f"{parent}/{name}" not in named:
                 store.storage.delete_folder(f"{parent}/{name}")
                 deleted += 1
+    for key, _ in list(store.storage.list()):
+        if key.rsplit("/", 1)[-1].startswith(".tmp-"):  # a killed process was writing it
+            store.storage.delete(key)
     return deleted
 
 

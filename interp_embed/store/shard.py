@@ -9,7 +9,6 @@ document costs two small reads and one inner chunk, with no event loop in betwee
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ __all__ = [
     "BlockCache",
     "EncodedArray",
     "ShardedArray",
-    "encode_array",
 ]
 
 INNER_ELEMENTS = 2**16
@@ -130,21 +128,6 @@ def _zero(dtype: str) -> int | float:
     return 0.0 if np.dtype(dtype).kind == "f" else 0
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedArray:
-    """An array ready to be written: its ``zarr.json`` and its one shard (none when empty)."""
-
-    metadata: dict[str, Any]
-    shard: bytes | None
-
-    def objects(self, name: str) -> dict[str, bytes]:
-        """Return the objects to write, by key relative to the array's group."""
-        objects = {f"{name}/zarr.json": json.dumps(self.metadata, indent=1).encode()}
-        if self.shard is not None:
-            objects[f"{name}/c/0"] = self.shard
-        return objects
-
-
 def _crc(data: bytes) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
 
@@ -208,31 +191,48 @@ class _InnerCodec:
         return out
 
 
-def encode_array(
-    values: NDArray[Any],
-    spec: ArraySpec,
-    *,
-    inner: int = INNER_ELEMENTS,
-    executor: Executor | None = None,
-) -> EncodedArray:
-    """Encode a 1-D array into one shard."""
-    metadata = spec.metadata(len(values), inner)
-    if len(values) == 0:
-        return EncodedArray(metadata, None)
-    codec = _InnerCodec(metadata, spec.dimension)
-    values = values if codec.text else np.asarray(values, codec.dtype)
-    count = -(-len(values) // codec.inner)
+class EncodedArray:
+    """An array on its way to bytes: its ``zarr.json``, and its one shard as it is compressed.
 
-    def encode(numbers: range) -> list[bytes]:
-        return [codec.encode(values[i * codec.inner : (i + 1) * codec.inner]) for i in numbers]
+    Parameters
+    ----------
+    values
+        1-D.
+    spec
+        How they are stored.
+    inner
+        Elements of an inner chunk.
+    executor
+        Threads that compress; the work is handed to them at once.
+    """
 
-    if executor is None:
-        encoded = encode(range(count))
-    else:
-        encoded = [data for part in executor.map(encode, _tasks(count)) for data in part]
-    sizes = np.array([len(e) for e in encoded], "<u8")
-    index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
-    return EncodedArray(metadata, b"".join([*encoded, index, _crc(index)]))
+    def __init__(
+        self,
+        values: NDArray[Any],
+        spec: ArraySpec,
+        *,
+        inner: int = INNER_ELEMENTS,
+        executor: Executor | None = None,
+    ) -> None:
+        self.metadata = spec.metadata(len(values), inner)
+        codec = _InnerCodec(self.metadata, spec.dimension)
+        if not codec.text:
+            values = np.asarray(values, codec.dtype)
+
+        def encode(numbers: range) -> list[bytes]:
+            return [codec.encode(values[i * codec.inner : (i + 1) * codec.inner]) for i in numbers]
+
+        tasks = _tasks(-(-len(values) // codec.inner))
+        self._parts = map(encode, tasks) if executor is None else executor.map(encode, tasks)
+
+    def shard(self) -> bytes:
+        """Return the shard, once: the inner chunks and their index; nothing for an empty array."""
+        encoded = [data for part in self._parts for data in part]
+        if not encoded:
+            return b""
+        sizes = np.array([len(e) for e in encoded], "<u8")
+        index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
+        return b"".join([*encoded, index, _crc(index)])
 
 
 def _tasks(count: int) -> list[range]:

@@ -89,12 +89,13 @@ def check_chunk(
         "token/end": commit["n_tokens"],
         "token/special": commit["n_tokens"],
         "pooled/doc_ptr": commit["stop"] - commit["start"] + 1,
+        "pooled/sum_ptr": commit["stop"] - commit["start"] + 1,
         "pooled/feature": commit["pooled_nnz"],
         "pooled/max": commit["pooled_nnz"],
         "pooled/count": commit["pooled_nnz"],
     }
     if commit["has_negative"]:
-        lengths |= {"pooled/positive": commit["pooled_nnz"], "pooled/sum": commit["pooled_nnz"]}
+        lengths["pooled/positive"] = commit["pooled_nnz"]
     if commit["n_failed"]:
         lengths["reason"] = commit["stop"] - commit["start"]
     for name in sorted((set(lengths) | {"pooled/sum"}) - named):
@@ -198,11 +199,15 @@ def _check_pooled(
         yield "pooled/feature", "is not ascending and unique within each document"
     if dtype is not None and "pooled/max" in a and a["pooled/max"].dtype != dtype:
         yield "pooled/max", f"is {a['pooled/max'].dtype}, zarr.json says {dtype}"
-    a = {**a, **_whole_sum(a, commit)}
-    if not commit["has_negative"] and "pooled/count" in a:
-        several = int((a["pooled/count"] > 1).sum())
-        if "pooled/sum" in a and len(a["pooled/sum"]) != several:
-            yield "pooled/sum", f"has {len(a['pooled/sum'])} elements for {several} entries"
+    if {"pooled/sum", "pooled/max", "pooled/count"} <= set(a):
+        own = (a["pooled/count"] > 1) | (a["pooled/max"] <= 0)
+        if int(own.sum()) != len(a["pooled/sum"]):
+            yield "pooled/sum", f"has {len(a['pooled/sum'])} elements for {int(own.sum())} entries"
+        else:
+            yield from _check_sum_pointer(a, own)
+            total = a["pooled/max"].astype(np.float32)
+            total[own] = a["pooled/sum"]
+            a = {**a, "whole_sum": total}
     if not {"doc_ptr", "token_ptr", "feature", "activation"} <= set(a):
         return
     reported: set[str] = set()
@@ -216,18 +221,11 @@ def _check_pooled(
                 )
 
 
-def _whole_sum(a: Arrays, commit: Mapping[str, Any]) -> Arrays:
-    """Return the sums of all entries: where no sign interferes, one of count 1 is the max."""
-    if commit["has_negative"] and "pooled/sum" in a:
-        return {"whole_sum": a["pooled/sum"]}
-    if not {"pooled/sum", "pooled/max", "pooled/count"} <= set(a):
-        return {}
-    several = a["pooled/count"] > 1
-    if int(several.sum()) != len(a["pooled/sum"]):
-        return {}
-    total = a["pooled/max"].astype(np.float32)
-    total[several] = a["pooled/sum"]
-    return {"whole_sum": total}
+def _check_sum_pointer(a: Arrays, own: NDArray[np.bool_]) -> Iterator[tuple[str, str]]:
+    if "pooled/sum_ptr" in a:
+        before = np.concatenate([[0], np.cumsum(own)])
+        if not np.array_equal(before[a["pooled/doc_ptr"]], a["pooled/sum_ptr"]):
+            yield "pooled/sum_ptr", "does not point to the sums of each document"
 
 
 def _document_blocks(doc_ptr: NDArray[Any], token_ptr: NDArray[Any]) -> Iterator[tuple[int, int]]:

@@ -226,8 +226,12 @@ def create_store(
         )
         document = {"format_version": FORMAT_VERSION, **plan.to_json()}
         if not storage.put_if_absent(PLAN, seal(document)):
-            for _, _, loser in blocks:
-                storage.delete_folder(loser.key)
+            # Another plan was first, or this one, if the answer to a first try was lost.
+            winner = read_plan(storage)
+            named = {folder.key for _, _, folder in winner.blocks} if winner else set()
+            for _, _, folder in blocks:
+                if winner and folder.key not in named:
+                    storage.delete_folder(folder.key)
     return Store(storage)
 
 

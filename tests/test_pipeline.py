@@ -1,0 +1,405 @@
+"""Encoding: failures stay with their documents, interruptions lose little, and nobody is in the way."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_sae import FAIL, LOG, NONE, WideSAE, WordSAE, expected
+
+from interp_embed import Dataset
+from interp_embed.encode import encode_store
+from interp_embed.errors import FingerprintMismatchError
+from interp_embed.store import Store
+from interp_embed.store.storage import LocalStorage
+from interp_embed.store.verify import verify
+from interp_embed.testing import (
+    FaultyStorage,
+    InjectedError,
+    assert_chunks_equal,
+    read_everything,
+)
+
+HERE = Path(__file__).parent
+
+
+def records(texts):
+    return [{"text": t} for t in texts]
+
+
+def assert_sound(path):
+    report = verify(path)
+    assert not report.problems, report
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+class PickySAE(WideSAE):
+    """Its batches fail as a whole, and it notes their sizes."""
+
+    def __init__(self, most=10**9, **kwargs):
+        super().__init__(**kwargs)
+        self.most = most
+        self.batches = []
+
+    def encode_chunk(self, texts):
+        self.batches.append(len(texts))
+        if len(texts) > self.most:
+            raise MemoryError("too much at once")
+        if any(FAIL in t for t in texts):
+            raise RuntimeError("a bad text")
+        return super().encode_chunk(texts)
+
+
+def test_a_failing_batch_is_halved_until_the_document_to_blame_is_alone():
+    texts = [f"doc{i}" for i in range(8)]
+    texts[5] = f"d{FAIL}"
+    sae = PickySAE()
+    dataset = Dataset(records(texts), sae, batch_size=8)
+    assert dataset.failures().to_dict("records") == [
+        {"document": 5, "reason": "RuntimeError: a bad text"}
+    ]
+    assert sorted(sae.batches, reverse=True) == [8, 4, 4, 2, 2, 1, 1]
+    for i in set(range(8)) - {5}:
+        np.testing.assert_array_equal(dataset[i].latents("all"), expected(texts[i]))
+
+
+def test_a_batch_too_large_for_memory_is_encoded_in_halves():
+    texts = [f"doc{i}" for i in range(16)]
+    sae = PickySAE(most=3)
+    dataset = Dataset(records(texts), sae, batch_size=16)
+    assert len(dataset.failures()) == 0
+    assert sorted(sae.batches) == [2] * 8 + [4] * 4 + [8] * 2 + [16]
+
+
+def test_every_document_may_fail():
+    sae = PickySAE(most=0)
+    dataset = Dataset(records(["a", "b", "c"]), sae, batch_size=2)
+    assert dataset.failures()["reason"].tolist() == ["MemoryError: too much at once"] * 3
+
+
+def test_batches_hold_neighbours_in_length_and_results_keep_the_order():
+    class Noting(WordSAE):
+        def encode(self, texts):
+            lengths.append([len(t) for t in texts])
+            return super().encode(texts)
+
+    lengths = []
+    rng = np.random.default_rng(0)
+    texts = [" ".join(["word"] * int(n)) + f" {i}" for i, n in enumerate(rng.integers(1, 40, 20))]
+    dataset = Dataset(records(texts), Noting(), batch_size=4)
+    assert lengths == [sorted(batch) for batch in lengths]
+    assert sum(lengths, []) == sorted(map(len, texts))
+    assert dataset.documents() == texts
+    for row, text in zip(dataset, texts, strict=True):
+        np.testing.assert_array_equal(row.latents("all"), expected(text))
+
+
+def test_an_sae_that_returns_too_few_documents_is_not_believed():
+    class Short(WordSAE):
+        def encode_chunk(self, texts):
+            return super().encode_chunk(texts[:-1] if len(texts) > 1 else texts)
+
+    dataset = Dataset(records(["a", "b", "c"]), Short())
+    assert len(dataset.failures()) == 0
+    np.testing.assert_array_equal(dataset.latents()[2], expected("c")[0])
+
+
+def test_failed_documents_with_a_text_are_tried_again_and_no_others(tmp_path):
+    texts = ["fine", f"bad {FAIL}", None, f"worse {NONE}", 5, "good", "", f"last {FAIL}"]
+    data = records(texts)
+    first = Dataset(data, WordSAE(), save_path=tmp_path / "s", batch_size=2, save_every_batch=1)
+    assert first.failures()["document"].tolist() == [1, 2, 3, 4, 7]
+    still = WordSAE()
+    again = Dataset(data, still, save_path=tmp_path / "s")
+    assert still.seen == [f"worse {NONE}"]
+    assert again.failures().equals(first.failures())
+    mended = WordSAE()
+    mended.mended = True
+    done = Dataset(data, mended, save_path=tmp_path / "s")
+    assert sorted(mended.seen) == sorted([texts[1], texts[3], texts[7]])
+    assert done.failures()["document"].tolist() == [2, 4]
+    for i in (0, 1, 3, 5, 7):
+        np.testing.assert_array_equal(done[i].latents("all"), expected(texts[i]))
+    assert_sound(tmp_path / "s")
+    at_rest = WordSAE()
+    Dataset(data, at_rest, save_path=tmp_path / "s")
+    assert not at_rest.seen
+    assert at_rest.loads == WordSAE.loads
+
+
+def test_nothing_to_do_loads_no_model(tmp_path):
+    data = records(["a", None])
+    Dataset(data, WordSAE(), save_path=tmp_path / "s")
+
+    class Never(WordSAE):
+        def load_models(self):
+            raise AssertionError("loaded for nothing")
+
+    sae = WordSAE()
+    sae.load_models = Never.load_models.__get__(sae)
+    report = encode_store(Store(tmp_path / "s"), sae)
+    assert (report.encoded, report.failed, report.n_tokens, report.nnz) == (0, 0, 0, 0)
+
+
+def test_a_report_counts_what_was_done(tmp_path):
+    texts = ["one two", None, f"x {FAIL}", "three"]
+    dataset = Dataset(
+        records(texts), WordSAE(), compute_activations=False, save_path=tmp_path / "s"
+    )
+    report = encode_store(Store(dataset.path), WordSAE(), batch_size=2)
+    nnz = sum((expected(t) != 0).sum() for t in ("one two", "three"))
+    assert (report.encoded, report.failed, report.n_tokens, report.nnz) == (2, 2, 3, nnz)
+
+
+def test_another_sae_is_refused_before_it_is_loaded(tmp_path):
+    dataset = Dataset(records(["a"]), WordSAE(), compute_activations=False, save_path=tmp_path / "s")
+    other = WordSAE(scale=3.0)
+    with pytest.raises(FingerprintMismatchError, match="scale"):
+        encode_store(dataset._store, other)
+    assert not other.is_loaded()
+
+
+def test_another_width_than_the_store_s_is_refused(tmp_path):
+    class Narrow(WordSAE):
+        def encode(self, texts):
+            return [m[:, :16] for m in super().encode(texts)]
+
+        def fingerprint(self):
+            return {}
+
+    class Wide(WordSAE):
+        def fingerprint(self):
+            return {}
+
+    data = records(["a", "b", "c", "d"])
+    with pytest.raises(Interrupted):
+        Dataset(data, stop_at(Wide, 3)(), save_path=tmp_path / "s", batch_size=1, save_every_batch=1)
+    with pytest.raises(ValueError, match="store has 32 features, the chunk 16"):
+        Dataset(data, Narrow(), save_path=tmp_path / "s", batch_size=1, save_every_batch=1)
+
+
+# --- interruptions -------------------------------------------------------------------------------
+
+
+class Interrupted(KeyboardInterrupt):
+    pass
+
+
+def stop_at(base, document):
+    class Stops(base):
+        def _one(self, text):
+            if len(self.seen) == document:
+                raise Interrupted
+            return super()._one(text)
+
+        def fingerprint(self):
+            return base(scale=self.scale).fingerprint()
+
+    return Stops
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 8])
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(at, tmp_path):
+    data = records([f"doc{i} word" for i in range(10)])
+    sae = stop_at(WordSAE, at)()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Dataset(data, sae, save_path=tmp_path / "s", batch_size=2, save_every_batch=1)
+    (note,) = caught.value.__notes__
+    assert "What was committed is safe" in note
+    assert f"Dataset.load_from_file({str(tmp_path / 's')!r}, resume=True)" in note
+    assert not sae.is_loaded()
+    half = Store(tmp_path / "s")
+    committed = [d for d in range(10) if half.locate(d) is not None]
+    assert committed == list(range(at // 2 * 2)), "what was finished was committed on the way out"
+    rest = WordSAE()
+    done = Dataset(data, rest, save_path=tmp_path / "s")
+    assert sorted(rest.seen) == sorted(r["text"] for r in data[len(committed) :])
+    for row, record in zip(done, data, strict=True):
+        np.testing.assert_array_equal(row.latents("all"), expected(record["text"]))
+    assert_sound(tmp_path / "s")
+
+
+SIGINT = """
+import sys
+sys.path.insert(0, {here!r})
+from fake_sae import WordSAE
+from interp_embed import Dataset
+Dataset({data!r}, WordSAE(slow=0.02), save_path={path!r}, batch_size=2, save_every_batch=1)
+"""
+
+
+def test_control_c_leaves_a_store_that_resumes(tmp_path):
+    data = records([f"doc{i} word" for i in range(200)])
+    log = tmp_path / "log"
+    code = SIGINT.format(here=str(HERE), data=data, path=str(tmp_path / "s"))
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, LOG: str(log)},
+    )
+    deadline = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().split()) < 7:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGINT
+    assert "resume=True" in stderr
+    assert "Encoding" not in stderr, "no progress where nobody watches"
+    store = Store(tmp_path / "s")
+    committed = [d for d in range(200) if store.locate(d) is not None]
+    encoded = len(log.read_text().split())
+    assert 0 < encoded - 2 <= len(committed) <= encoded < 200
+    done = Dataset.load_from_file(tmp_path / "s", resume=True, device="cpu")
+    assert len(done.filter_na_rows()) == 200
+    assert len(done.sae.seen) == 200 - len(committed)
+    assert_sound(tmp_path / "s")
+
+
+def test_a_disk_that_fails_stops_the_run_with_its_error(tmp_path):
+    class Full(LocalStorage):
+        def put_if_absent(self, key, data):
+            if key.startswith("commits/") and "000000000004" in key:
+                raise OSError(28, "No space left on device")
+            return super().put_if_absent(key, data)
+
+    data = records([f"doc{i}" for i in range(40)])
+    sae = WordSAE()
+    with pytest.raises(OSError, match="No space left") as caught:
+        Dataset(data, sae, save_path=Full(tmp_path / "s"), batch_size=2, save_every_batch=1)
+    assert "resume=True" in caught.value.__notes__[0]
+    assert len(sae.seen) < 12, "encoding goes on long after writing failed"
+    assert not sae.is_loaded()
+    Dataset(data, WordSAE(), save_path=tmp_path / "s")
+    assert_sound(tmp_path / "s")
+
+
+def test_dying_at_any_call_to_the_disk_loses_nothing_that_was_committed(tmp_path):
+    texts = [f"doc{i} some words" for i in range(7)]
+    texts[2], texts[5] = f"doc2 {FAIL}", ""
+    data = records(texts)
+
+    def run(save_path, sae=None):
+        return Dataset(
+            data, sae or WideSAE(), save_path=save_path, batch_size=1, save_every_batch=2
+        )
+
+    whole = FaultyStorage(LocalStorage(tmp_path / "whole"))
+    wanted = read_everything(run(whole)._store)
+    calls = len(whole.calls)
+    assert calls > 300
+    died = 0
+    for fail_at in range(3, calls, 11):
+        path = tmp_path / str(fail_at)
+        try:
+            run(FaultyStorage(LocalStorage(path), fail_at=fail_at))
+        except InjectedError:
+            died += 1
+        committed = set()
+        if (path / "plan.json").exists():
+            store = Store(path)
+            committed = {texts[d] for d in range(7) if store.locate(d) is not None}
+        sae = WideSAE()
+        resumed = run(path, sae)
+        assert not committed & set(sae.seen), f"encoded twice after dying at call {fail_at}"
+        assert_chunks_equal(read_everything(resumed._store), wanted)
+        assert_sound(path)
+    assert died > 20
+
+
+# --- company -------------------------------------------------------------------------------------
+
+COMPANY = [{"text": f"doc{i} and word{i % 7} more"} for i in range(30)]
+
+
+def encode_in_company(path, gate, done):
+    gate.wait(60)
+    dataset = Dataset(COMPANY, WordSAE(slow=0.001), save_path=path, batch_size=2, save_every_batch=1)
+    done.put(dataset.latents("sum").tobytes())
+
+
+def test_several_processes_encoding_one_store_end_with_one_right_store(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    gate, done = context.Barrier(4), context.Queue()
+    processes = [
+        context.Process(target=encode_in_company, args=(str(tmp_path / "s"), gate, done))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    found = [done.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    alone = Dataset(COMPANY, WordSAE())
+    assert set(found) == {alone.latents("sum").tobytes()}
+    together = Store(tmp_path / "s")
+    assert_chunks_equal(read_everything(together), read_everything(alone._store))
+    assert len(together.ledger.live) == 1
+    assert_sound(tmp_path / "s")
+
+
+# --- progress and imports ------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_at_a_terminal_only(tmp_path, capfd, monkeypatch):
+    Dataset(records(["a b", "c"]), WordSAE())
+    out, err = capfd.readouterr()
+    assert out == err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    Dataset(records(["a b", f"c {FAIL}"]), WordSAE())
+    shown = terminal.getvalue()
+    assert "Encoding: 100%" in shown
+    assert "2/2" in shown
+    assert "1 failed" in shown
+
+
+HEAVY = ("torch", "transformers", "sae_lens", "transformer_lens", "openai", "distributed")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import interp_embed",
+        "from interp_embed import Dataset, DatasetRow",
+        "from interp_embed.sae import BaseSAE, LocalSAE; LocalSAE()",
+        "from interp_embed import Dataset\n"
+        "d = Dataset.load_from_file({path!r})\n"
+        "d.latents('count', activated_threshold=1); d[0].token_activations(3); repr(d)\n"
+        "d._repr_html_(); d.top_documents_for_feature(3)",
+    ],
+)
+def test_reading_imports_nothing_that_runs_a_model(code, tmp_path):
+    Dataset(records(["a b", "c"]), WordSAE(), save_path=tmp_path / "s")
+    code = code.format(path=str(tmp_path / "s"))
+    check = f"import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{code}\n{check}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_importing_the_package_imports_no_numbers_either():
+    code = "import sys, interp_embed; print([m for m in ('numpy', 'zarr') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
