@@ -235,9 +235,9 @@ class Chunk:
         """
         with np.errstate(over="ignore"):
             rounded = self.activation.astype(dtype, copy=False)
-        kept = rounded != 0
-        if kept.all():
+        if rounded.all():
             return replace(self, activation=rounded)
+        kept = rounded != 0
         before = np.concatenate([[0], np.cumsum(kept)])
         return replace(
             self,
@@ -248,6 +248,9 @@ class Chunk:
 
     def beyond_range(self, dtype: np.dtype[Any]) -> dict[int, str]:
         """Return, for each document with an activation that ``dtype`` cannot hold, the reason."""
+        limit = np.finfo(dtype).max
+        if not self.nnz or (self.activation.min() >= -limit and self.activation.max() <= limit):
+            return {}
         with np.errstate(over="ignore"):
             bad = np.flatnonzero(~np.isfinite(self.activation.astype(dtype, copy=False)))
         token = np.searchsorted(self.token_ptr, bad, side="right") - 1

@@ -56,7 +56,6 @@ def cli(capsys):
     def call(*arguments):
         code = run([str(a) for a in arguments])
         out, err = capsys.readouterr()
-        sys.stderr.write(err)  # for pytest to show where a test fails
         assert "Traceback" not in out + err or "--debug" in arguments
         return code, out, err
 

@@ -162,7 +162,7 @@ def test_finishing_that_is_interrupted_anywhere_can_be_repeated(tmp_path, dead):
     origin = tmp_path / "origin"
     store = store_from_chunk(origin, chunk, documents_per_chunk=2, finished=False)
     before = documents_level(store)
-    fail_at, step = 0, 3 if dead else 7
+    fail_at, step = 0, 5 if dead else 11
     while True:
         path = shutil.copytree(origin, tmp_path / "copy")
         storage = FaultyStorage(open_storage(path), fail_at, dead=dead)
@@ -188,11 +188,11 @@ def test_finishing_that_is_interrupted_anywhere_can_be_repeated(tmp_path, dead):
         if not interrupted:
             break
         fail_at += step
-    assert fail_at > 100
+    assert fail_at > 90
 
 
 def test_readers_get_the_right_data_while_chunks_are_merged(tmp_path):
-    chunk = small(n=40)
+    chunk = small(n=24)
     store_from_chunk(tmp_path / "s", chunk, documents_per_chunk=2, finished=False)
     stop, read, problems = threading.Event(), [], []
 
@@ -201,7 +201,7 @@ def test_readers_get_the_right_data_while_chunks_are_merged(tmp_path):
         store = Store(tmp_path / "s")
         while not stop.is_set():
             try:
-                wanted = rng.permutation(40)[:10]
+                wanted = rng.permutation(24)[:10]
                 assert_chunks_equal(store.chunk(wanted), chunk.take(wanted))
                 assert store.status(wanted).tolist() == chunk.status[wanted].tolist()
                 document = int(wanted[0])
@@ -222,7 +222,7 @@ def test_readers_get_the_right_data_while_chunks_are_merged(tmp_path):
     try:
         with StoreWriter(Store(tmp_path / "s")) as writer:
             biggest = max(c.nnz for c in writer.store.ledger.live)
-            for factor in (2, 4, 8):  # several rounds: snapshots get old more than once
+            for factor in (2, 5):  # several rounds: snapshots get old more than once
                 compact(writer, target=factor * biggest, limit=2 * factor * biggest)
             finish(writer)
     finally:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.shard import ArraySpec, BlockCache, EncodedArray, ShardedArray
+from interp_embed.store.shard import ArraySpec, ArrayWriter, BlockCache, ShardedArray
 from interp_embed.store.storage import open_storage
 
 INTEGERS = ["uint8", "int8", "uint16", "uint32", "int32", "uint64", "int64"]
@@ -40,14 +40,17 @@ def values_of(spec, length, seed=0):
     return rng.integers(bounds.min, bounds.max, length, dtype, endpoint=True)
 
 
-def write(storage, values, spec, inner, cache=None, executor=None):
-    encoded = EncodedArray(values, spec, inner=inner, executor=executor)
-    shard = encoded.shard()
-    storage.put("a/zarr.json", json.dumps(encoded.metadata).encode())
+def write(storage, values, spec, inner, cache=None, executor=None, step=None):
     storage.delete("a/c/0")
-    if shard:
-        storage.put("a/c/0", shard)
-    return ShardedArray(storage, "a", encoded.metadata, len(shard), cache)
+    writer = ArrayWriter(
+        lambda: storage.create("a/c/0"), spec, inner=inner, executor=executor
+    )
+    for begin in range(0, len(values), step or max(1, len(values))):
+        writer.append(values[begin : begin + (step or len(values))])
+    writer.finish()
+    writer.settle()
+    storage.put("a/zarr.json", json.dumps(writer.metadata).encode())
+    return ShardedArray(storage, "a", writer.metadata, writer.size, cache)
 
 
 @pytest.fixture
@@ -111,9 +114,10 @@ def test_threads_encode_and_decode_the_same(storage):
     values = np.arange(1000, dtype=np.uint32)
     spec = ArraySpec("uint32", "delta", "n")
     with ThreadPoolExecutor(4) as executor:
-        threaded = EncodedArray(values, spec, inner=7, executor=executor)
-        assert threaded.shard() == EncodedArray(values, spec, inner=7).shard()
-        array = write(storage, values, spec, 7, executor=executor)
+        write(storage, values, spec, 7)
+        alone = storage.get("a/c/0")
+        array = write(storage, values, spec, 7, executor=executor, step=10)
+        assert storage.get("a/c/0") == alone
         np.testing.assert_array_equal(array.read_all(executor), values)
 
 

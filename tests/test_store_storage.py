@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
+import time
 import uuid
 
 import numpy as np
@@ -153,28 +155,39 @@ def test_of_many_threads_one_creates_the_key(storage):
         assert storage.get(f"key-{round_}") == b"%d" % won[0]
 
 
-def race_process(root, barrier, results, number):
-    storage = LocalStorage(root)
-    for round_ in range(20):
-        barrier.wait()
-        results.put((round_, number, storage.put_if_absent(f"k/{round_}", b"%d" % number * 1000)))
+RACE = """
+import sys, time
+from pathlib import Path
+from interp_embed.store.storage import LocalStorage
+
+root, number = Path(sys.argv[1]), sys.argv[2]
+storage = LocalStorage(root / "keys")
+(root / f"ready-{number}").touch()
+while not (root / "go").exists():
+    time.sleep(0.001)
+for key in range(200):
+    if storage.put_if_absent(f"k/{key}", number.encode() * 1000):
+        print(key)
+"""
 
 
 def test_of_many_processes_one_creates_the_key(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(8), context.Queue()
     processes = [
-        context.Process(target=race_process, args=(tmp_path, barrier, results, i)) for i in range(8)
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, tmp_path, str(number)], stdout=subprocess.PIPE, text=True
+        )
+        for number in range(8)
     ]
-    for process in processes:
-        process.start()
-    outcomes = [results.get(timeout=120) for _ in range(8 * 20)]
-    for process in processes:
-        process.join()
-    for round_ in range(20):
-        won = [number for r, number, created in outcomes if r == round_ and created]
-        assert len(won) == 1
-        assert (tmp_path / f"k/{round_}").read_bytes() == b"%d" % won[0] * 1000
+    while len(list(tmp_path.glob("ready-*"))) < 8:
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    won = [[int(key) for key in p.communicate()[0].split()] for p in processes]
+    assert [p.returncode for p in processes] == [0] * 8
+    assert sorted(key for keys in won for key in keys) == list(range(200))
+    for number, keys in enumerate(won):
+        for key in keys:
+            assert (tmp_path / f"keys/k/{key}").read_text() == str(number) * 1000
     assert not list(tmp_path.rglob(".tmp-*"))
 
 

@@ -342,6 +342,14 @@ def test_a_store_is_not_created_over_another_zarr_hierarchy(tmp_path, where):
         create(location, texts(1))
 
 
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_commits_without_a_store_are_not_taken_over(tmp_path, where):
+    location = tmp_path / "z" if where == "local" else f"memory://{uuid.uuid4().hex}"
+    open_storage(location).put("commits/000000000000-000000000001-000000.json", b"{}")
+    with pytest.raises(StoreExistsError, match="with other things in it"):
+        create(location, texts(1))
+
+
 def test_an_empty_folder_is_a_fine_place(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/.tmp-probe").write_text("left")

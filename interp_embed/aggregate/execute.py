@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,11 @@ import numpy as np
 
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.chunk import DocumentStatus, gather_ranges, trusted_csr
+from interp_embed.parallel import bounded_map
 from interp_embed.store.reader import MISSING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
@@ -181,7 +181,9 @@ def _parts(
     def run(task: tuple[StoredChunk, int, int, NDArray[np.int64], NDArray[np.int64]]) -> _Rows:
         return _aggregate_rows(*task, reduction, threshold, column_of)
 
-    yield from _map_bounded(run, tasks)
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers, "interp-embed-aggregate") as executor:
+        yield from bounded_map(executor, run, tasks, ahead=workers)
 
 
 def _clusters(
@@ -259,20 +261,3 @@ def _count(
         threshold,
     )
     return rows.indptr, rows.indices, rows.data
-
-
-def _map_bounded(run: Callable[[Any], _Rows], tasks: Iterable[Any]) -> Iterator[_Rows]:
-    """Map over tasks on threads, with few results waiting: memory is bounded by them."""
-    workers = os.cpu_count() or 1
-    pending: deque[Future[_Rows]] = deque()
-    with ThreadPoolExecutor(workers, "interp-embed-aggregate") as executor:
-        try:
-            for task in tasks:
-                pending.append(executor.submit(run, task))
-                if len(pending) > workers + 1:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -30,6 +30,7 @@ GROUP_A, GROUP_B = "food", "animal"
 _PER_SIDE = 8  # features that lean to one group
 _DOCUMENTS = 4  # of each of the leading features, on the page
 _HINT_DOCUMENTS = 60
+_DESCRIPTION = "400 definitions of foods and animals from WordNet 3.0"
 _SOURCE = (
     "The texts are 400 definitions from WordNet 3.0, Copyright 2006 by Princeton University, all rights "
     "reserved, under the WordNet licence. The model is SmolLM2-135M-Instruct, the SAE the one that comes "
@@ -81,7 +82,7 @@ def _encode(texts: pd.DataFrame, store: Path, device: str) -> _Run | None:
     """Encode what the store lacks; return what was done, None where nothing was left to do."""
     sae = LocalSAE.embedded()
     try:
-        before = Dataset(texts, sae, save_path=store, compute_activations=False)
+        before = Dataset(texts, sae, _DESCRIPTION, save_path=store, compute_activations=False)
     except FingerprintMismatchError as error:
         error.add_note(f"delete {store} to make it anew")
         raise
@@ -96,12 +97,7 @@ def _encode(texts: pd.DataFrame, store: Path, device: str) -> _Run | None:
     print(f"Encoding on {sae.model_device} ...", flush=True)
     begun = time.monotonic()
     try:
-        dataset = Dataset(
-            texts,
-            sae,
-            dataset_description="400 definitions of foods and animals from WordNet 3.0",
-            save_path=store,
-        )
+        dataset = Dataset(texts, sae, _DESCRIPTION, save_path=store)
     except KeyboardInterrupt as stop:
         stop.__notes__ = ["what was committed is safe. The same command again goes on from there"]
         raise

@@ -12,15 +12,14 @@ from tqdm.auto import tqdm
 from interp_embed.chunk import DocumentStatus
 from interp_embed.encode.isolate import encode_isolated, reason_not_text
 from interp_embed.progress import show_progress
-from interp_embed.store.compaction import finish
+from interp_embed.store.compaction import finish, leftovers
 from interp_embed.store.writer import StoreWriter, check_fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from interp_embed.chunk import Chunk
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.ledger import Commit
     from interp_embed.store.reader import Store
 
 __all__ = ["EncodeReport", "encode_store"]
@@ -69,10 +68,11 @@ def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeRe
     store.refresh(manifest=False)
     missing = list(store.ledger.missing)
     retries = _retries(store)
+    abandoned = leftovers(store)
     if not missing and not retries:
-        if not store.is_complete or _needs_finish(store):
+        if _needs_finish(store):
             with StoreWriter(store) as writer:
-                finish(writer, progress=show_progress())
+                _finish(writer, abandoned)
         return EncodeReport(0, 0, 0, 0)
     loaded_here = not sae.is_loaded()
     if loaded_here:
@@ -81,7 +81,7 @@ def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeRe
         # Once loaded, the SAE knows more of itself than before: the hash of its weights.
         with StoreWriter(store, sae.fingerprint(), sae.d_sae) as writer:
             report = _run(writer, sae, missing, retries, batch_size)
-            finish(writer, progress=show_progress())
+            _finish(writer, abandoned)
     except BaseException as error:
         error.add_note(
             f"What was committed is safe. To continue, pass the same data and save_path again, or "
@@ -99,6 +99,32 @@ def _needs_finish(store: Store) -> bool:
     from interp_embed.store.layout import MANIFEST
 
     return not store.storage.exists(MANIFEST)
+
+
+_ATTEMPTS = 5
+
+
+def _finish(writer: StoreWriter, abandoned: Collection[str]) -> None:
+    """Merge and clear up, of what nobody names only what was there before this run began."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            finish(writer, progress=show_progress(), among=abandoned)
+        except FileNotFoundError:  # another process that does the same was faster
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def _write(writer: StoreWriter, chunk: Chunk, generation: int = 0) -> None:
+    for attempt in range(_ATTEMPTS):
+        try:
+            writer.write(chunk, generation=generation)
+        except FileNotFoundError:  # another process finished the store and cleared this away
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
 
 
 def _retries(store: Store) -> list[tuple[int, int]]:
@@ -138,7 +164,7 @@ def _run(
     pieces += [(p, True) for run in retries for p in store.plan.pieces(*run)]
     generation = store.ledger.next_generation
     encoded = failed = n_tokens = nnz = 0
-    pending: list[Future[Commit | None]] = []
+    pending: list[Future[None]] = []
     total = sum(stop - start for (start, stop), _ in pieces)
     bar = tqdm(total=total, desc="Encoding", unit="doc", disable=not show_progress())
     with bar, ThreadPoolExecutor(1, "interp-embed-commit") as committer:
@@ -148,9 +174,9 @@ def _run(
             if again:  # a document that fails again stays as it is
                 for low, high in _runs(ok.tolist()):
                     part = chunk.take(np.arange(low, high))
-                    pending.append(committer.submit(writer.write, part, generation=generation))
+                    pending.append(committer.submit(_write, writer, part, generation))
             else:
-                pending.append(committer.submit(writer.write, chunk))
+                pending.append(committer.submit(_write, writer, chunk))
             encoded += len(ok)
             failed += chunk.n_documents - len(ok)
             n_tokens += chunk.n_tokens

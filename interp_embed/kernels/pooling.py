@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from interp_embed.chunk import feature_dtype
+from interp_embed.parallel import bounded_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Pooled", "SparseRows", "count_above", "has_own_sum", "pool"]
+__all__ = ["Pooled", "SparseRows", "count_above", "has_own_sum", "pool", "pool_blocks"]
 
 _BLOCK_NNZ = 2**20  # nonzeros per call of a kernel: bounds its output buffers
 
@@ -169,6 +170,13 @@ class Pooled:
     sum: NDArray[np.float32]
 
     @classmethod
+    def empty(cls, d_sae: int) -> Pooled:
+        """Return the document level of no documents."""
+        zero, count = np.zeros(1, np.int64), np.empty(0, np.uint32)
+        real = np.empty(0, np.float32)
+        return cls(zero, np.empty(0, feature_dtype(d_sae)), real, count, count, zero, real)
+
+    @classmethod
     def concatenate(cls, levels: Sequence[Pooled]) -> Pooled:
         """Join the document levels of chunks end to end."""
 
@@ -205,50 +213,27 @@ def _blocks(bounds: NDArray[np.int64]) -> Iterator[slice]:
         start = stop
 
 
-def _by_block(
+def _fill_block(
     bounds: NDArray[np.int64],
     columns: Sequence[tuple[DTypeLike, int]],
-    kernel: Callable[[slice], Callable[..., None]],
-    executor: Executor | None,
+    kernel: Callable[..., None],
 ) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-    """Run a kernel over the blocks and join what it fills.
+    """Run a kernel over a block of documents.
 
     Parameters
     ----------
     bounds
-        Nonzeros of each document.
+        Nonzeros of each document of the block.
     columns
         Dtype of each column that is filled, and which of the pointers says how far.
     kernel
-        ``kernel(block)`` returns a function of the block's bounds, of the pointers, shape (pointers,
-        documents + 1), and of the columns to fill.
-    executor
-        Threads for the blocks.
+        Called with the bounds, the pointers, shape (pointers, documents + 1), and the columns.
     """
     levels = [level for _, level in columns]
-    n_pointers = max(levels) + 1
-
-    def run(block: slice) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-        local = bounds[block.start : block.stop + 1]
-        pointers = np.zeros((n_pointers, len(local)), np.int64)
-        filled = [np.empty(int(local[-1] - local[0]), dtype) for dtype, _ in columns]
-        kernel(block)(local, pointers, *filled)
-        return pointers, [c[: pointers[i, -1]] for c, i in zip(filled, levels, strict=True)]
-
-    joined_pointers = np.zeros((n_pointers, len(bounds)), np.int64)
-    # As long as could be: pages that are not written to take no memory.
-    joined = [np.empty(int(bounds[-1] - bounds[0]), dtype) for dtype, _ in columns]
-    done = 0
-    blocks = _blocks(bounds)
-    for pointers, filled in map(run, blocks) if executor is None else executor.map(run, blocks):
-        before = joined_pointers[:, done]
-        for target, column, level in zip(joined, filled, levels, strict=True):
-            target[before[level] : before[level] + len(column)] = column
-        count = pointers.shape[1] - 1
-        joined_pointers[:, done + 1 : done + 1 + count] = pointers[:, 1:] + before[:, None]
-        done += count
-    ends = joined_pointers[:, -1]
-    return joined_pointers, [c[: ends[i]] for c, i in zip(joined, levels, strict=True)]
+    pointers = np.zeros((max(levels) + 1, len(bounds)), np.int64)
+    filled = [np.empty(int(bounds[-1] - bounds[0]), dtype) for dtype, _ in columns]
+    kernel(bounds, pointers, *filled)
+    return pointers, [c[: pointers[i, -1]] for c, i in zip(filled, levels, strict=True)]
 
 
 def has_own_sum(count: NDArray[np.integer], highest: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -256,7 +241,7 @@ def has_own_sum(count: NDArray[np.integer], highest: NDArray[np.floating]) -> ND
     return (count > 1) | (highest <= 0)
 
 
-def pool(
+def pool_blocks(
     feature: NDArray[np.unsignedinteger],
     activation: NDArray[np.floating],
     token_ptr: NDArray[np.integer],
@@ -264,8 +249,8 @@ def pool(
     d_sae: int,
     *,
     executor: Executor | None = None,
-) -> Pooled:
-    """Pool a chunk's tokens into its documents.
+) -> Iterator[Pooled]:
+    """Pool a chunk's tokens into its documents, some documents at a time.
 
     Parameters
     ----------
@@ -277,14 +262,25 @@ def pool(
         Number of features.
     executor
         Threads to share the work.
+
+    Yields
+    ------
+    Pooled
+        The document level of the next documents; few are held at once.
     """
-    values = np.ascontiguousarray(activation, np.float32)  # numba has no float16 on a CPU
     bounds = np.asarray(token_ptr, np.int64)[np.asarray(doc_ptr, np.int64)]
     n_tokens = np.diff(np.asarray(doc_ptr, np.int64))
-    signed = bool(len(values) and values.min() < 0)
+    signed = bool(len(activation) and activation.min() < 0)
+    columns: list[tuple[DTypeLike, int]] = [
+        (feature_dtype(d_sae), 0),
+        (np.float32, 0),
+        (np.uint32, 0),
+        (np.uint32, 0),
+        (np.float32, 1),
+    ]
     own = threading.local()
 
-    def kernel(block: slice) -> Callable[..., None]:
+    def run(block: slice) -> Pooled:
         if not hasattr(own, "arrays"):
             own.arrays = (
                 np.full(d_sae, -np.inf, np.float32),
@@ -294,25 +290,36 @@ def pool(
                 *_bitmaps(d_sae),
             )
         arrays = own.arrays
-        return lambda local, pointer, *out: _pool_block(
-            feature, values, local, n_tokens[block], signed, *arrays, pointer, *out
+        local = bounds[block.start : block.stop + 1]
+        entries = slice(int(local[0]), int(local[-1]))
+        # numba has no float16 on a CPU; a block at a time, the copy is small.
+        values = np.ascontiguousarray(activation[entries], np.float32)
+        pointers, (features, top, count, positive, total) = _fill_block(
+            local - local[0],
+            columns,
+            lambda b, pointer, *out: _pool_block(
+                feature[entries], values, b, n_tokens[block], signed, *arrays, pointer, *out
+            ),
         )
+        if not signed:
+            positive = count
+        return Pooled(pointers[0], features, top, count, positive, pointers[1], total)
 
-    pointers, (features, top, count, positive, total) = _by_block(
-        bounds,
-        [
-            (feature_dtype(d_sae), 0),
-            (np.float32, 0),
-            (np.uint32, 0),
-            (np.uint32, 0),
-            (np.float32, 1),
-        ],
-        kernel,
-        executor,
-    )
-    if not signed:
-        positive = count
-    return Pooled(pointers[0], features, top, count, positive, pointers[1], total)
+    return bounded_map(executor, run, _blocks(bounds), ahead=3)
+
+
+def pool(
+    feature: NDArray[np.unsignedinteger],
+    activation: NDArray[np.floating],
+    token_ptr: NDArray[np.integer],
+    doc_ptr: NDArray[np.integer],
+    d_sae: int,
+    *,
+    executor: Executor | None = None,
+) -> Pooled:
+    """Pool a chunk's tokens into its documents; see `pool_blocks`."""
+    blocks = pool_blocks(feature, activation, token_ptr, doc_ptr, d_sae, executor=executor)
+    return Pooled.concatenate([Pooled.empty(d_sae), *blocks])
 
 
 def count_above(
@@ -324,16 +331,25 @@ def count_above(
     threshold: float,
 ) -> SparseRows:
     """Count, per document and feature, the tokens whose activation is above ``threshold`` >= 0."""
-    values = np.ascontiguousarray(activation, np.float32)
     bounds = np.asarray(token_ptr, np.int64)[np.asarray(doc_ptr, np.int64)]
     arrays = (np.zeros(d_sae, np.uint32), *_bitmaps(d_sae))
-
-    def kernel(_: slice) -> Callable[..., None]:
-        return lambda local, pointer, *out: _count_block(
-            feature, values, local, np.float64(threshold), *arrays, pointer, *out
+    lengths = [np.zeros(1, np.int64)]
+    indices = [np.empty(0, feature_dtype(d_sae))]
+    data = [np.empty(0, np.float32)]
+    for block in _blocks(bounds):
+        local = bounds[block.start : block.stop + 1]
+        entries = slice(int(local[0]), int(local[-1]))
+        values = np.ascontiguousarray(activation[entries], np.float32)
+        pointers, columns = _fill_block(
+            local - local[0],
+            [(feature_dtype(d_sae), 0), (np.float32, 0)],
+            lambda b, pointer, *out, f=feature[entries], v=values: _count_block(
+                f, v, b, np.float64(threshold), *arrays, pointer, *out
+            ),
         )
-
-    pointers, columns = _by_block(
-        bounds, [(feature_dtype(d_sae), 0), (np.float32, 0)], kernel, None
+        lengths.append(np.diff(pointers[0]))
+        indices.append(columns[0])
+        data.append(columns[1])
+    return SparseRows(
+        np.cumsum(np.concatenate(lengths)), np.concatenate(indices), np.concatenate(data)
     )
-    return SparseRows(pointers[0], *columns)

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import google_crc32c
 
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.shard import (
     INNER_ELEMENTS,
     ArraySpec,
+    ArrayWriter,
     BlockCache,
-    EncodedArray,
     ShardedArray,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
     from interp_embed.store.storage import Storage
 
-__all__ = ["ArrayEntry", "Folder", "group_metadata", "write_folder"]
+R = TypeVar("R")
+
+__all__ = ["ArrayEntry", "Folder", "FolderWriter", "group_metadata"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,76 +105,139 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
     return json.dumps(document, indent=1).encode()
 
 
-def write_folder(
-    storage: Storage,
-    key: str,
-    arrays: Mapping[str, tuple[NDArray[Any], ArraySpec]],
-    *,
-    attributes: Mapping[str, Any] | None = None,
-    inner: Mapping[str, int] | None = None,
-    executor: Executor | None = None,
-) -> Folder:
-    """Write arrays into a new folder that nobody else writes, make them durable, and check them.
+class _Now:
+    """Runs at once what an executor would run later."""
 
-    Nothing refers to the folder yet when this returns: it counts once a commit names it.
+    def submit(self, run: Callable[[str], R], argument: str) -> Future[R]:
+        future: Future[R] = Future()
+        future.set_result(run(argument))
+        return future
 
-    Raises
-    ------
-    CorruptStoreError
-        If what is read back differs from what was written.
+
+class FolderWriter:
+    """Writes arrays into a new folder that nobody else writes, and checks what the disk kept.
+
+    Nothing refers to the folder yet when this is done: it counts once a commit names it.
+
+    Parameters
+    ----------
+    storage, key
+        The folder.
+    executor
+        Threads that compress and check.
     """
-    inner = inner or {}
 
-    def put(relative: str, data: bytes) -> tuple[str, tuple[int, str]]:
-        storage.put_new(f"{key}/{relative}", data)
-        if storage.get(f"{key}/{relative}") != data:
+    def __init__(self, storage: Storage, key: str, executor: Executor | None = None) -> None:
+        self.storage = storage
+        self.key = key
+        self._executor = executor
+        self._writers: dict[str, ArrayWriter] = {}
+        self._settling: dict[str, Future[tuple[int, str]]] = {}
+
+    def append(
+        self, name: str, spec: ArraySpec, values: NDArray[Any], inner: int = INNER_ELEMENTS
+    ) -> None:
+        """Add values at the end of an array, which is begun by the first call."""
+        if name not in self._writers:
+            self._writers[name] = ArrayWriter(
+                lambda: self.storage.create(f"{self.key}/{name}/c/0"),
+                spec,
+                inner=inner,
+                executor=self._executor,
+            )
+        self._writers[name].append(values)
+
+    def add(
+        self, name: str, spec: ArraySpec, values: NDArray[Any], inner: int = INNER_ELEMENTS
+    ) -> None:
+        """Write a whole array."""
+        self.append(name, spec, values, inner)
+        self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        """Write the end of an array; syncing and checking go on behind."""
+        writer = self._writers[name]
+        if writer.finished:
+            return
+        writer.finish()
+        if writer.size:
+            self._settling[name] = (self._executor or _Now()).submit(self._settle, name)
+
+    def _settle(self, name: str) -> tuple[int, str]:
+        writer = self._writers[name]
+        writer.settle()
+        return self._read_back(f"{name}/c/0", writer.size, writer.crc32c)
+
+    def _read_back(self, relative: str, size: int, crc: int) -> tuple[int, str]:
+        """Return size and SHA-256 of an object as it is read, which must be as it was written."""
+        state, found_size, found_crc = hashlib.sha256(), 0, 0
+        for block in self.storage.blocks(f"{self.key}/{relative}"):
+            state.update(block)
+            found_size += len(block)
+            found_crc = google_crc32c.extend(found_crc, block)
+        if (found_size, found_crc) != (size, crc):
             raise CorruptStoreError(
-                f"{key}/{relative} in {storage.url} reads back different from what was written: "
-                "the disk or the object store is losing data. Nothing was committed"
+                f"{self.key}/{relative} in {self.storage.url} reads back different from what was "
+                "written: the disk or the object store is losing data. Nothing was committed"
             )
-        return relative, (len(data), hashlib.sha256(data).hexdigest())
+        return size, state.hexdigest()
 
-    def put_array(name: str, encoded: EncodedArray) -> tuple[int, dict[str, tuple[int, str]]]:
-        shard = encoded.shard()
-        records = [put(f"{name}/zarr.json", json.dumps(encoded.metadata, indent=1).encode())]
-        if shard:
-            records.append(put(f"{name}/c/0", shard))
-        return len(shard), dict(records)
+    def close(self, attributes: Mapping[str, Any] | None = None) -> Folder:
+        """Finish all arrays, make everything durable, and read it back.
 
-    groups = {"": group_metadata(attributes)}
-    for name in arrays:
-        for parent in PurePosixPath(name).parents[:-1]:
-            groups.setdefault(f"{parent}/", group_metadata())
-    objects = dict(put(f"{group}zarr.json", data) for group, data in groups.items())
-    # Everything is handed to the threads at once. Each takes what was handed over first, so that an
-    # array's inner chunks are under way before a thread waits for them in order to write them.
-    encoded = {
-        name: EncodedArray(values, spec, inner=inner.get(name, INNER_ELEMENTS), executor=executor)
-        for name, (values, spec) in arrays.items()
-    }
-    sizes: dict[str, int] = {}
-    if executor is None:
-        written = {name: put_array(name, array) for name, array in encoded.items()}
-    else:
-        tasks = {name: executor.submit(put_array, name, array) for name, array in encoded.items()}
-        wait(tasks.values())  # all, so that nothing writes into the folder after a failure
-        written = {name: task.result() for name, task in tasks.items()}
-    for name, (size, records) in written.items():
-        sizes[name] = size
-        objects |= records
-    storage.sync(f"{key}/{relative}" for relative in objects)
-    return Folder(
-        key=key,
-        arrays={
-            name: ArrayEntry(
-                dtype=spec.dtype,
-                encoding=spec.encoding,
-                dimension=spec.dimension,
-                length=len(values),
-                inner=inner.get(name, INNER_ELEMENTS),
-                size=sizes[name],
-            )
-            for name, (values, spec) in arrays.items()
-        },
-        objects=objects,
-    )
+        Parameters
+        ----------
+        attributes
+            Of the folder's group.
+
+        Raises
+        ------
+        CorruptStoreError
+            If what is read back differs from what was written.
+        """
+        for name in self._writers:
+            self._finish(name)
+        documents = {
+            "zarr.json": group_metadata(attributes),
+            **{
+                f"{parent}/zarr.json": group_metadata()
+                for name in self._writers
+                for parent in PurePosixPath(name).parents[:-1]
+            },
+            **{
+                f"{name}/zarr.json": json.dumps(writer.metadata, indent=1).encode()
+                for name, writer in self._writers.items()
+            },
+        }
+        objects: dict[str, tuple[int, str]] = {}
+        for relative, data in documents.items():
+            self.storage.put_new(f"{self.key}/{relative}", data)
+            objects[relative] = self._read_back(relative, len(data), google_crc32c.value(data))
+        objects |= {f"{name}/c/0": f.result() for name, f in self._settling.items()}
+        self.storage.sync(f"{self.key}/{relative}" for relative in objects)
+        return Folder(
+            key=self.key,
+            arrays={
+                name: ArrayEntry(
+                    dtype=writer.spec.dtype,
+                    encoding=writer.spec.encoding,
+                    dimension=writer.spec.dimension,
+                    length=writer.length,
+                    inner=writer.inner,
+                    size=writer.size,
+                )
+                for name, writer in self._writers.items()
+            },
+            objects=objects,
+        )
+
+    def __enter__(self) -> FolderWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            # A half-written attempt is invisible, but it takes room: a full disk wants it back.
+            wait(self._settling.values())
+            for writer in self._writers.values():
+                writer.abandon()
+            self.storage.delete_folder(self.key)

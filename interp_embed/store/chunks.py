@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, trusted_csr
+from interp_embed.store.columns import inner_documents
 from interp_embed.store.layout import chunk_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
     from interp_embed.kernels.pooling import Pooled
+    from interp_embed.store.arrays import FolderWriter
     from interp_embed.store.ledger import Commit
     from interp_embed.store.shard import ArraySpec, BlockCache, ShardedArray
     from interp_embed.store.storage import Storage
 
-__all__ = ["ChunkArrays", "StoredChunk", "chunk_to_arrays"]
+__all__ = ["StoredChunk", "write_chunk"]
 
 _LARGEST = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChunkArrays:
-    """The arrays to write for a chunk, and what its commit says of them."""
-
-    arrays: dict[str, tuple[NDArray[Any], ArraySpec]]
-    has_negative: bool
-    pooled_nnz: int
-
-
-def chunk_to_arrays(
+def write_chunk(
+    folder: FolderWriter,
     chunk: Chunk,
     dtype: np.dtype[Any],
     pooled: Pooled | None = None,
     executor: Executor | None = None,
-) -> ChunkArrays:
-    """Return the arrays of a chunk, its document level included.
+) -> dict[str, Any]:
+    """Write the arrays of a chunk, its document level included.
 
     Parameters
     ----------
+    folder
+        Where to.
     chunk
         Its activations must already be of ``dtype`` (see `Chunk.as_dtype`).
     dtype
@@ -55,6 +50,11 @@ def chunk_to_arrays(
         The document level, where it is known already.
     executor
         Threads to compute it with.
+
+    Returns
+    -------
+    dict
+        What the commit says of the chunk's content.
 
     Raises
     ------
@@ -65,19 +65,11 @@ def chunk_to_arrays(
         raise OverflowError(
             f"a chunk of {chunk.nnz} nonzeros is too large; use fewer documents a chunk"
         )
-    if pooled is None:
-        from interp_embed.kernels.pooling import pool  # loads a compiler: not needed to read
-
-        pooled = pool(
-            chunk.feature,
-            chunk.activation,
-            chunk.token_ptr,
-            chunk.doc_ptr,
-            chunk.d_sae,
-            executor=executor,
-        )
     has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
-    specs = chunk_arrays(chunk.d_sae, dtype, int(pooled.count.max(initial=1)))
+    # A feature is on at most every token of a document.
+    longest = int(np.diff(chunk.doc_ptr).max(initial=1))
+    specs = chunk_arrays(chunk.d_sae, dtype, longest)
+    level = _write_document_level(folder, specs, chunk, has_negative, pooled, executor)
     values: dict[str, NDArray[Any]] = {
         "feature": chunk.feature,
         "activation": chunk.activation,
@@ -89,30 +81,61 @@ def chunk_to_arrays(
         "token/start": chunk.tokens.start,
         "token/end": chunk.tokens.end,
         "token/special": chunk.tokens.special,
-        "pooled/doc_ptr": pooled.doc_ptr,
-        "pooled/feature": pooled.feature,
-        "pooled/max": pooled.max,
-        "pooled/sum_ptr": pooled.sum_ptr,
-        "pooled/sum": pooled.sum,
-        "pooled/count": pooled.count,
+        **level,
     }
-    if has_negative:
-        values["pooled/positive"] = pooled.positive
-    if chunk.reasons or (chunk.status == DocumentStatus.FAILED).any():
+    for name, array in values.items():
+        folder.add(name, specs[name], array)
+    failed = chunk.status == DocumentStatus.FAILED
+    if failed.any():
         reasons = np.full(chunk.n_documents, "", object)
         for position, reason in chunk.reasons.items():
             reasons[position] = reason.encode(errors="replace").decode()
-        values["reason"] = reasons
-    return ChunkArrays(
-        {
-            name: (array.astype(specs[name].dtype, copy=False), specs[name])
-            if array.dtype != object
-            else (array, specs[name])
-            for name, array in values.items()
-        },
-        has_negative,
-        len(pooled.feature),
-    )
+        folder.add("reason", specs["reason"], reasons, inner_documents(reasons))
+    return {
+        "n_tokens": chunk.n_tokens,
+        "n_special": int(chunk.tokens.special.sum()),
+        "nnz": chunk.nnz,
+        "pooled_nnz": int(level["pooled/doc_ptr"][-1]),
+        "n_failed": int(failed.sum()),
+        "n_truncated": int((chunk.status == DocumentStatus.TRUNCATED).sum()),
+        "has_negative": has_negative,
+    }
+
+
+def _write_document_level(
+    folder: FolderWriter,
+    specs: Mapping[str, ArraySpec],
+    chunk: Chunk,
+    has_negative: bool,
+    pooled: Pooled | None,
+    executor: Executor | None,
+) -> dict[str, NDArray[Any]]:
+    """Write what there is an entry of for each document and feature; return the pointers."""
+    if pooled is not None:
+        blocks: Iterable[Pooled] = [pooled]
+    else:
+        from interp_embed.kernels.pooling import pool_blocks  # a compiler: not needed to read
+
+        blocks = pool_blocks(
+            chunk.feature,
+            chunk.activation,
+            chunk.token_ptr,
+            chunk.doc_ptr,
+            chunk.d_sae,
+            executor=executor,
+        )
+    names = ["feature", "max", "sum", "count", *(["positive"] if has_negative else [])]
+    lengths = {name: [np.zeros(1, np.int64)] for name in ("doc_ptr", "sum_ptr")}
+    for name in names:  # an array without entries exists too
+        key = f"pooled/{name}"
+        folder.append(key, specs[key], np.empty(0, specs[key].dtype))
+    for block in blocks:
+        for name in names:
+            key = f"pooled/{name}"
+            folder.append(key, specs[key], getattr(block, name))
+        for name, parts in lengths.items():
+            parts.append(np.diff(getattr(block, name)))
+    return {f"pooled/{name}": np.cumsum(np.concatenate(parts)) for name, parts in lengths.items()}
 
 
 class StoredChunk:

@@ -16,13 +16,14 @@ from interp_embed.store.layout import CHUNKS, DOCUMENTS, MAX_CHUNK_NNZ, TARGET_C
 from interp_embed.store.ledger import Interval, Ledger, read_commits, write_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from interp_embed.kernels.pooling import Pooled
+    from interp_embed.store.ledger import Commit
     from interp_embed.store.reader import Store
     from interp_embed.store.writer import StoreWriter
 
-__all__ = ["collect_garbage", "compact", "finish", "merge_groups"]
+__all__ = ["collect_garbage", "compact", "finish", "leftovers", "merge_groups"]
 
 
 def merge_groups(
@@ -91,7 +92,10 @@ def compact(
     merged = 0
     for group in tqdm(groups, desc="Merging chunks", unit="chunk", disable=not progress):
         chunk, pooled = store.consistently(lambda group=group: _read_group(store, group))  # type: ignore[misc]
-        merged += writer.write(chunk, generation=generation, pooled=pooled) is not None
+        commit = writer.write(chunk, generation=generation, pooled=pooled)
+        if commit is not None:
+            _require_whole(store, commit)
+            merged += 1
         del chunk, pooled
         store.refresh(manifest=False)
         _drop_superseded(store)
@@ -120,33 +124,59 @@ def _drop_superseded(store: Store) -> None:
         store.storage.delete_folder(commit.folder.key)
 
 
-def collect_garbage(store: Store) -> int:
+def _require_whole(store: Store, commit: Commit) -> None:
+    """Take a merge back whose folder another process took for garbage before it was committed."""
+    if all(store.storage.exists(f"{commit.folder.key}/{name}") for name in commit.folder.objects):
+        return
+    store.storage.delete(commit.key)
+    raise FileNotFoundError(f"{commit.folder.key} in {store.storage.url} was deleted meanwhile")
+
+
+def leftovers(store: Store) -> set[str]:
+    """Return the folders and temporary files that no commit names: of killed runs, or in progress."""
+    storage = store.storage
+    # Listed before the commits are read: what is committed in between must not look forgotten.
+    folders = {f"{p}/{name}" for p in (CHUNKS, DOCUMENTS) for name in storage.folders(p)}
+    aside = {k for k, _ in list(storage.list()) if k.rsplit("/", 1)[-1].startswith(".tmp-")}
+    ledger = Ledger(read_commits(storage), store.n_documents)
+    named = {c.folder.key for c in ledger.commits} | {f.key for _, _, f in store.plan.blocks}
+    return (folders | aside) - named
+
+
+def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
     """Delete superseded commits and what no commit names; return how many folders.
 
-    Only for a store that nobody else is encoding into: an attempt in progress is such a folder too.
+    Parameters
+    ----------
+    store
+        A complete store.
+    among
+        Of what no commit names, delete only these: what `leftovers` returned some time ago. Without
+        it nobody else may be encoding into the store, as an attempt in progress has no name either.
     """
+    found = leftovers(store)
     ledger = Ledger(read_commits(store.storage), store.n_documents)
     deleted = 0
     for commit in ledger.superseded:
         store.storage.delete(commit.key)
         store.storage.delete_folder(commit.folder.key)
         deleted += 1
-    named = {c.folder.key for c in ledger.live} | {f.key for _, _, f in store.plan.blocks}
-    for parent in (CHUNKS, DOCUMENTS):
-        for name in store.storage.folders(parent):
-            if f"{parent}/{name}" not in named:
-                store.storage.delete_folder(f"{parent}/{name}")
-                deleted += 1
-    for key, _ in list(store.storage.list()):
+    for key in sorted(found if among is None else found.intersection(among)):
         if key.rsplit("/", 1)[-1].startswith(".tmp-"):  # a killed process was writing it
             store.storage.delete(key)
+        else:
+            store.storage.delete_folder(key)
+            deleted += 1
     return deleted
 
 
-def finish(writer: StoreWriter, *, progress: bool = False) -> bool:
+def finish(
+    writer: StoreWriter, *, progress: bool = False, among: Collection[str] | None = None
+) -> bool:
     """Compact a complete store, clear what is left over, and write its manifest.
 
-    Can be called again after dying at any point.
+    Can be called again after dying at any point. ``among`` limits what is cleared away, see
+    `collect_garbage`.
 
     Returns
     -------
@@ -160,6 +190,6 @@ def finish(writer: StoreWriter, *, progress: bool = False) -> bool:
     compact(writer, progress=progress)
     store.refresh(manifest=False)
     if store.is_complete:
-        collect_garbage(store)
+        collect_garbage(store, among)
         write_manifest(store.storage, store.ledger.live)
     return True

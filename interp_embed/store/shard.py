@@ -10,7 +10,8 @@ document costs two small reads and one inner chunk, with no event loop in betwee
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,20 +21,21 @@ import numcodecs
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError
+from interp_embed.parallel import bounded_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Executor, ThreadPoolExecutor
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.storage import Storage
+    from interp_embed.store.storage import Sink, Storage
 
 __all__ = [
     "INNER_ELEMENTS",
     "ArraySpec",
+    "ArrayWriter",
     "BlockCache",
-    "EncodedArray",
     "ShardedArray",
 ]
 
@@ -44,6 +46,9 @@ Encoding = Literal["delta", "zstd", "lz4", "text"]
 _CRC_BYTES = 4
 _INDEX_ENTRY = 16
 _ABSENT = 2**64 - 1
+_TASK_CHUNKS = 8
+"""Inner chunks a task: handing one to a thread costs as much as decoding it."""
+_TASKS_AHEAD = 4
 _CRC32C = {"name": "crc32c"}
 _DELTA = "numcodecs.delta"
 
@@ -191,54 +196,123 @@ class _InnerCodec:
         return out
 
 
-class EncodedArray:
-    """An array on its way to bytes: its ``zarr.json``, and its one shard as it is compressed.
+class ArrayWriter:
+    """Writes one array into one shard as its values come, compressing on threads.
 
     Parameters
     ----------
-    values
-        1-D.
+    create
+        Opens what the shard is written to; not called for an array without elements.
     spec
-        How they are stored.
+        How the values are stored.
     inner
-        Elements of an inner chunk.
+        Elements of an inner chunk; an array with fewer has one inner chunk of its own length.
     executor
-        Threads that compress; the work is handed to them at once.
+        Threads that compress.
+
+    Attributes
+    ----------
+    length, size : int
+        Elements and bytes so far.
+    crc32c : int
+        Of the bytes so far.
+    metadata : dict
+        The array's ``zarr.json``, once finished.
     """
 
     def __init__(
         self,
-        values: NDArray[Any],
+        create: Callable[[], Sink],
         spec: ArraySpec,
         *,
         inner: int = INNER_ELEMENTS,
         executor: Executor | None = None,
     ) -> None:
-        self.metadata = spec.metadata(len(values), inner)
-        codec = _InnerCodec(self.metadata, spec.dimension)
-        if not codec.text:
-            values = np.asarray(values, codec.dtype)
+        self.spec = spec
+        self.inner = inner
+        self.length = 0
+        self.size = 0
+        self.crc32c = 0
+        self.finished = False
+        self._create = create
+        self._sink: Sink | None = None
+        self._executor = executor
+        self._codec = _InnerCodec(spec.metadata(inner, inner), spec.dimension)
+        self._carry = np.empty(0, self._codec.dtype)
+        self._pending: deque[Future[list[bytes]]] = deque()
+        self._sizes: list[int] = []
 
-        def encode(numbers: range) -> list[bytes]:
-            return [codec.encode(values[i * codec.inner : (i + 1) * codec.inner]) for i in numbers]
+    def append(self, values: NDArray[Any]) -> None:
+        """Add values at the end."""
+        values = np.asarray(values, self._codec.dtype)
+        self.length += len(values)
+        if len(self._carry):
+            values = np.concatenate([self._carry, values])
+        whole = len(values) // self.inner * self.inner
+        step = _TASK_CHUNKS * self.inner
+        for begin in range(0, whole, step):
+            self._compress(values[begin : min(begin + step, whole)])
+        # A copy, so that the caller's array is not kept alive, nor changed under our hands.
+        self._carry = values[whole:].copy()
 
-        tasks = _tasks(-(-len(values) // codec.inner))
-        self._parts = map(encode, tasks) if executor is None else executor.map(encode, tasks)
+    def _compress(self, values: NDArray[Any]) -> None:
+        codec = self._codec
 
-    def shard(self) -> bytes:
-        """Return the shard, once: the inner chunks and their index; nothing for an empty array."""
-        encoded = [data for part in self._parts for data in part]
-        if not encoded:
-            return b""
-        sizes = np.array([len(e) for e in encoded], "<u8")
-        index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
-        return b"".join([*encoded, index, _crc(index)])
+        def run() -> list[bytes]:
+            return [
+                codec.encode(values[i : i + codec.inner])
+                for i in range(0, len(values), codec.inner)
+            ]
 
+        if self._executor is None:
+            self._write(run())
+            return
+        self._pending.append(self._executor.submit(run))
+        while len(self._pending) > _TASKS_AHEAD:
+            self._write(self._pending.popleft().result())
 
-def _tasks(count: int) -> list[range]:
-    """Cut inner chunks into tasks for threads: handing one over costs as much as decoding it."""
-    step = min(16, max(1, count // 16))
-    return [range(i, min(i + step, count)) for i in range(0, count, step)]
+    def _write(self, pieces: list[bytes]) -> None:
+        self._sizes += map(len, pieces)
+        for piece in pieces:
+            self._put(piece)
+
+    def _put(self, piece: bytes) -> None:
+        if self._sink is None:
+            self._sink = self._create()
+        self._sink.write(piece)
+        self.crc32c = google_crc32c.extend(self.crc32c, piece)
+        self.size += len(piece)
+
+    def finish(self) -> None:
+        """Write what is left and the index; `settle` makes it durable."""
+        if len(self._carry):
+            if self.length < self.inner:
+                self.inner = self.length
+                self._codec = _InnerCodec(
+                    self.spec.metadata(self.length, self.inner), self.spec.dimension
+                )
+            self._compress(self._carry)
+        while self._pending:
+            self._write(self._pending.popleft().result())
+        self.metadata = self.spec.metadata(self.length, self.inner)
+        if self.length:
+            sizes = np.array(self._sizes, "<u8")
+            index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
+            self._put(index + _crc(index))
+        self.finished = True
+
+    def settle(self) -> None:
+        """Make the shard durable."""
+        if self._sink is not None:
+            self._sink.close()
+
+    def abandon(self) -> None:
+        """Stop writing, after a failure."""
+        for future in self._pending:
+            future.cancel()
+        wait(self._pending)
+        if self._sink is not None:
+            self._sink.abandon()
 
 
 class BlockCache:
@@ -369,30 +443,47 @@ class ShardedArray:
             raise self._damaged(f"inner chunk {number} has {len(values)} elements")
         return values
 
-    def read_all(self, executor: ThreadPoolExecutor | None = None) -> NDArray[Any]:
-        """Return the whole array; inner chunks are decoded by ``executor`` where one is given."""
+    def read_all(self, executor: Executor | None = None) -> NDArray[Any]:
+        """Return the whole array; its parts are read and decoded by ``executor``, where given."""
         if self.length == 0:
             return np.empty(0, self.dtype)
-        data = self._fetch(0, self.size)
-        index = self._parse_index(data[-self._index_bytes :]).tolist()
-        inner = self._codec.inner
+        inner, count = self._codec.inner, self._inner_count
         out = np.empty(self.length, self.dtype)
+        if count == 1:
+            self._fill(out, 0, 1, self._fetch(0, self.size))
+            return out
+        self._index  # noqa: B018  (read once, before the threads need it)
 
-        def fill(numbers: range) -> None:
-            for number in numbers:
-                offset, size = index[number]
-                target = out[number * inner : (number + 1) * inner]
-                values = self._decode(number, data[offset : offset + size], target)
-                if values is not target:
-                    target[:] = values[: len(target)]
+        def run(first: int) -> None:
+            last = min(first + _TASK_CHUNKS, count)
+            self._fill(out[first * inner : last * inner], first, last)
 
-        count = len(index)
-        if executor is None:
-            fill(range(count))
-        else:
-            for _ in executor.map(fill, _tasks(count)):
-                pass
+        for _ in bounded_map(executor, run, range(0, count, _TASK_CHUNKS), ahead=16):
+            pass
         return out
+
+    def _fill(self, out: NDArray[Any], first: int, last: int, whole: bytes | None = None) -> None:
+        """Decode inner chunks ``first:last`` into ``out``."""
+        inner = self._codec.inner
+        for number, data in self._raw(first, last, whole):
+            target = out[(number - first) * inner : (number - first + 1) * inner]
+            values = self._decode(number, data, target)
+            if values is not target:
+                target[:] = values[: len(target)]
+
+    def _raw(
+        self, first: int, last: int, whole: bytes | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """Read inner chunks ``first:last``, which lie one after another."""
+        if whole is not None:
+            index, begin, data = self._parse_index(whole[-self._index_bytes :]), 0, whole
+        else:
+            index = self._index
+            begin = int(index[first, 0])
+            data = self._fetch(begin, int(index[last - 1].sum()) - begin)
+        for number in range(first, last):
+            offset, size = (int(x) for x in index[number])
+            yield number, data[offset - begin : offset - begin + size]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return elements ``start:stop``; only the inner chunks that hold them are read."""
@@ -414,16 +505,9 @@ class ShardedArray:
         return joined[start - first * inner : stop - first * inner]
 
     def _read_blocks(self, first: int, last: int) -> Iterator[NDArray[Any]]:
-        if self._inner_count == 1:  # index and data in one read
-            whole = self._fetch(0, self.size)
-            index, begin, data = self._parse_index(whole[-self._index_bytes :]), 0, whole
-        else:
-            index = self._index
-            begin = int(index[first, 0])
-            data = self._fetch(begin, int(index[last].sum()) - begin)
-        for number in range(first, last + 1):
-            offset, size = (int(x) for x in index[number])
-            block = self._decode(number, data[offset - begin : offset - begin + size])
+        whole = self._fetch(0, self.size) if self._inner_count == 1 else None
+        for number, data in self._raw(first, last + 1, whole):
+            block = self._decode(number, data)
             block.flags.writeable = False
             self._cache.put((self.key, number), block)
             yield block

@@ -19,13 +19,65 @@ from urllib.parse import urlsplit
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from zarr.abc.store import Store
 
-__all__ = ["FsspecStorage", "LocalStorage", "ObjectStorage", "Storage", "open_storage"]
+__all__ = ["FsspecStorage", "LocalStorage", "ObjectStorage", "Sink", "Storage", "open_storage"]
 
 _TEMPORARY = ".tmp-"
+_BLOCK = 2**20
+
+
+class Sink:
+    """A key that is written piece by piece; this one collects them and puts them at once.
+
+    Parameters
+    ----------
+    put
+        Called with all bytes when the sink is closed.
+    """
+
+    def __init__(self, put: Callable[[bytes], None]) -> None:
+        self._put = put
+        self._pieces: list[bytes] = []
+
+    def write(self, piece: bytes) -> None:
+        """Append ``piece``."""
+        self._pieces.append(piece)
+
+    def close(self) -> None:
+        """Make what was written durable."""
+        self._put(b"".join(self._pieces))
+
+    def abandon(self) -> None:
+        """Let go of what was written; nothing needs to be readable."""
+        self._pieces.clear()
+
+
+class _FileSink(Sink):
+    """A file that nobody reads before it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb", buffering=0)
+
+    @override
+    def write(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        while view:
+            view = view[self._file.write(view) :]
+
+    @override
+    def close(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    @override
+    def abandon(self) -> None:
+        self._file.close()
 
 
 class Storage(ABC):
@@ -52,6 +104,14 @@ class Storage(ABC):
     @abstractmethod
     def put_new(self, key: str, data: bytes) -> None:
         """Write a key that nobody else writes, durably but for its folder: see `sync`."""
+
+    def create(self, key: str) -> Sink:
+        """Open a new key to be written piece by piece; as `put_new` once it is closed."""
+        return Sink(lambda data: self.put_new(key, data))
+
+    def blocks(self, key: str) -> Iterator[bytes]:
+        """Yield the bytes of ``key`` in order, a bounded number at a time where that costs nothing."""
+        yield self.get(key)
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -158,12 +218,19 @@ class LocalStorage(Storage):
 
     @override
     def put_new(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        sink = self.create(key)
+        sink.write(data)
+        sink.close()
+
+    @override
+    def create(self, key: str) -> Sink:
+        return _FileSink(self._path(key))
+
+    @override
+    def blocks(self, key: str) -> Iterator[bytes]:
+        with self._path(key).open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
     @override
     def put_if_absent(self, key: str, data: bytes) -> bool:

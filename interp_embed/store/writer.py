@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import DocumentStatus
 from interp_embed.errors import (
     FingerprintMismatchError,
     NotAStoreError,
     SingleWriterError,
     StoreExistsError,
 )
-from interp_embed.store.arrays import Folder, group_metadata, write_folder
-from interp_embed.store.chunks import chunk_to_arrays
+from interp_embed.store.arrays import Folder, FolderWriter, group_metadata
+from interp_embed.store.chunks import write_chunk
 from interp_embed.store.columns import encode_frame, hash_frame, inner_documents, schema_of
 from interp_embed.store.layout import (
     CHUNKS,
@@ -34,6 +34,7 @@ from interp_embed.store.layout import (
 from interp_embed.store.ledger import Commit, Plan, read_plan
 from interp_embed.store.reader import Store, read_root, root_document
 from interp_embed.store.sealed import digest, seal, unseal
+from interp_embed.store.shard import INNER_ELEMENTS
 from interp_embed.store.storage import LocalStorage, open_storage
 
 if TYPE_CHECKING:
@@ -78,25 +79,27 @@ def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
         If something stands here that a store must not be mixed with.
     """
     storage = open_storage(location)
-    if storage.exists(ROOT):
-        try:
-            read_root(storage)
-        except NotAStoreError as error:
-            raise StoreExistsError(f"{error}. Give a path that does not exist yet") from None
-        return storage
     if isinstance(storage, LocalStorage):
         root = storage.root
         if root.exists() and not root.is_dir():
             raise StoreExistsError(
                 f"{root} is a file; a store is a folder. Give another path, or move the file away"
             )
-        if root.is_dir() and (foreign := sorted(e.name for e in root.iterdir())):
-            leftovers = {LABELS, *_GROUP_FOLDERS, COMMITS}
-            if any(not n.startswith(".tmp-") and n not in leftovers for n in foreign):
-                raise StoreExistsError(
-                    f"{root} is a folder with other things in it ({foreign[0]!r} for one) and no "
-                    "store. Give a path that does not exist yet"
-                )
+        found = sorted(e.name for e in root.iterdir()) if root.is_dir() else []
+    else:
+        found = [key for key, _ in itertools.islice(storage.list(COMMITS), 1)]
+    # Looked for after the listing: whoever creates a store meanwhile writes its root first.
+    if storage.exists(ROOT):
+        try:
+            read_root(storage)
+        except NotAStoreError as error:
+            raise StoreExistsError(f"{error}. Give a path that does not exist yet") from None
+        return storage
+    if foreign := [name for name in found if not name.startswith(".tmp-")]:
+        raise StoreExistsError(
+            f"{storage.url} is a folder with other things in it ({foreign[0]!r} for one) and no "
+            "store. Give a path that does not exist yet"
+        )
     return storage
 
 
@@ -228,10 +231,10 @@ def create_store(
         if not storage.put_if_absent(PLAN, seal(document)):
             # Another plan was first, or this one, if the answer to a first try was lost.
             winner = read_plan(storage)
-            named = {folder.key for _, _, folder in winner.blocks} if winner else set()
-            for _, _, folder in blocks:
-                if winner and folder.key not in named:
-                    storage.delete_folder(folder.key)
+            named = {block.key for _, _, block in winner.blocks} if winner else set()
+            for _, _, block in blocks:
+                if winner and block.key not in named:
+                    storage.delete_folder(block.key)
     return Store(storage)
 
 
@@ -245,17 +248,12 @@ def _write_documents(
     while start < len(frame) or not blocks:
         stop = int(np.searchsorted(total, total[start] + _BLOCK_CHARACTERS, side="right")) - 1
         stop = min(max(stop, start + 1), start + _BLOCK_DOCUMENTS, len(frame))
-        arrays = encode_frame(frame.iloc[start:stop], schema)
-        folder = write_folder(
-            storage,
-            f"{DOCUMENTS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}",
-            arrays,
-            inner={
-                name: inner_documents(values)
-                for name, (values, _) in arrays.items()
-                if values.dtype == object
-            },
-        )
+        key = f"{DOCUMENTS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
+        with FolderWriter(storage, key) as arrays:
+            for name, (values, spec) in encode_frame(frame.iloc[start:stop], schema).items():
+                text = values.dtype == object
+                arrays.add(name, spec, values, inner_documents(values) if text else INNER_ELEMENTS)
+            folder = arrays.close()
         blocks.append((start, stop, folder))
         start = stop
     return blocks
@@ -388,31 +386,11 @@ class StoreWriter:
         executor = self._threads_for(rounded.nnz)
         if rounded.nnz != chunk.nnz:  # rounding dropped entries: what was known does not hold
             pooled = None
-        stored = chunk_to_arrays(rounded, self.dtype, pooled, executor)
         folder_key = f"{CHUNKS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
-        text = {n: inner_documents(v) for n, (v, _) in stored.arrays.items() if v.dtype == object}
-        statistics: dict[str, Any] = {
-            "n_tokens": rounded.n_tokens,
-            "n_special": int(rounded.tokens.special.sum()),
-            "nnz": rounded.nnz,
-            "pooled_nnz": stored.pooled_nnz,
-            "n_failed": int((rounded.status == DocumentStatus.FAILED).sum()),
-            "n_truncated": int((rounded.status == DocumentStatus.TRUNCATED).sum()),
-            "has_negative": stored.has_negative,
-        }
-        try:
-            folder = write_folder(
-                self.storage,
-                folder_key,
-                stored.arrays,
-                attributes={"d_sae": chunk.d_sae, "start": start, "stop": stop, **statistics},
-                inner=text,
-                executor=executor,
-            )
-        except BaseException:
-            # A half-written attempt is invisible, but it takes room: a full disk wants it back.
-            self.storage.delete_folder(folder_key)
-            raise
+        with FolderWriter(self.storage, folder_key, executor) as arrays:
+            statistics = write_chunk(arrays, rounded, self.dtype, pooled, executor)
+            extent = {"d_sae": chunk.d_sae, "start": start, "stop": stop}
+            folder = arrays.close({**extent, **statistics})
         commit = Commit(
             start=start,
             stop=stop,
@@ -426,7 +404,12 @@ class StoreWriter:
         # From here on the folder may be named by a commit, even if the call below fails (a lost
         # response): only a commit that is seen to name another folder allows deleting this one.
         if not commit.publish(self.storage):
-            winner = unseal(self.storage.get(commit.key), f"{commit.key} in {self.storage.url}")
+            try:
+                data = self.storage.get(commit.key)
+            except FileNotFoundError:  # the winner was merged into a larger chunk already
+                self.storage.delete_folder(folder_key)
+                return None
+            winner = unseal(data, f"{commit.key} in {self.storage.url}")
             if winner["folder"]["key"] != folder_key:
                 self.storage.delete_folder(folder_key)
                 return None

@@ -1,0 +1,197 @@
+"""kill -9 at random moments: what was committed stays, and a resumed store equals an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_sae import WordSAE
+from kill_server import N_DOCUMENTS, documents, encode
+
+from interp_embed import Dataset
+from interp_embed.store import Store
+from interp_embed.store.verify import verify
+from interp_embed.testing import assert_chunks_equal, read_everything
+
+RUNS = 10
+KILLS_A_RUN = 4
+NAMES = [record["text"].split(" ")[0] for record in documents()]
+
+
+class Server:
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("kill_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, path, log):
+        self.process.stdin.write(f"{path}\t{log}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        assert self.process.wait(30) == 0
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return encode(tmp_path_factory.mktemp("undisturbed") / "s", 0.0)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ranges(folder):
+    """Documents that each commit, or each attempt, holds; without reading any."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        start, _, rest = path.name.partition("-")
+        if start.isdigit():
+            found.append((int(start), int(rest.partition("-")[0])))
+    return found
+
+
+def committed(path):
+    return {d for start, stop in ranges(path / "commits") for d in range(start, stop)}
+
+
+def merges(path):
+    """How many attempts at a merged chunk there are, finished or not."""
+    return sum(stop - start > 2 for start, stop in ranges(path / "chunks"))
+
+
+def logged(log):
+    return log.read_text().split() if log.exists() else []
+
+
+def wait_to_kill(pid, path, rng, aim):
+    """Return when the moment has come, or the process has ended."""
+    if aim == "time":
+        moment = time.monotonic() + rng.uniform(0, 0.4)
+        while time.monotonic() < moment and alive(pid):
+            time.sleep(0.001)
+        return
+    if aim == "commits":
+        wanted = len(committed(path)) + rng.randint(0, 6)
+        while len(committed(path)) < wanted and alive(pid) and not merges(path):
+            time.sleep(0.001)
+    else:
+        wanted = merges(path) + rng.randint(1, 3)
+        while merges(path) < wanted and alive(pid):
+            pass  # a merge takes milliseconds
+    time.sleep(rng.choice([0, 0, 0.001, 0.003, 0.01, 0.02]))
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    while alive(pid):
+        time.sleep(0.0005)
+    return True
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+def test_killed_runs_resume_to_the_undisturbed_store(seed, server, undisturbed, tmp_path):
+    rng = random.Random(seed)
+    kills = 0
+    for number in range(10):
+        kills += live_and_die(
+            server, undisturbed, tmp_path / f"s{number}", rng, KILLS_A_RUN - kills, seed % 2 == 1
+        )
+        if kills == KILLS_A_RUN:
+            break
+    assert kills == KILLS_A_RUN
+
+
+def live_and_die(server, undisturbed, path, rng, most, late):
+    """Start, kill and resume the encoding of one store until it is whole; return the kills."""
+    log = path.with_suffix(".log")
+    kills = 0
+    while kills < most:
+        before, already = committed(path), len(logged(log))
+        aims = ["merges"] if late or len(before) == N_DOCUMENTS else ["time", "commits", "commits"]
+        pid = server.start(path, log)
+        wait_to_kill(pid, path, rng, rng.choice(aims))
+        if not kill(pid):
+            break
+        kills += 1
+        after = committed(path)
+        whole = len(after) == N_DOCUMENTS
+        Totals.kills += 1
+        Totals.while_merging += whole and not (path / "manifest.json").exists()
+        encoded = logged(log)[already:]
+        assert not {NAMES[d] for d in before} & set(encoded), "a committed document again"
+        assert before <= after, "a commit was lost"
+        assert len(set(encoded)) == len(encoded)
+        lost = set(encoded) - {NAMES[d] for d in after}
+        assert len(lost) <= 4, "more was lost than one chunk that waited and one in progress"
+        if (path / "plan.json").exists():
+            assert_reads_right(path, undisturbed)
+            assert [p for p in verify(path) if p.severity == "error"] == []
+    before = committed(path)
+    sae = WordSAE()
+    done = Dataset(documents(), sae, save_path=path, batch_size=2, save_every_batch=1)
+    assert not {NAMES[d] for d in before} & {text.split(" ")[0] for text in sae.seen}
+    assert_same(done, undisturbed)
+    assert_same(Dataset.load_from_file(path), undisturbed)
+    assert verify(path) == [], "something is left over"
+    return kills
+
+
+def assert_reads_right(path, undisturbed):
+    """Whatever state a kill left, what is committed reads as it should."""
+    store = Store(path)
+    here = np.array([d for d in range(N_DOCUMENTS) if store.locate(d) is not None], np.int64)
+    assert_chunks_equal(store.chunk(here), undisturbed._store.chunk(here))
+
+
+def assert_same(found, wanted):
+    assert_chunks_equal(read_everything(found._store), read_everything(wanted._store))
+    assert found.list() == wanted.list()
+    assert found.failures().equals(wanted.failures())
+    assert found.failures()["document"].tolist() == [11]
+    for method in ("max", "mean", "sum", "count", "binarize"):
+        np.testing.assert_array_equal(found.latents(method), wanted.latents(method))
+    np.testing.assert_array_equal(
+        found.latents("count", activated_threshold=2.5),
+        wanted.latents("count", activated_threshold=2.5),
+    )
+
+
+class Totals:
+    kills = 0
+    while_merging = 0
+
+
+def test_there_were_at_least_thirty_kills_and_some_while_merging():
+    if Totals.kills < RUNS * KILLS_A_RUN:
+        pytest.skip("not all of the runs above were selected")
+    assert Totals.kills >= 30
+    assert Totals.while_merging >= 5
