@@ -86,8 +86,8 @@ def check_rows(rows: Sequence[DatasetRow | None], frame: pd.DataFrame, field: An
             )
 
 
-def check_positive(**numbers: int) -> None:
+def check_positive(**numbers: Any) -> None:
     """Raise ValueError unless every number is a positive integer."""
     for name, number in numbers.items():
-        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
             raise ValueError(f"{name} must be a positive integer, got {number!r}")

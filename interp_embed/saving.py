@@ -377,14 +377,13 @@ def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
     if sae is None:
         return
     wanted = [device] if isinstance(device, str) else list(device.values())
-    if any(d.startswith("cuda") for d in wanted):
-        if not _sees_gpu():
-            warnings.warn(
-                f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
-                "Pass device='cpu' to say so",
-                stacklevel=3,
-            )
-            device = "cpu"
+    if any(d.startswith("cuda") for d in wanted) and not _sees_gpu():
+        warnings.warn(
+            f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
+            "Pass device='cpu' to say so",
+            stacklevel=3,
+        )
+        device = "cpu"
     sae.set_device(device)
 
 

@@ -319,7 +319,7 @@ MASKS = st.lists(st.booleans(), min_size=N, max_size=N)
 def test_indexing_selects_what_numpy_selects(eleven, index):
     whole = np.array(texts_of(eleven), object)
     as_numpy = index if isinstance(index, slice) else np.asarray(index)
-    if getattr(as_numpy, "dtype", None) == object:
+    if not isinstance(as_numpy, slice) and as_numpy.dtype.hasobject:
         as_numpy = as_numpy.astype(bool)
     if not isinstance(as_numpy, slice) and as_numpy.size == 0:
         as_numpy = as_numpy.astype(int)

@@ -103,7 +103,7 @@ def wait_to_kill(pid, path, rng, aim):
     else:
         wanted = merges(path) + rng.randint(1, 3)
         while merges(path) < wanted and alive(pid):
-            pass  # a merge takes milliseconds
+            time.sleep(0.0005)  # a merge takes milliseconds
     time.sleep(rng.choice([0, 0, 0.001, 0.003, 0.01, 0.02]))
 
 
@@ -118,12 +118,12 @@ def kill(pid):
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_killed_runs_resume_to_the_undisturbed_store(seed, server, undisturbed, tmp_path):
+def test_killed_runs_resume_to_the_undisturbed_store(seed, server, undisturbed, quick_path):
     rng = random.Random(seed)
     kills = 0
     for number in range(10):
         kills += live_and_die(
-            server, undisturbed, tmp_path / f"s{number}", rng, KILLS_A_RUN - kills, seed % 2 == 1
+            server, undisturbed, quick_path / f"s{number}", rng, KILLS_A_RUN - kills, seed % 2 == 1
         )
         if kills == KILLS_A_RUN:
             break
@@ -169,7 +169,8 @@ def assert_reads_right(path, undisturbed):
     """Whatever state a kill left, what is committed reads as it should."""
     store = Store(path)
     here = np.array([d for d in range(N_DOCUMENTS) if store.locate(d) is not None], np.int64)
-    assert_chunks_equal(store.chunk(here), undisturbed._store.chunk(here))
+    if len(here):
+        assert_chunks_equal(store.chunk(here), undisturbed._store.chunk(here))
 
 
 def assert_same(found, wanted):

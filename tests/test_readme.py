@@ -69,7 +69,7 @@ def test_targets_and_extras_exist():
         if line.startswith("make "):
             assert line.split()[1] in targets, line
         if line.startswith("pip "):
-            for extra in re.findall(r"\[(.*?)\]", line):
+            for extra in re.findall(r"\[(\w+)\]", line):
                 assert extra in project["optional-dependencies"], line
     for extra in re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE):
         assert extra in project["optional-dependencies"], extra
@@ -88,12 +88,11 @@ def test_the_description_of_the_format_reads_a_store(tmp_path, monkeypatch):
     chunk = random_chunk(3, 50, d_sae=70, failures=False)
     store_from_chunk("corpus.zarr", chunk, documents_per_chunk=8, finished=False)
     dataset = Dataset.load_from_file("corpus.zarr")
-    namespace: dict = {"__name__": "format"}
-    blocks = re.findall(r"^```python\n(.*?)^```$", FORMAT, re.MULTILINE | re.DOTALL)
+    namespace = {"__name__": "format.md"}
+    blocks = re.findall(r"^```(python)\n(.*?)^```$", FORMAT, re.MULTILINE | re.DOTALL)
+    run_blocks(blocks, namespace)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
-        for text in blocks:
-            exec(compile(text, "format.md", "exec"), namespace)
         for document in range(50):
             found = namespace["activations"](document)
             assert (found != chunk.csr(document)).nnz == 0
@@ -103,22 +102,34 @@ def test_the_description_of_the_format_reads_a_store(tmp_path, monkeypatch):
     assert namespace["texts"].tolist() == dataset.documents()
 
 
+def run_blocks(blocks, namespace):
+    """Execute python blocks in order; what one prints must stand in the text block below it."""
+    printed = ""
+    for kind, text in blocks:
+        if kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
+                # The one that the README speaks of.
+                warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
+                exec(compile(text, namespace["__name__"], "exec"), namespace)
+            printed = out.getvalue()
+        elif kind == "text":
+            assert same(printed, text), printed
+
+
+def test_the_example_of_an_sae_of_ones_own_runs():
+    text = (ROOT / "docs" / "sae.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", "python", "python", "text"]
+    run_blocks(blocks, {"__name__": "sae.md"})
+
+
 @pytest.mark.model
 @pytest.mark.timeout(300)
 def test_every_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PYTHON_PATH)
-    namespace = {"__name__": "readme"}
-    printed = ""
-    for kind, text in BLOCKS:
-        if kind == "python":
-            with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
-                # The one that the README speaks of.
-                warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
-                exec(compile(text, "README.md", "exec"), namespace)
-            printed = out.getvalue()
-        elif kind == "text":
-            assert same(printed, text), printed
+    namespace = {"__name__": "README.md"}
+    run_blocks(BLOCKS, namespace)
 
     namespace["texts"].head(20).to_csv("documents.csv", index=False)
     program = tmp_path / "bin" / "interp-embed"

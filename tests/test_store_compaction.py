@@ -162,7 +162,7 @@ def test_finishing_that_is_interrupted_anywhere_can_be_repeated(tmp_path, dead):
     origin = tmp_path / "origin"
     store = store_from_chunk(origin, chunk, documents_per_chunk=2, finished=False)
     before = documents_level(store)
-    fail_at, step = 0, 5 if dead else 11
+    fail_at, step = 0, 9 if dead else 23
     while True:
         path = shutil.copytree(origin, tmp_path / "copy")
         storage = FaultyStorage(open_storage(path), fail_at, dead=dead)

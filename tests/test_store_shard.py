@@ -48,7 +48,6 @@ def write(storage, values, spec, inner, cache=None, executor=None, step=None):
     for begin in range(0, len(values), step or max(1, len(values))):
         writer.append(values[begin : begin + (step or len(values))])
     writer.finish()
-    writer.settle()
     storage.put("a/zarr.json", json.dumps(writer.metadata).encode())
     return ShardedArray(storage, "a", writer.metadata, writer.size, cache)
 

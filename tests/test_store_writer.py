@@ -89,7 +89,7 @@ def assert_right(store, chunk):
             assert table.id.tolist() == chunk.tokens.id[start : start + len(table)].tolist()
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
 @given(chunks())
 def test_whatever_is_written_is_read(tmp_path_factory, chunk):
     path = tmp_path_factory.mktemp("s")

@@ -83,7 +83,7 @@ def describe(error: BaseException) -> str:
 def _missing_packages(error: ImportError) -> str:
     missing = (error.name or "").partition(".")[0]
     extra = "io" if missing == "pyarrow" or "pyarrow" in str(error) else "model"
-    return f"What this needs comes with: pip install 'interp_embed[{extra}]'"
+    return f"What this needs comes with the extra {extra!r}: interp_embed[{extra}]"
 
 
 def _report(error: BaseException, line: str, debug: bool) -> None:

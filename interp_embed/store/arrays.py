@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -21,14 +21,12 @@ from interp_embed.store.shard import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from concurrent.futures import Executor
+    from collections.abc import Mapping
+    from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
 
     from interp_embed.store.storage import Storage
-
-R = TypeVar("R")
 
 __all__ = ["ArrayEntry", "Folder", "FolderWriter", "group_metadata"]
 
@@ -105,15 +103,6 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
     return json.dumps(document, indent=1).encode()
 
 
-class _Now:
-    """Runs at once what an executor would run later."""
-
-    def submit(self, run: Callable[[str], R], argument: str) -> Future[R]:
-        future: Future[R] = Future()
-        future.set_result(run(argument))
-        return future
-
-
 class FolderWriter:
     """Writes arrays into a new folder that nobody else writes, and checks what the disk kept.
 
@@ -155,18 +144,18 @@ class FolderWriter:
         self._finish(name)
 
     def _finish(self, name: str) -> None:
-        """Write the end of an array; syncing and checking go on behind."""
+        """Write the end of an array; of a large chunk, syncing and checking go on behind."""
         writer = self._writers[name]
         if writer.finished:
             return
         writer.finish()
-        if writer.size:
-            self._settling[name] = (self._executor or _Now()).submit(self._settle, name)
+        if writer.size and self._executor is not None:
+            self._settling[f"{name}/c/0"] = self._executor.submit(self._settle, name)
 
     def _settle(self, name: str) -> tuple[int, str]:
-        writer = self._writers[name]
-        writer.settle()
-        return self._read_back(f"{name}/c/0", writer.size, writer.crc32c)
+        writer, relative = self._writers[name], f"{name}/c/0"
+        self.storage.sync([f"{self.key}/{relative}"])
+        return self._read_back(relative, writer.size, writer.crc32c)
 
     def _read_back(self, relative: str, size: int, crc: int) -> tuple[int, str]:
         """Return size and SHA-256 of an object as it is read, which must be as it was written."""
@@ -209,12 +198,21 @@ class FolderWriter:
                 for name, writer in self._writers.items()
             },
         }
-        objects: dict[str, tuple[int, str]] = {}
+        written = {
+            f"{name}/c/0": (writer.size, writer.crc32c)
+            for name, writer in self._writers.items()
+            if writer.size
+        }
         for relative, data in documents.items():
             self.storage.put_new(f"{self.key}/{relative}", data)
-            objects[relative] = self._read_back(relative, len(data), google_crc32c.value(data))
-        objects |= {f"{name}/c/0": f.result() for name, f in self._settling.items()}
-        self.storage.sync(f"{self.key}/{relative}" for relative in objects)
+            written[relative] = (len(data), google_crc32c.value(data))
+        self.storage.sync(f"{self.key}/{relative}" for relative in written)
+        objects = {
+            relative: self._settling[relative].result()
+            if relative in self._settling
+            else self._read_back(relative, *record)
+            for relative, record in written.items()
+        }
         return Folder(
             key=self.key,
             arrays={

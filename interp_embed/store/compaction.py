@@ -96,9 +96,12 @@ def compact(
         if commit is not None:
             _require_whole(store, commit)
             merged += 1
+            start, stop = commit.start, commit.stop
+            parts = dict.fromkeys(interval.commit for interval in group)
+            _delete_commits(store, [c for c in parts if start <= c.start and c.stop <= stop])
         del chunk, pooled
-        store.refresh(manifest=False)
-        _drop_superseded(store)
+    store.refresh(manifest=False)
+    _delete_commits(store, store.ledger.superseded)
     return merged
 
 
@@ -117,11 +120,11 @@ def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]
     return Chunk.concatenate(chunks), Pooled.concatenate(levels)
 
 
-def _drop_superseded(store: Store) -> None:
-    """Delete what a commit has replaced: the commit first, so that no reader is sent to a hole."""
-    for commit in store.ledger.superseded:
+def _delete_commits(store: Store, commits: Sequence[Commit]) -> None:
+    """Delete commits that others have replaced: first, so that no reader is sent to a hole."""
+    for commit in commits:
         store.storage.delete(commit.key)
-        store.storage.delete_folder(commit.folder.key)
+    store.storage.delete_folders([commit.folder.key for commit in commits])
 
 
 def _require_whole(store: Store, commit: Commit) -> None:
@@ -155,19 +158,16 @@ def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
         it nobody else may be encoding into the store, as an attempt in progress has no name either.
     """
     found = leftovers(store)
-    ledger = Ledger(read_commits(store.storage), store.n_documents)
-    deleted = 0
-    for commit in ledger.superseded:
-        store.storage.delete(commit.key)
-        store.storage.delete_folder(commit.folder.key)
-        deleted += 1
-    for key in sorted(found if among is None else found.intersection(among)):
-        if key.rsplit("/", 1)[-1].startswith(".tmp-"):  # a killed process was writing it
-            store.storage.delete(key)
-        else:
-            store.storage.delete_folder(key)
-            deleted += 1
-    return deleted
+    superseded = Ledger(read_commits(store.storage), store.n_documents).superseded
+    _delete_commits(store, superseded)
+    unnamed = sorted(found if among is None else found.intersection(among))
+    # What a killed process was writing aside is a file, an attempt of its a folder.
+    aside = [key for key in unnamed if key.rsplit("/", 1)[-1].startswith(".tmp-")]
+    for key in aside:
+        store.storage.delete(key)
+    folders = [key for key in unnamed if key not in aside]
+    store.storage.delete_folders(folders)
+    return len(superseded) + len(folders)
 
 
 def finish(

@@ -263,23 +263,38 @@ class _Descending:
 
 
 def read_commits(storage: Storage) -> list[Commit]:
-    """Read every commit.
+    """Read every commit, as they were at one moment.
+
+    Others may commit a merged chunk and delete its parts meanwhile: a listing that saw neither would
+    lose documents. So commits are listed again until nothing changed while they were read.
 
     Raises
     ------
     CorruptStoreError
         If one is damaged.
     """
-    commits = []
-    for key, _ in storage.list(COMMITS):
-        if not key.endswith(".json") or key.rsplit("/", 1)[1].startswith("."):
-            continue
-        try:
-            data = storage.get(key)
-        except FileNotFoundError:  # superseded and deleted since the listing
-            continue
-        commits.append(Commit.from_json(unseal(data, f"{key} in {storage.url}")))
-    return commits
+    known: dict[str, Commit] = {}
+    listed = _commit_keys(storage)
+    while True:
+        known = {key: commit for key, commit in known.items() if key in listed}
+        for key in sorted(listed - set(known)):
+            try:
+                data = storage.get(key)
+            except FileNotFoundError:  # superseded and deleted since the listing
+                continue
+            known[key] = Commit.from_json(unseal(data, f"{key} in {storage.url}"))
+        again = _commit_keys(storage)
+        if again == set(known):
+            return [known[key] for key in sorted(known)]
+        listed = again
+
+
+def _commit_keys(storage: Storage) -> set[str]:
+    return {
+        key
+        for key, _ in storage.list(COMMITS)
+        if key.endswith(".json") and not key.rsplit("/", 1)[1].startswith(".")
+    }
 
 
 def read_plan(storage: Storage) -> Plan | None:

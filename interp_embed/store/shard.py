@@ -284,7 +284,7 @@ class ArrayWriter:
         self.size += len(piece)
 
     def finish(self) -> None:
-        """Write what is left and the index; `settle` makes it durable."""
+        """Write what is left and the index."""
         if len(self._carry):
             if self.length < self.inner:
                 self.inner = self.length
@@ -299,12 +299,9 @@ class ArrayWriter:
             sizes = np.array(self._sizes, "<u8")
             index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
             self._put(index + _crc(index))
-        self.finished = True
-
-    def settle(self) -> None:
-        """Make the shard durable."""
         if self._sink is not None:
             self._sink.close()
+        self.finished = True
 
     def abandon(self) -> None:
         """Stop writing, after a failure."""

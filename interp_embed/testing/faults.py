@@ -18,7 +18,17 @@ __all__ = ["FaultyStorage", "InjectedError", "LostResponseStorage"]
 
 
 class InjectedError(OSError):
-    """The failure that was asked for."""
+    """The failure that was asked for.
+
+    Attributes
+    ----------
+    first : bool
+        Whether it is the one call asked for, not one after the process is dead.
+    """
+
+    def __init__(self, message: str, *, first: bool = True) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 class WrappedStorage(Storage):
@@ -133,14 +143,17 @@ class FaultyStorage(WrappedStorage):
         if self.fail_at is not None and (
             number == self.fail_at or (self.dead and number > self.fail_at)
         ):
-            raise InjectedError(f"{name}({key!r}) failed, as asked for, at call {number}")
+            raise InjectedError(
+                f"{name}({key!r}) failed, as asked for, at call {number}",
+                first=number == self.fail_at,
+            )
 
     @override
     def put_new(self, key: str, data: bytes) -> None:
         try:
             self._call("put_new", key)
-        except InjectedError:
-            if self.torn and len(self.calls) - 1 == self.fail_at:
+        except InjectedError as error:
+            if self.torn and error.first:
                 self.inner.put_new(key, data[: len(data) // 2])
             raise
         self.inner.put_new(key, data)
@@ -149,8 +162,8 @@ class FaultyStorage(WrappedStorage):
     def delete_folder(self, prefix: str) -> None:
         try:
             self._call("delete_folder", prefix)
-        except InjectedError:
-            if self.torn and len(self.calls) - 1 == self.fail_at:
+        except InjectedError as error:
+            if self.torn and error.first:
                 for key, _ in list(self.inner.list(prefix))[::2]:
                     self.inner.delete(key)
             raise
