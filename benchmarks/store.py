@@ -231,8 +231,12 @@ def main() -> None:
                 remove(left)
     tokens = chunk.n_tokens / chunk.n_documents
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{chunk.nnz:,} nonzeros, {chunk.n_documents:,} documents of {tokens:.0f} tokens; {machine}")
-    print(f"{'':18}{'write M/s':>10}{'read M/s':>10}{'document ms':>13}{'bytes/nnz':>11}{'tokens':>8}")
+    print(
+        f"{chunk.nnz:,} nonzeros, {chunk.n_documents:,} documents of {tokens:.0f} tokens; {machine}"
+    )
+    print(
+        f"{'':18}{'write M/s':>10}{'read M/s':>10}{'document ms':>13}{'bytes/nnz':>11}{'tokens':>8}"
+    )
     for name, row in results.items():
         print(
             f"{name:18}{row['write'] / 1e6:10.1f}"

@@ -248,8 +248,12 @@ class Chunk:
 
     def beyond_range(self, dtype: np.dtype[Any]) -> dict[int, str]:
         """Return, for each document with an activation that ``dtype`` cannot hold, the reason."""
+        if not self.nnz:
+            return {}
         limit = np.finfo(dtype).max
-        if not self.nnz or (self.activation.min() >= -limit and self.activation.max() <= limit):
+        highest = float(max(-self.activation.min(), self.activation.max()))
+        longest = int(np.diff(self.doc_ptr).max(initial=0))
+        if highest <= limit and highest * longest <= np.finfo(np.float32).max:
             return {}
         with np.errstate(over="ignore"):
             bad = np.flatnonzero(~np.isfinite(self.activation.astype(dtype, copy=False)))
@@ -267,6 +271,14 @@ class Chunk:
                     else "which is not finite"
                 ),
             )
+        if reasons:
+            return reasons
+        # Sums over a document are kept as float32.
+        bounds = self.token_ptr[self.doc_ptr]
+        for position in range(self.n_documents):
+            values = self.activation[bounds[position] : bounds[position + 1]].astype(np.float64)
+            if np.abs(values).sum() > np.finfo(np.float32).max:
+                reasons[position] = "activations add up to more than float32 can hold"
         return reasons
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_sae import WideSAE, WordSAE
+from fork_server import Server
 
 from interp_embed import Dataset
 
@@ -44,6 +45,14 @@ def quick_path(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir=shared) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A process with everything imported, whose children encode; see `fork_server`."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_sae import WordSAE
-from kill_server import N_DOCUMENTS, documents, encode
+from fork_server import N_DOCUMENTS, alive, documents, encode
 
 from interp_embed import Dataset
 from interp_embed.store import Store
@@ -25,45 +22,9 @@ KILLS_A_RUN = 4
 NAMES = [record["text"].split(" ")[0] for record in documents()]
 
 
-class Server:
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("kill_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def start(self, path, log):
-        self.process.stdin.write(f"{path}\t{log}\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        assert self.process.wait(30) == 0
-        self.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return encode(tmp_path_factory.mktemp("undisturbed") / "s", 0.0)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def ranges(folder):

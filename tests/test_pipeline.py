@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_sae import FAIL, LOG, NONE, WideSAE, WordSAE, expected
+from fork_server import alive, documents, wait_for
 
 from interp_embed import Dataset
 from interp_embed.encode import encode_store
@@ -323,46 +323,22 @@ def test_dying_at_any_call_to_the_disk_loses_nothing_that_was_committed(quick_pa
 
 # --- company -------------------------------------------------------------------------------------
 
-COMPANY = [{"text": f"doc{i} and word{i % 7} more"} for i in range(30)]
 
-
-def encode_in_company(path, gate, answer):
-    gate.wait(60)
-    dataset = Dataset(
-        COMPANY, WordSAE(slow=0.001), save_path=path, batch_size=2, save_every_batch=1
-    )
-    Path(answer).write_bytes(dataset.latents("sum").tobytes())
-
-
-@pytest.mark.parametrize("late", [0, 1])
-def test_several_processes_encoding_one_store_end_with_one_right_store(quick_path, late):
-    context = multiprocessing.get_context("spawn")
-    gate = context.Barrier(4 - late)
-    answers = [quick_path / f"answer-{i}" for i in range(4)]
-    processes = [
-        context.Process(target=encode_in_company, args=(str(quick_path / "s"), gate, str(answer)))
-        for answer in answers[late:]
-    ]
-    for process in processes:
-        process.start()
-    if late:  # one more joins when the others have nearly finished
-        deadline = time.monotonic() + 60
-        while len(list((quick_path / "s" / "commits").glob("*.json"))) < 14:
-            assert time.monotonic() < deadline
-            assert all(p.is_alive() for p in processes)
-            time.sleep(0.001)
-        answers[0].write_bytes(
-            Dataset(COMPANY, WordSAE(), save_path=quick_path / "s").latents("sum").tobytes()
-        )
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    alone = Dataset(COMPANY, WordSAE())
-    assert {a.read_bytes() for a in answers} == {alone.latents("sum").tobytes()}
-    together = Dataset(COMPANY, WordSAE(), save_path=quick_path / "s")._store
-    assert_chunks_equal(read_everything(together), read_everything(alone._store))
-    assert len(together.ledger.live) == 1
-    assert [p for p in verify(quick_path / "s") if p.severity == "error"] == []
+@pytest.mark.parametrize("late", [0, 14, 24])
+def test_several_processes_encoding_one_store_end_with_one_right_store(quick_path, late, server):
+    path, log = quick_path / "s", quick_path / "log"
+    first = [server.start(path, log) for _ in range(3)]
+    # One more joins when nobody has begun, when the others are busy, and when they merge.
+    while len(list((path / "commits").glob("*.json"))) < late and any(map(alive, first)):
+        time.sleep(0.001)
+    wait_for([*first, server.start(path, log)])
+    errors = quick_path / "log.error"
+    assert not errors.exists(), errors.read_text()
+    alone = Dataset(documents(), WordSAE())
+    together = Dataset(documents(), WordSAE(), save_path=path)
+    assert_chunks_equal(read_everything(together._store), read_everything(alone._store))
+    np.testing.assert_array_equal(together.latents("sum"), alone.latents("sum"))
+    assert [p for p in verify(path) if p.severity == "error"] == []
 
 
 # --- progress and imports ------------------------------------------------------------------------

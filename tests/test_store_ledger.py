@@ -54,7 +54,7 @@ def winners(found):
     out = []
     for document in range(N):
         holders = [c for c in found if c.start <= document < c.stop]
-        rank = lambda c: (c.generation, c.stop - c.start, c.folder.key)  # noqa: E731
+        rank = lambda c: (c.generation, c.start - c.stop, c.folder.key)  # noqa: E731
         out.append(max(holders, key=rank) if holders else None)
     return out
 

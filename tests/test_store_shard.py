@@ -42,9 +42,7 @@ def values_of(spec, length, seed=0):
 
 def write(storage, values, spec, inner, cache=None, executor=None, step=None):
     storage.delete("a/c/0")
-    writer = ArrayWriter(
-        lambda: storage.create("a/c/0"), spec, inner=inner, executor=executor
-    )
+    writer = ArrayWriter(lambda: storage.create("a/c/0"), spec, inner=inner, executor=executor)
     for begin in range(0, len(values), step or max(1, len(values))):
         writer.append(values[begin : begin + (step or len(values))])
     writer.finish()

@@ -3,7 +3,7 @@
 A commit is one JSON object under ``commits/``, created with *fail if it exists*. It says that a
 folder of arrays holds the documents ``start:stop``. Commits may overlap: a merged chunk replaces its
 parts, a retried document replaces its failed self. For every document the commit of the highest
-generation counts, and of one generation the one that covers more. No coordination is needed to read
+generation counts, and of one generation the one that covers less. No coordination is needed to read
 this right, and whatever lost can be deleted at any time.
 """
 
@@ -58,8 +58,7 @@ class Commit:
     n_special : int
         Tokens that stand for no text.
     has_negative : bool
-        Whether an activation below zero occurs; then ``pooled/positive`` exists and ``pooled/sum``
-        is stored for every entry.
+        Whether an activation below zero occurs; then ``pooled/positive`` exists.
     encoder : str
         Digest of the fingerprint under which it was encoded.
     vocabulary : dict of str to str
@@ -91,7 +90,7 @@ class Commit:
     @property
     def rank(self) -> tuple[int, int, str]:
         """Of two commits that hold a document, the one of higher rank counts."""
-        return (self.generation, self.stop - self.start, self.folder.key)
+        return (self.generation, self.start - self.stop, self.folder.key)
 
     def to_json(self, *, objects: bool = True) -> dict[str, Any]:
         """Return a JSON value that `from_json` reads."""

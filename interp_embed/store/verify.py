@@ -439,4 +439,4 @@ def _commit_key(commit: Mapping[str, Any]) -> str:
 
 
 def _rank(commit: Mapping[str, Any]) -> tuple[int, int, str]:
-    return commit["generation"], commit["stop"] - commit["start"], commit["folder"]["key"]
+    return commit["generation"], commit["start"] - commit["stop"], commit["folder"]["key"]

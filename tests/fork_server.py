@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
+import traceback
+from pathlib import Path
 
 from fake_sae import FAIL, LOG, WordSAE
 
@@ -37,6 +41,43 @@ def in_small_steps():
     compaction.compact.__kwdefaults__.update(target=90, limit=120)
 
 
+class Server:
+    """The process, from the outside."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, path, log):
+        """Have a child encode into ``path``, and return its process id."""
+        self.process.stdin.write(f"{path}\t{log}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        assert self.process.wait(30) == 0
+        self.process.stdout.close()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for(pids, seconds=60):
+    """Wait until the processes have ended."""
+    deadline = time.monotonic() + seconds
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, "still running"
+        time.sleep(0.005)
+
+
 def main():
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     os.fsync = lambda descriptor: None  # only a power cut could tell
@@ -50,6 +91,9 @@ def main():
                 in_small_steps()
                 encode(path, 0.002)
                 code = 0
+            except BaseException:
+                Path(f"{log}.error").write_text(traceback.format_exc())
+                raise
             finally:
                 os._exit(code)
         print(child, flush=True)
