@@ -250,7 +250,7 @@ class Chunk:
         """Return, for each document with an activation that ``dtype`` cannot hold, the reason."""
         if not self.nnz:
             return {}
-        limit = np.finfo(dtype).max
+        limit = float(np.finfo(dtype).max)
         highest = float(max(-self.activation.min(), self.activation.max()))
         longest = int(np.diff(self.doc_ptr).max(initial=0))
         if highest <= limit and highest * longest <= np.finfo(np.float32).max:

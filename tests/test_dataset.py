@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -969,6 +970,16 @@ def test_a_store_in_memory_has_a_url(data):
     assert_same(Dataset.load_from_file("memory://test-dataset/one"), dataset)
     dataset[:2].save_to_file("memory://test-dataset/two.pkl")
     assert len(Dataset.load_from_file("memory://test-dataset/two.pkl")) == 2
+
+
+@pytest.mark.parametrize("gone", ["everything", "chunks", "commits and chunks"])
+def test_a_store_that_was_deleted_is_an_error_and_not_empty(data, gone, tmp_path):
+    dataset = Dataset(data, WordSAE(), save_path=tmp_path / "s")
+    for folder in {"everything": ["."], "chunks": ["chunks"]}.get(gone, ["commits", "chunks"]):
+        shutil.rmtree(tmp_path / "s" / folder)
+    for ask in (dataset.latents, lambda: dataset.latents(compress=True), lambda: dataset[1]):
+        with pytest.raises(OSError, match="is missing|no such file|No such file"):
+            ask()
 
 
 # --- resuming ------------------------------------------------------------------------------------

@@ -203,6 +203,11 @@ class Ledger:
             gaps.append((at, self.n_documents))
         return tuple(gaps)
 
+    @property
+    def n_held(self) -> int:
+        """Number of documents that a commit holds."""
+        return self.n_documents - sum(stop - start for start, stop in self.missing)
+
     @cached_property
     def starts(self) -> NDArray[np.int64]:
         """First document of each interval, for binary search."""

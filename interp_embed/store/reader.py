@@ -139,12 +139,16 @@ class Store:
             If an object is missing though the ledger names it.
         """
         for _ in range(8):
-            before = {c.folder.key for c in self.ledger.live}
+            ledger, chunks = self.ledger, self._chunks
+            before = {c.folder.key for c in ledger.live}
             try:
                 return read()
             except FileNotFoundError as error:
                 self.refresh(manifest=False)
-                if {c.folder.key for c in self.ledger.live} == before:
+                same = {c.folder.key for c in self.ledger.live} == before
+                # What was committed once stays: a ledger that shrank was deleted, not merged.
+                if same or self.ledger.n_held < ledger.n_held:
+                    self.ledger, self._chunks = ledger, chunks
                     raise CorruptStoreError(
                         f"an object that the ledger of {self.storage.url} names is missing: {error}. "
                         "Run 'interp-embed verify' to see what else is, and restore it from a copy"
