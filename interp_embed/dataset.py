@@ -23,6 +23,7 @@ from interp_embed.inputs import as_frame, check_positive, check_rows, check_sae
 from interp_embed.row import DatasetRow
 from interp_embed.rows import Rows
 from interp_embed.selection import positions_of
+from interp_embed.store.layout import check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -116,30 +117,38 @@ class Dataset:
         frame = as_frame(data, field)
         check_sae(sae)
         check_positive(save_every_batch=save_every_batch, batch_size=batch_size)
+        stored_dtype = check_dtype(dtype)
         if rows is not None:
             check_rows(rows, frame, field)
         folder = None
         if save_path is None:
             folder = _TemporaryFolder()
             save_path = folder.path
-        store = saving.open_or_create(
-            save_path,
-            frame,
-            sae,
-            field=field,
-            description=dataset_description,
-            identifier=uuid.uuid4().hex[:6],
-            documents_per_chunk=int(save_every_batch) * int(batch_size),
-            dtype=np.dtype(dtype),
-            feature_labels=feature_labels,
-        )
-        self._bind(store, sae, np.arange(store.n_documents), {}, feature_labels, folder)
-        self.dataset_description = dataset_description
-        self.id = store.attributes["id"]
-        if rows is not None:
-            saving.write_rows(store, sae, rows)
-        if compute_activations:
-            self._compute(batch_size)
+        needed = compute_activations and (rows is None or any(row is None for row in rows))
+        was_loaded = sae.is_loaded()
+        try:
+            store = saving.open_or_create(
+                save_path,
+                frame,
+                sae,
+                field=field,
+                description=dataset_description,
+                identifier=uuid.uuid4().hex[:6],
+                documents_per_chunk=int(save_every_batch) * int(batch_size),
+                dtype=stored_dtype,
+                feature_labels=feature_labels,
+                load=needed and len(frame) > 0,
+            )
+            self._bind(store, sae, np.arange(store.n_documents), {}, feature_labels, folder)
+            self.dataset_description = dataset_description
+            self.id = store.attributes["id"]
+            if rows is not None:
+                saving.write_rows(store, sae, rows)
+            if compute_activations:
+                self._compute(batch_size)
+        finally:
+            if sae.is_loaded() and not was_loaded:
+                sae.destroy()
 
     def _bind(
         self,

@@ -16,7 +16,7 @@ from interp_embed.aggregate.memory import require_memory
 from interp_embed.chunk import Chunk, TokenTable
 from interp_embed.errors import NotAStoreError, StoreExistsError
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
-from interp_embed.store.layout import LABELS
+from interp_embed.store.layout import LABELS, check_dtype
 from interp_embed.store.sealed import seal
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.writer import check_fingerprint, check_place
@@ -55,23 +55,33 @@ def open_or_create(
     documents_per_chunk: int,
     dtype: np.dtype[Any],
     feature_labels: Mapping[int, str] | None,
+    load: bool,
 ) -> Store:
-    """Open the store at ``location`` if it is of these documents, SAE and settings, or create it."""
+    """Open the store at ``location`` if it is of these documents, SAE and settings, or create it.
+
+    Where a store is to be created and ``load`` is true, the SAE is loaded before, so that one that
+    cannot be loaded leaves nothing behind.
+    """
     from interp_embed.sae.loading import sae_record
     from interp_embed.store.columns import hash_frame, schema_of
 
     storage = open_storage(location)
     fingerprint = sae.fingerprint()
+    # Whatever is wrong with the data or the place is said before a model is loaded.
+    hashes = hash_frame(frame, schema_of(frame), field)
     if is_store(storage):
         try:
             store = Store(storage)
         except NotAStoreError:  # creation was interrupted before the documents were all written
             store = None
         if store is not None:
-            hashes = hash_frame(frame, schema_of(frame), field)
             given = {**fingerprint, "dtype": dtype.name, "field": field, "documents": hashes}
             check_fingerprint(store, given)
             return store
+    check_place(storage)
+    if load and not sae.is_loaded():
+        sae.load()
+        fingerprint = sae.fingerprint()
     return create_store(
         storage,
         frame,
@@ -84,6 +94,7 @@ def open_or_create(
         fingerprint=fingerprint,
         sae=sae_record(sae),
         feature_labels=feature_labels,
+        hashes=hashes,
     )
 
 
@@ -155,8 +166,7 @@ def _token_table(row: DatasetRow) -> tuple[TokenTable, dict[int, str]]:
 
 def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -> None:
     """Write a view to ``path``: a store, or by its suffix the original library's pickle."""
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
-        raise ValueError(f"dtype must be float32 or float16, got {dtype}")
+    check_dtype(dtype)
     text = os.fspath(path)
     if text.lower().endswith(_PICKLES) and "://" not in text:
         _save_pickle(dataset, Path(text), dtype)

@@ -341,6 +341,32 @@ def test_several_processes_encoding_one_store_end_with_one_right_store(quick_pat
     assert [p for p in verify(path) if p.severity == "error"] == []
 
 
+def test_what_another_process_is_writing_is_left_alone_and_what_was_abandoned_goes(tmp_path):
+    chunks = tmp_path / "s" / "chunks"
+    abandoned = chunks / "000000000000-000000000002-0123456789ab"
+    in_progress = chunks / "000000000000-000000000004-ba9876543210"
+
+    class Busy(WordSAE):
+        def load_models(self):
+            in_progress.mkdir(parents=True)
+            (in_progress / "zarr.json").write_text("half of it")
+
+        def fingerprint(self):
+            return WordSAE().fingerprint()
+
+    data = records(["a b", "c", "d", "e"])
+    Dataset(data, WordSAE(), compute_activations=False, save_path=tmp_path / "s")
+    abandoned.mkdir()
+    (abandoned / "zarr.json").write_text("half of it")
+    (tmp_path / "s" / "commits").mkdir()
+    (tmp_path / "s" / "commits" / ".tmp-0123").write_text("half of it")
+    Dataset(data, Busy(), save_path=tmp_path / "s", batch_size=2, save_every_batch=1)
+    assert (in_progress / "zarr.json").exists()
+    assert not abandoned.exists()
+    assert not (tmp_path / "s" / "commits" / ".tmp-0123").exists()
+    assert [p for p in verify(tmp_path / "s") if p.severity == "error"] == []
+
+
 # --- progress and imports ------------------------------------------------------------------------
 
 

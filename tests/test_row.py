@@ -182,14 +182,16 @@ def test_an_emoji_in_two_tokens_is_marked_whole():
         assert found == "a <<\N{GRINNING FACE}>> b"
 
 
-@given(st.lists(st.tuples(st.text(st.sampled_from("ab🙂 "), max_size=2), st.booleans())))
+@given(
+    st.lists(st.tuples(st.text(st.sampled_from("ab🙂 "), min_size=1, max_size=2), st.booleans()))
+)
 def test_highlights_add_nothing_but_balanced_markers(tokens):
     found = highlight([t for t, _ in tokens], [a for _, a in tokens], "<", ">")
     assert found.replace("<", "").replace(">", "") == "".join(t for t, _ in tokens)
     markers = [c for c in found if c in "<>"]
     assert markers == ["<", ">"] * (len(markers) // 2)
     marked = "".join(part.split(">")[0] for part in found.split("<")[1:])
-    assert "".join(t for t, active in tokens if active) in marked or "🙂" in marked
+    assert marked == "".join(t for t, active in tokens if active)
 
 
 @pytest.mark.parametrize("feature", [-1, 4, 10**9])

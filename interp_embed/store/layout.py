@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp_embed.chunk import feature_dtype
 from interp_embed.errors import UnsupportedFormatError
 from interp_embed.store.shard import ArraySpec
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 __all__ = [
     "CHUNKS",
@@ -22,6 +25,7 @@ __all__ = [
     "PLAN",
     "ROOT",
     "TARGET_CHUNK_NNZ",
+    "check_dtype",
     "check_version",
     "chunk_arrays",
     "library_versions",
@@ -79,6 +83,20 @@ def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[s
         "pooled/count": ArraySpec(count, "zstd", "pooled_nnz"),
         "pooled/positive": ArraySpec(count, "zstd", "pooled_nnz"),
     }
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype of stored activations that is meant.
+
+    Raises
+    ------
+    ValueError
+        If it is neither float32 nor float16.
+    """
+    found = np.dtype(dtype)
+    if found not in (np.dtype(np.float32), np.dtype(np.float16)):
+        raise ValueError(f"dtype must be float32 or float16, got {found}")
+    return found
 
 
 def check_version(found: Any, where: str) -> None:

@@ -29,6 +29,7 @@ from interp_embed.store.layout import (
     MANIFEST,
     PLAN,
     ROOT,
+    check_dtype,
     library_versions,
 )
 from interp_embed.store.ledger import Commit, Plan, read_plan
@@ -156,6 +157,7 @@ def create_store(
     fingerprint: Mapping[str, Any] | None = None,
     sae: Mapping[str, Any] | None = None,
     feature_labels: Mapping[int, str] | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> Store:
     """Create a store with its documents and without activations.
 
@@ -184,14 +186,15 @@ def create_store(
         Metadata from which the SAE can be made again.
     feature_labels
         Stored beside the activations.
+    hashes
+        What `hash_frame` says of the documents, where it is known already.
     """
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
-        raise ValueError(f"dtype must be float32 or float16, got {dtype}")
+    check_dtype(dtype)
     if isinstance(field, np.generic):  # a name taken from the frame's own index
         field = field.item()
     storage = check_place(location)
     schema = schema_of(frame)
-    hashes = hash_frame(frame, schema, field)
+    hashes = dict(hashes or hash_frame(frame, schema, field))
     complete = {**(fingerprint or {}), "dtype": dtype.name, "field": field, "documents": hashes}
     attributes = {
         "format_version": FORMAT_VERSION,
