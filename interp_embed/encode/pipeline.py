@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,8 +45,8 @@ class EncodeReport:
 def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeReport:
     """Encode every document that is missing, and try again those that failed.
 
-    Chunks are committed in a thread of their own while the next one is encoded. An SAE that was not
-    loaded is loaded, and destroyed at the end. When no document is missing any more, small chunks are
+    A chunk is committed before the next one is encoded, so that a crash loses one chunk at most. An
+    SAE that was not loaded is loaded, and destroyed at the end. When no document is missing any more, small chunks are
     merged (see `interp_embed.store.compaction`).
 
     Parameters
@@ -164,32 +163,26 @@ def _run(
     pieces += [(p, True) for run in retries for p in store.plan.pieces(*run)]
     generation = store.ledger.next_generation
     encoded = failed = n_tokens = nnz = 0
-    pending: list[Future[None]] = []
     total = sum(stop - start for (start, stop), _ in pieces)
     bar = tqdm(total=total, desc="Encoding", unit="doc", disable=not show_progress())
-    with bar, ThreadPoolExecutor(1, "interp-embed-commit") as committer:
+    with bar:
         for (start, stop), again in pieces:
             chunk = _encode_piece(store, sae, start, stop, batch_size)
             ok = np.flatnonzero(chunk.status != DocumentStatus.FAILED)
             if again:  # a document that fails again stays as it is
                 for low, high in _runs(ok.tolist()):
-                    part = chunk.take(np.arange(low, high))
-                    pending.append(committer.submit(_write, writer, part, generation))
+                    _write(writer, chunk.take(np.arange(low, high)), generation)
             else:
-                pending.append(committer.submit(_write, writer, chunk))
+                _write(writer, chunk)
             encoded += len(ok)
             failed += chunk.n_documents - len(ok)
             n_tokens += chunk.n_tokens
             nnz += chunk.nnz
-            while len(pending) > 1:  # at most one chunk waits: memory and loss stay bounded
-                pending.pop(0).result()
             bar.update(stop - start)
             rate = n_tokens / max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(
                 f"{n_tokens:,} tokens, {rate:,.0f}/s, {failed} failed", refresh=False
             )
-        for future in pending:
-            future.result()
     return EncodeReport(encoded, failed, n_tokens, nnz)
 
 

@@ -59,7 +59,9 @@ def chunk_from_encode(sae: BaseSAE, texts: Sequence[object]) -> Chunk:
         width = matrix.shape[1]
         start, end, special = align_strings(text, tokens)
         known = ids[position] if ids is not None and len(ids[position]) == len(tokens) else None
-        numbers = np.array([crc32(t.encode()) for t in tokens] if known is None else known)
+        numbers = np.array(
+            [crc32(t.encode(errors="surrogatepass")) for t in tokens] if known is None else known
+        )
         table = TokenTable(numbers.astype(np.uint32), start, end, special)
         vocabulary |= {int(n): t for n, t, s in zip(table.id, tokens, special, strict=True) if s}
         reached = int(end.max(initial=0))

@@ -123,6 +123,9 @@ def align_strings(text: str, strings: Sequence[str]) -> Spans:
         All true if the strings cannot be placed at all.
     """
     n = len(strings)
+    if "".join(strings) == text:  # nothing to seek, however long the document
+        bounds = np.cumsum([0, *map(len, strings)]).astype(np.uint32)
+        return bounds[:-1], bounds[1:], np.zeros(n, np.bool_)
     start, end = np.zeros(n, np.uint32), np.zeros(n, np.uint32)
     special = np.ones(n, np.bool_)
     run = _best_run(text, strings)
