@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Chunk", "DocumentStatus", "TokenTable", "feature_dtype", "gather_ranges", "trusted_csr"]
+__all__ = [
+    "Chunk",
+    "DocumentStatus",
+    "TokenTable",
+    "feature_dtype",
+    "gather_ranges",
+    "has_own_sum",
+    "trusted_csr",
+]
 
 
 class DocumentStatus(IntEnum):
@@ -37,6 +45,11 @@ class DocumentStatus(IntEnum):
 def feature_dtype(d_sae: int) -> np.dtype[np.unsignedinteger]:
     """Return the smallest unsigned integer dtype that holds every feature id below ``d_sae``."""
     return np.dtype(np.uint16) if d_sae <= 2**16 else np.dtype(np.uint32)
+
+
+def has_own_sum(count: NDArray[np.integer], highest: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which entries of the document level have a sum that is not their max."""
+    return (count > 1) | (highest <= 0)
 
 
 def gather_ranges(start: NDArray[np.integer], stop: NDArray[np.integer]) -> NDArray[np.int64]:

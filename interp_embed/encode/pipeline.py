@@ -12,10 +12,11 @@ from interp_embed.chunk import DocumentStatus
 from interp_embed.encode.isolate import encode_isolated, reason_not_text
 from interp_embed.progress import show_progress
 from interp_embed.store.compaction import finish, leftovers
+from interp_embed.store.ledger import read_manifest
 from interp_embed.store.writer import StoreWriter, check_fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from interp_embed.chunk import Chunk
     from interp_embed.sae.base import BaseSAE
@@ -42,12 +43,14 @@ class EncodeReport:
     nnz: int
 
 
-def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeReport:
+def encode_store(
+    store: Store, sae: BaseSAE, *, batch_size: int = 8, documents_per_commit: int | None = None
+) -> EncodeReport:
     """Encode every document that is missing, and try again those that failed.
 
-    A chunk is committed before the next one is encoded, so that a crash loses one chunk at most. An
-    SAE that was not loaded is loaded, and destroyed at the end. When no document is missing any more, small chunks are
-    merged (see `interp_embed.store.compaction`).
+    Documents are committed before the next ones are encoded, so that a crash loses what one commit
+    holds at most. An SAE that was not loaded is loaded, and destroyed at the end. When no document is
+    missing any more, small chunks are merged (see `interp_embed.store.compaction`).
 
     Parameters
     ----------
@@ -57,11 +60,15 @@ def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeRe
         What encodes them; it must be what the store was made with.
     batch_size
         Documents a batch.
+    documents_per_commit
+        By default what the store was created with.
 
     Raises
     ------
     FingerprintMismatchError
         If the SAE or its settings are not those of the store.
+    RuntimeError
+        If so many documents in a row fail in the same way that the SAE must be at fault.
     """
     check_fingerprint(store, sae.fingerprint())
     store.refresh(manifest=False)
@@ -79,7 +86,10 @@ def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeRe
     try:
         # Once loaded, the SAE knows more of itself than before: the hash of its weights.
         with StoreWriter(store, sae.fingerprint(), sae.d_sae) as writer:
-            report = _run(writer, sae, missing, retries, batch_size)
+            step = documents_per_commit or store.plan.documents_per_chunk
+            pieces = [(p, False) for gap in missing for p in store.plan.pieces(*gap, step)]
+            pieces += [(p, True) for run in retries for p in store.plan.pieces(*run, step)]
+            report = _run(writer, sae, pieces, batch_size)
             _finish(writer, abandoned)
     except BaseException as error:
         error.add_note(
@@ -95,12 +105,13 @@ def encode_store(store: Store, sae: BaseSAE, *, batch_size: int = 8) -> EncodeRe
 
 
 def _needs_finish(store: Store) -> bool:
-    from interp_embed.store.layout import MANIFEST
-
-    return not store.storage.exists(MANIFEST)
+    """Return whether the manifest is missing, or is not of the commits that there are."""
+    stated = read_manifest(store.storage)
+    return stated is None or {c.key for c in stated} != {c.key for c in store.ledger.commits}
 
 
 _ATTEMPTS = 5
+_HOPELESS = 100
 
 
 def _finish(writer: StoreWriter, abandoned: Collection[str]) -> None:
@@ -154,13 +165,12 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 def _run(
     writer: StoreWriter,
     sae: BaseSAE,
-    missing: list[tuple[int, int]],
-    retries: list[tuple[int, int]],
+    pieces: Sequence[tuple[tuple[int, int], bool]],
     batch_size: int,
 ) -> EncodeReport:
+    """Encode and commit runs of documents; True marks those that replace failed ones."""
     store = writer.store
-    pieces = [(p, False) for gap in missing for p in store.plan.pieces(*gap)]
-    pieces += [(p, True) for run in retries for p in store.plan.pieces(*run)]
+    streak = _Streak()
     generation = store.ledger.next_generation
     encoded = failed = n_tokens = nnz = 0
     total = sum(stop - start for (start, stop), _ in pieces)
@@ -168,6 +178,7 @@ def _run(
     with bar:
         for (start, stop), again in pieces:
             chunk = _encode_piece(store, sae, start, stop, batch_size)
+            streak.check(chunk)
             ok = np.flatnonzero(chunk.status != DocumentStatus.FAILED)
             if again:  # a document that fails again stays as it is
                 for low, high in _runs(ok.tolist()):
@@ -184,6 +195,29 @@ def _run(
                 f"{n_tokens:,} tokens, {rate:,.0f}/s, {failed} failed", refresh=False
             )
     return EncodeReport(encoded, failed, n_tokens, nnz)
+
+
+class _Streak:
+    """Notices that not the documents are bad but what encodes them."""
+
+    def __init__(self) -> None:
+        self._kind = ""
+        self._length = 0
+
+    def check(self, chunk: Chunk) -> None:
+        """Raise RuntimeError if too many documents in a row, up to now, failed in the same way."""
+        for position in range(chunk.n_documents):
+            reason = chunk.reasons.get(position, "")
+            kind = reason.partition(":")[0]
+            if reason.startswith("the text is"):
+                continue  # says nothing of the SAE
+            self._length = self._length + 1 if kind and kind == self._kind else bool(kind)
+            self._kind = kind
+            if self._length >= _HOPELESS:
+                raise RuntimeError(
+                    f"the last {self._length} documents all failed in the same way, so that the SAE "
+                    f"or its device must be at fault: {reason}. Mend that and resume"
+                )
 
 
 def _encode_piece(store: Store, sae: BaseSAE, start: int, stop: int, batch_size: int) -> Chunk:

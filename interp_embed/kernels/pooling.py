@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from interp_embed.chunk import feature_dtype
+from interp_embed.chunk import feature_dtype, has_own_sum
 from interp_embed.parallel import bounded_map
 
 if TYPE_CHECKING:
@@ -234,11 +234,6 @@ def _fill_block(
     filled = [np.empty(int(bounds[-1] - bounds[0]), dtype) for dtype, _ in columns]
     kernel(bounds, pointers, *filled)
     return pointers, [c[: pointers[i, -1]] for c, i in zip(filled, levels, strict=True)]
-
-
-def has_own_sum(count: NDArray[np.integer], highest: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return which entries of the document level have a sum that is not their max."""
-    return (count > 1) | (highest <= 0)
 
 
 def pool_blocks(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, trusted_csr
+from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
 from interp_embed.store.columns import inner_documents
 from interp_embed.store.layout import chunk_arrays
 
@@ -284,7 +284,7 @@ class StoredChunk:
         if "sum" in wanted:
             total = found["max"].astype(np.float32)
             first, last = self.span("pooled/sum_ptr", start, stop)
-            own = (found["count"] > 1) | (found["max"] <= 0)
+            own = has_own_sum(found["count"], found["max"])
             total[own] = self.array("pooled/sum").read(first, last)
             found["sum"] = total
         if "positive" in wanted:

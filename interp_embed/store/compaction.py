@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import Chunk
-from interp_embed.store.layout import CHUNKS, DOCUMENTS, MAX_CHUNK_NNZ, TARGET_CHUNK_NNZ
-from interp_embed.store.ledger import Interval, Ledger, read_commits, write_manifest
+from interp_embed.store.layout import CHUNKS, DOCUMENTS, MANIFEST, MAX_CHUNK_NNZ, TARGET_CHUNK_NNZ
+from interp_embed.store.ledger import Interval, Ledger, commit_keys, read_commits, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -39,7 +39,7 @@ def merge_groups(
     ledger
         The ledger to improve.
     target
-        A run is complete once it has this many nonzeros.
+        A run is complete once it has this many nonzeros (or tokens, should there be more of them).
     limit
         A run of more than one interval has at most this many.
     """
@@ -54,7 +54,7 @@ def merge_groups(
         run, held = [], 0
 
     for interval in ledger.intervals:
-        size = _nnz(interval)
+        size = _size(interval)
         follows = bool(run) and run[-1].stop == interval.start
         if run and (not follows or held + size > limit or held >= target):
             close()
@@ -68,10 +68,11 @@ def _whole(interval: Interval) -> bool:
     return (interval.start, interval.stop) == (interval.commit.start, interval.commit.stop)
 
 
-def _nnz(interval: Interval) -> int:
-    """Return the interval's nonzeros, estimated where it is a part of its chunk."""
+def _size(interval: Interval) -> int:
+    """Return the length of the interval's longest array, estimated for a part of its chunk."""
     commit = interval.commit
-    return round(commit.nnz * (interval.stop - interval.start) / max(1, commit.stop - commit.start))
+    longest = max(commit.nnz, commit.n_tokens, commit.stop - commit.start)
+    return round(longest * (interval.stop - interval.start) / max(1, commit.stop - commit.start))
 
 
 def compact(
@@ -94,7 +95,6 @@ def compact(
         chunk, pooled = store.consistently(lambda group=group: _read_group(store, group))  # type: ignore[misc]
         commit = writer.write(chunk, generation=generation, pooled=pooled)
         if commit is not None:
-            _require_whole(store, commit)
             merged += 1
             start, stop = commit.start, commit.stop
             parts = dict.fromkeys(interval.commit for interval in group)
@@ -125,14 +125,6 @@ def _delete_commits(store: Store, commits: Sequence[Commit]) -> None:
     for commit in commits:
         store.storage.delete(commit.key)
     store.storage.delete_folders([commit.folder.key for commit in commits])
-
-
-def _require_whole(store: Store, commit: Commit) -> None:
-    """Take a merge back whose folder another process took for garbage before it was committed."""
-    if all(store.storage.exists(f"{commit.folder.key}/{name}") for name in commit.folder.objects):
-        return
-    store.storage.delete(commit.key)
-    raise FileNotFoundError(f"{commit.folder.key} in {store.storage.url} was deleted meanwhile")
 
 
 def leftovers(store: Store) -> set[str]:
@@ -191,5 +183,12 @@ def finish(
     store.refresh(manifest=False)
     if store.is_complete:
         collect_garbage(store, among)
-        write_manifest(store.storage, store.ledger.live)
+        publish_manifest(store)
     return True
+
+
+def publish_manifest(store: Store) -> None:
+    """Write the manifest, and take it back if something was committed meanwhile."""
+    write_manifest(store.storage, store.ledger.live)
+    if commit_keys(store.storage) != {commit.key for commit in store.ledger.live}:
+        store.storage.delete(MANIFEST)

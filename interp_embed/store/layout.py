@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 __all__ = [
+    "BINDING",
     "CHUNKS",
     "COMMITS",
     "DOCUMENTS",
@@ -33,6 +34,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 ROOT = "zarr.json"
+BINDING = "binding.json"
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
 CHUNKS = "chunks"

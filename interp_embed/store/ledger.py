@@ -34,6 +34,7 @@ __all__ = [
     "Interval",
     "Ledger",
     "Plan",
+    "commit_keys",
     "read_commits",
     "read_manifest",
     "read_plan",
@@ -161,9 +162,9 @@ class Plan:
             hashes=value["hashes"],
         )
 
-    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Cut documents ``start:stop`` at the plan's chunk boundaries."""
-        step = self.documents_per_chunk
+    def pieces(self, start: int, stop: int, step: int | None = None) -> list[tuple[int, int]]:
+        """Cut documents ``start:stop`` at the multiples of ``step``, by default the plan's."""
+        step = step or self.documents_per_chunk
         cuts = [start, *range((start // step + 1) * step, stop, step), stop]
         return list(itertools.pairwise(cuts))
 
@@ -278,7 +279,7 @@ def read_commits(storage: Storage) -> list[Commit]:
         If one is damaged.
     """
     known: dict[str, Commit] = {}
-    listed = _commit_keys(storage)
+    listed = commit_keys(storage)
     while True:
         known = {key: commit for key, commit in known.items() if key in listed}
         for key in sorted(listed - set(known)):
@@ -287,13 +288,14 @@ def read_commits(storage: Storage) -> list[Commit]:
             except FileNotFoundError:  # superseded and deleted since the listing
                 continue
             known[key] = Commit.from_json(unseal(data, f"{key} in {storage.url}"))
-        again = _commit_keys(storage)
+        again = commit_keys(storage)
         if again == set(known):
             return [known[key] for key in sorted(known)]
         listed = again
 
 
-def _commit_keys(storage: Storage) -> set[str]:
+def commit_keys(storage: Storage) -> set[str]:
+    """Return the keys of all commits."""
     return {
         key
         for key, _ in storage.list(COMMITS)

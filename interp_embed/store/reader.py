@@ -17,7 +17,7 @@ from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import CorruptStoreError, NotAStoreError
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.columns import Column, decode_frame
-from interp_embed.store.layout import LABELS, ROOT, check_version
+from interp_embed.store.layout import BINDING, LABELS, ROOT, check_version
 from interp_embed.store.ledger import Ledger, Plan, read_commits, read_manifest, read_plan
 from interp_embed.store.sealed import digest, unseal
 from interp_embed.store.shard import BlockCache
@@ -120,7 +120,18 @@ class Store:
             )
         self.plan: Plan = plan
         self.cache = BlockCache()
+        self.refresh_binding()
         self.refresh()
+
+    def refresh_binding(self) -> bool:
+        """Take over what the first run added to the root's attributes; return whether there is any."""
+        try:
+            data = self.storage.get(BINDING)
+        except FileNotFoundError:
+            return False
+        bound = unseal(data, f"{BINDING} in {self.storage.url}")
+        self.attributes = {**self.attributes, **bound}
+        return True
 
     def refresh(self, *, manifest: bool = True) -> None:
         """Look at the ledger again."""

@@ -8,6 +8,7 @@ written bytes can be made to survive a power cut.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import uuid
@@ -203,7 +204,7 @@ class LocalStorage(Storage):
     def _write_aside(self, key: str, data: bytes) -> Path:
         """Write and sync ``data`` to a file next to ``key`` that no reader looks at."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         aside = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
             with aside.open("xb") as file:
@@ -312,6 +313,14 @@ def _sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and what is missing above it, the new names durable."""
+    made = list(itertools.takewhile(lambda f: not f.exists(), [folder, *folder.parents]))
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        _sync_folder(each.parent)
 
 
 def _sync_folder(path: Path) -> None:

@@ -117,6 +117,7 @@ class _Verifier:
                 self._sealed(key)
                 self.expected.add(key)
         self._read_commits()
+        self._binding()
         self._manifest()
         if not (self.attributes or self.plan or self.commits):
             return self.problems  # nothing says what else there should be
@@ -237,6 +238,15 @@ class _Verifier:
                 self.error(key, f"holds the commit that belongs in {_commit_key(commit)}")
             if not _is_folder(commit.get("folder")):
                 self.error(key, "names no folder")
+
+    def _binding(self) -> None:
+        if "binding.json" in self.present and (binding := self._sealed("binding.json")):
+            self.attributes = {**(self.attributes or {}), **binding}
+        encoders = {c.get("encoder") for c in self.commits.values() if c.get("nnz")}
+        if len(encoders) > 1:
+            self.error(
+                "commits", "were made under different settings: their activations do not mix"
+            )
 
     def _manifest(self) -> None:
         if "manifest.json" not in self.present:

@@ -21,6 +21,7 @@ from interp_embed.store.arrays import Folder, FolderWriter, group_metadata
 from interp_embed.store.chunks import write_chunk
 from interp_embed.store.columns import encode_frame, hash_frame, inner_documents, schema_of
 from interp_embed.store.layout import (
+    BINDING,
     CHUNKS,
     COMMITS,
     DOCUMENTS,
@@ -295,8 +296,7 @@ class StoreWriter:
         self.dtype = store.dtype
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, "interp-embed-write")
         self._holds_lock = False
-        if fingerprint:
-            check_fingerprint(store, fingerprint)
+        self._check(fingerprint or {}, d_sae)
         self._lock()
         try:
             self._bind(dict(fingerprint or {}), d_sae)
@@ -306,19 +306,35 @@ class StoreWriter:
             raise
 
     def _bind(self, fingerprint: dict[str, Any], d_sae: int | None) -> None:
-        """Record what was not known when the store was created, changing nothing that was."""
+        """Record what was not known when the store was created, once and for all.
+
+        The first writer that knows everything binds the store with a put-if-absent, so that two runs
+        with different settings cannot both go on.
+        """
+        bound = self.store.refresh_binding()
+        self._check(fingerprint, d_sae)
         attributes = self.store.attributes
-        known = attributes["fingerprint"]
-        merged = _merge(known, fingerprint)
+        merged = _merge(attributes["fingerprint"], fingerprint)
         width = attributes["d_sae"] if attributes["d_sae"] is not None else d_sae
-        if d_sae is not None and width != d_sae:
+        new = merged != attributes["fingerprint"] or width != attributes["d_sae"]
+        if new and not bound and width is not None:
+            binding = {"fingerprint": merged, "d_sae": width}
+            self.storage.put_if_absent(BINDING, seal(binding))
+            self.store.refresh_binding()
+            self._check(fingerprint, d_sae)
+            merged = self.store.attributes["fingerprint"]
+        elif bound:
+            merged = attributes["fingerprint"]
+        self._fingerprint = merged
+        self.encoder = digest({k: v for k, v in merged.items() if k != "documents"})
+
+    def _check(self, fingerprint: Mapping[str, Any], d_sae: int | None) -> None:
+        check_fingerprint(self.store, fingerprint)
+        width = self.store.attributes["d_sae"]
+        if d_sae is not None and width is not None and width != d_sae:
             raise FingerprintMismatchError(
                 f"the store at {self.storage.url} has {width} features, this SAE has {d_sae}"
             )
-        if merged != known or width != attributes["d_sae"]:
-            self.store.attributes = {**attributes, "fingerprint": merged, "d_sae": width}
-            self.storage.put(ROOT, root_document(self.store.attributes))
-        self.encoder = digest({k: v for k, v in merged.items() if k != "documents"})
 
     def _lock(self) -> None:
         if self.storage.arbitrates():
@@ -378,7 +394,7 @@ class StoreWriter:
             position, reason = next(iter(overflow.items()))
             raise OverflowError(f"document {start + position}: {reason}")
         if self.store.attributes["d_sae"] is None and chunk.d_sae:
-            self._bind({}, chunk.d_sae)
+            self._bind(self._fingerprint, chunk.d_sae)
         if chunk.d_sae and chunk.d_sae != self.store.attributes["d_sae"]:
             raise ValueError(
                 f"the store has {self.store.attributes['d_sae']} features, the chunk {chunk.d_sae}"
@@ -416,7 +432,17 @@ class StoreWriter:
             if winner["folder"]["key"] != folder_key:
                 self.storage.delete_folder(folder_key)
                 return None
+        self._require_whole(commit)
+        self.storage.delete(MANIFEST)  # should another writer have finished the store meanwhile
         return commit
+
+    def _require_whole(self, commit: Commit) -> None:
+        """Take a commit back whose folder another process took for garbage before it was named."""
+        prefix = f"{commit.folder.key}/"
+        found = {key.removeprefix(prefix) for key, _ in self.storage.list(commit.folder.key)}
+        if not found.issuperset(commit.folder.objects):
+            self.storage.delete(commit.key)
+            raise FileNotFoundError(f"{prefix} in {self.storage.url} was deleted meanwhile")
 
     def _threads_for(self, nnz: int) -> Executor | None:
         """Return threads to compress with, or None where starting them costs more than it saves."""
