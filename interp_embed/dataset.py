@@ -16,7 +16,13 @@ import numpy as np
 import pandas as pd
 
 from interp_embed import ranking, saving
-from interp_embed.aggregate.execute import aggregate_dense, aggregate_sparse, unavailable
+from interp_embed.aggregate.execute import (
+    aggregate_dense,
+    aggregate_sparse,
+    entries,
+    feature_count,
+    unavailable,
+)
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.aggregate.reductions import REDUCTIONS, check_method, check_threshold
 from interp_embed.inputs import as_frame, check_positive, check_rows, check_sae
@@ -45,6 +51,13 @@ class _TemporaryFolder:
         weakref.finalize(self, _remove, self.path, os.getpid())
 
 
+def _stored_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        return check_dtype(dtype)
+    except TypeError:  # a name that numpy does not know
+        raise ValueError(f"dtype must be float32 or float16, got {dtype!r}") from None
+
+
 def _remove(path: str, owner: int) -> None:
     if os.getpid() == owner:  # a forked child ends before its parent does
         shutil.rmtree(path, ignore_errors=True)
@@ -63,7 +76,7 @@ class Dataset:
     sae : BaseSAE
         Computes the activations.
     dataset_description : str
-        For people.
+        For people; by default that of the store at ``save_path``, where there is one.
     rows : list of DatasetRow or None, optional
         Activations that are known already; None for documents that have none.
     field : str
@@ -117,7 +130,7 @@ class Dataset:
         frame = as_frame(data, field)
         check_sae(sae)
         check_positive(save_every_batch=save_every_batch, batch_size=batch_size)
-        stored_dtype = check_dtype(dtype)
+        stored_dtype = _stored_dtype(dtype)
         if rows is not None:
             check_rows(rows, frame, field)
         folder = None
@@ -140,7 +153,8 @@ class Dataset:
                 load=needed and len(frame) > 0,
             )
             self._bind(store, sae, np.arange(store.n_documents), {}, feature_labels, folder)
-            self.dataset_description = dataset_description
+            if dataset_description:
+                self.dataset_description = dataset_description
             self.id = store.attributes["id"]
             if rows is not None:
                 saving.write_rows(store, sae, rows)
@@ -164,6 +178,7 @@ class Dataset:
         self._extra = dict(extra)
         self._labels = None if labels is None else {int(k): v for k, v in labels.items()}
         self._folder = folder
+        self._no_sae = ""  # why there is none
         self.sae = sae
         self.field = store.field
         self.dataset_description = store.attributes["description"]
@@ -173,12 +188,16 @@ class Dataset:
         from interp_embed.encode import encode_store
 
         if self.sae is None:
+            if saving.is_done(self._store):
+                return
+            reason = f": {self._no_sae.rstrip('.')}" if self._no_sae else ""
             raise ValueError(
                 f"the SAE that made {self.path} cannot be rebuilt from its metadata, so nothing can "
-                "be encoded. Pass the data, the SAE and this save_path to Dataset(...) instead"
+                f"be encoded{reason}. Pass the data, the SAE and this save_path to Dataset(...) "
+                "instead"
             )
-        encode_store(self._store, self.sae, batch_size=batch_size)
-        saving.keep_labels(self._store, self.sae)
+        report = encode_store(self._store, self.sae, batch_size=batch_size)
+        saving.keep_labels(self._store, self.sae, wrote=report.encoded > 0)
 
     def _view(
         self, positions: NDArray[np.int64], extra: Mapping[str, NDArray[Any]] | None = None
@@ -194,7 +213,30 @@ class Dataset:
             self._folder,
         )
         view.dataset_description = self.dataset_description
+        view._no_sae = self._no_sae
         return view
+
+    def __copy__(self) -> Dataset:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dataset:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as which documents of which store, so that it can be sent to another process.
+
+        A temporary store lives as long as the process that made it.
+        """
+        state = {
+            "documents": self._documents,
+            "extra": self._extra,
+            "labels": self._labels,
+            "description": self.dataset_description,
+            "identifier": self.id,
+        }
+        return saving.reopen, (type(self), self.path, state)
 
     # What it is
 
@@ -226,9 +268,16 @@ class Dataset:
         stored = [column.name for column in self._store.schema]
         return [*stored, *(name for name in self._extra if name not in stored)]
 
-    @cached_property
+    @property
     def dataset(self) -> pd.DataFrame:
-        """The documents' columns as a data frame with index 0 to n - 1."""
+        """The documents' columns as a data frame with index 0 to n - 1.
+
+        A copy: what is changed in it changes neither the dataset nor what is saved of it.
+        """
+        return self._cached_frame.copy(deep=True)
+
+    @cached_property
+    def _cached_frame(self) -> pd.DataFrame:
         return self._frame(np.arange(len(self)))
 
     @cached_property
@@ -361,7 +410,16 @@ class Dataset:
         width = self.d_sae or 0
         absent = unavailable(self._store, self._documents)
         size = 4 * width * (self.token_count + int(absent.sum()))
-        if not compress:
+        if compress:
+            # A column and a value an entry, a pointer a token; NaN for what is not there.
+            known = entries(self._store, self._documents, pooled=False)
+            require_memory(
+                8 * (known + width * int(absent.sum())) + 4 * (self.token_count + 2 * len(absent)),
+                f"sparse activations of {self.token_count} tokens",
+                "Select fewer documents, for instance dataset[:1000], or look at documents one by "
+                "one through .rows",
+            )
+        else:
             require_memory(
                 size,
                 f"dense activations of {self.token_count} tokens x {width} features",
@@ -385,12 +443,15 @@ class Dataset:
         columns = np.asarray(features)
         if columns.ndim != 1 or columns.dtype.kind not in "iu" or len(columns) == 0:
             raise TypeError(f"features must be one or more integers, got {features!r}")
-        width = self.d_sae or 0
+        width = self._width()
         if (bad := columns[(columns < 0) | (columns >= width)]).size:
             raise IndexError(f"feature {bad[0]} is not among the {width} features of the SAE")
         unique, where = np.unique(columns.astype(np.int64), return_inverse=True)
         values = aggregate_dense(self._store, self._documents, REDUCTIONS[method], 0.0, unique)
         return values[:, where]
+
+    def _width(self) -> int:
+        return self.d_sae or feature_count(self._store)
 
     # Documents by activation
 
@@ -455,7 +516,7 @@ class Dataset:
         list of str or None
             None for documents without activations.
         """
-        feature, width = operator.index(feature), self.d_sae or 0
+        feature, width = operator.index(feature), self._width()
         if not 0 <= feature < width:
             raise IndexError(f"feature {feature} is not among the {width} features of the SAE")
         return [None if row is None else row.token_activations(feature) for row in self.rows]
@@ -503,15 +564,22 @@ class Dataset:
         }
         return self._view(order, extra)
 
-    def sort_by_columns(self, columns: str | Sequence[str], descending: bool = True) -> Dataset:
+    def sort_by_columns(self, columns: Any, descending: bool = True) -> Dataset:
         """Return the documents ordered by some columns; ties keep their order, missing come last.
+
+        Parameters
+        ----------
+        columns
+            One column's name, or a sequence of names.
+        descending
+            Highest first.
 
         Raises
         ------
         ValueError
             If there is no such column.
         """
-        names = [columns] if isinstance(columns, str) else list(columns)
+        names = [columns] if columns is None or np.isscalar(columns) else list(columns)
         if unknown := [name for name in names if name not in self.columns]:
             raise ValueError(f"no column {unknown[0]!r}; the columns are {self.columns}")
         if not names:
@@ -531,7 +599,10 @@ class Dataset:
         return self.rows
 
     def pandas(self) -> pd.DataFrame:
-        """Return the documents' columns as a data frame."""
+        """Return the documents' columns as a data frame.
+
+        A copy: what is changed in it changes neither the dataset nor what is saved of it.
+        """
         return self.dataset
 
     def list(self) -> list[dict[Any, Any]]:
@@ -569,17 +640,20 @@ class Dataset:
         file_path
             Where; by default ``dataset_{id}.zarr``. A path that ends in ``.pkl`` or ``.pickle``
             gets the one-file pickle of the original library, for exchange; any other a store. A
-            dataset that is there already is replaced.
+            dataset that is there already is replaced; a process that has the replaced store open
+            then fails to read from it, and has to open it again.
         dtype
             Of the saved activations, float32 or float16.
 
         Raises
         ------
+        ValueError
+            If ``dtype`` is neither float32 nor float16.
         OverflowError
             If an activation is beyond the range of ``dtype``.
         """
         path = Path(f"dataset_{self.id}.zarr") if file_path is None else file_path
-        saving.save(self, path, np.dtype(dtype))
+        saving.save(self, path, _stored_dtype(dtype))
 
     @classmethod
     def load_from_file(
@@ -596,7 +670,9 @@ class Dataset:
         file_path
             A store, or a pickle of the original library, told apart by their content.
         resume
-            Encode the documents that have no activations yet, and try again those that failed.
+            Encode the documents that have no activations yet, and try again those that failed. The
+            module of an SAE class of your own is then imported if the store names it: pass it only
+            for stores that you trust. For a pickle, import the class first.
         batch_size
             Documents a batch, when resuming.
         device
@@ -610,7 +686,7 @@ class Dataset:
             If a pickle holds anything but arrays, frames and plain values.
         """
         check_positive(batch_size=batch_size)
-        loaded = saving.load(cls, file_path)
+        loaded = saving.load(cls, file_path, import_modules=resume)
         if resume:
             saving.choose_device(loaded.sae, device)
             loaded._compute(batch_size)

@@ -18,6 +18,8 @@ __all__ = ["as_frame", "check_positive", "check_rows", "check_sae"]
 def as_frame(data: pd.DataFrame | Sequence[dict[Any, Any]], field: Any) -> pd.DataFrame:
     """Return the documents as a data frame with index 0 to n - 1.
 
+    Texts that cannot be stored (bytes, objects) become None, so that only their documents fail.
+
     Raises
     ------
     TypeError
@@ -46,7 +48,38 @@ def as_frame(data: pd.DataFrame | Sequence[dict[Any, Any]], field: Any) -> pd.Da
         raise ValueError(
             f"field {field!r} not found in data; its columns are {frame.columns.tolist()}"
         )
+    return _without_odd_texts(frame, field)
+
+
+def _without_odd_texts(frame: pd.DataFrame, field: Any) -> pd.DataFrame:
+    if not frame.columns.is_unique or frame[field].dtype != object:
+        return frame
+    texts = frame[field].tolist()
+    others = [i for i, text in enumerate(texts) if text is not None and type(text) is not str]
+    if not others or _can_be_stored(texts):
+        return frame
+    # Beside a number, as what stands in a column of one kind may not be stored in a mixed one.
+    odd = [i for i in others if not _can_be_stored([texts[i], 0])]
+    for i in odd:
+        texts[i] = None
+    if not _can_be_stored(texts):
+        odd = [i for i, text in enumerate(texts) if not _can_be_stored([text, 0])]
+        for i in odd:
+            texts[i] = None
+    frame = frame.copy(deep=False)
+    frame[field] = pd.Series(texts, index=frame.index, dtype=object)
     return frame
+
+
+def _can_be_stored(texts: list[Any]) -> bool:
+    from interp_embed.store.columns import encode_frame, schema_of
+
+    frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
+    try:
+        encode_frame(frame, schema_of(frame))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_sae(sae: object) -> None:

@@ -126,11 +126,13 @@ class DatasetRow:
             raise ValueError(
                 f"special_tokens has shape {special.shape} for {len(tokenized_document)} tokens"
             )
+        # Entries given twice count as their sum; the caller's matrix stays as it is.
+        canonical = activations.has_canonical_format
         self.row = row
         self.field = field
         self.data = row[field]
         self.tokenized_document = list(tokenized_document)
-        self.activations = activations
+        self.activations = activations if canonical else _canonical(activations)
         self.n_tokens = int(activations.shape[0])
         self.special_tokens = special
         self.truncate_chat_template = truncate_chat_template
@@ -281,6 +283,12 @@ class DatasetRow:
         text = str(self.data)
         cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
         return f"DatasetRow({cut!r}, n_tokens={self.n_tokens})"
+
+
+def _canonical(matrix: csr_matrix) -> csr_matrix:
+    found = matrix.copy()
+    found.sum_duplicates()
+    return found
 
 
 def _aggregate(matrix: csr_matrix, method: str, threshold: float) -> csr_matrix:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -12,6 +15,7 @@ from zlib import crc32
 
 import numpy as np
 
+from interp_embed.aggregate.execute import entries
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.chunk import Chunk, TokenTable
 from interp_embed.errors import NotAStoreError, StoreExistsError
@@ -22,7 +26,7 @@ from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.writer import check_fingerprint, check_place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
 
@@ -32,9 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choose_device",
+    "is_done",
     "keep_labels",
     "load",
     "open_or_create",
+    "reopen",
     "save",
     "write_rows",
 ]
@@ -66,6 +72,8 @@ def open_or_create(
     from interp_embed.store.columns import hash_frame, schema_of
 
     storage = open_storage(location)
+    if isinstance(storage, LocalStorage):
+        _recover(storage.root)
     fingerprint = sae.fingerprint()
     # Whatever is wrong with the data or the place is said before a model is loaded.
     hashes = hash_frame(frame, schema_of(frame), field)
@@ -77,6 +85,8 @@ def open_or_create(
         if store is not None:
             given = {**fingerprint, "dtype": dtype.name, "field": field, "documents": hashes}
             check_fingerprint(store, given)
+            if feature_labels:
+                _put_labels(store, feature_labels, wrote=False)
             return store
     check_place(storage)
     if load and not sae.is_loaded():
@@ -98,11 +108,37 @@ def open_or_create(
     )
 
 
-def keep_labels(store: Store, sae: BaseSAE) -> None:
-    """Store the labels that the SAE brought, unless the store has labels."""
-    labels = {str(k): v for k, v in (sae.feature_labels() or {}).items()}
-    if labels:
-        store.storage.put_if_absent(f"{LABELS}/labels.json", seal({"labels": labels}))
+def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:
+    """Store the labels that the SAE brought, unless the store has labels.
+
+    Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
+    cannot be stored there are left out.
+    """
+    if labels := sae.feature_labels():
+        _put_labels(store, labels, wrote=wrote)
+
+
+def _put_labels(store: Store, labels: Mapping[int, str], *, wrote: bool) -> None:
+    key = f"{LABELS}/labels.json"
+    if store.storage.exists(key):
+        return
+    try:
+        store.storage.put_if_absent(key, seal({"labels": {str(k): v for k, v in labels.items()}}))
+    except OSError as error:
+        read_only = isinstance(error, PermissionError) or error.errno == errno.EROFS
+        if wrote or not read_only:
+            raise
+
+
+def is_done(store: Store) -> bool:
+    """Return whether there is nothing to encode: every document was, or has no text."""
+    from interp_embed.encode.isolate import reason_not_text
+
+    if not store.is_complete:
+        return False
+    failed = np.array(list(store.failures(np.arange(store.n_documents))), np.int64)
+    texts = store.frame(failed, [store.field]).iloc[:, 0].tolist()
+    return all(reason_not_text(text) is not None for text in texts)
 
 
 def write_rows(store: Store, sae: BaseSAE | None, rows: Sequence[DatasetRow | None]) -> None:
@@ -167,11 +203,13 @@ def _token_table(row: DatasetRow) -> tuple[TokenTable, dict[int, str]]:
 def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -> None:
     """Write a view to ``path``: a store, or by its suffix the original library's pickle."""
     check_dtype(dtype)
-    text = os.fspath(path)
+    text = _expanded(path)
     if text.lower().endswith(_PICKLES) and "://" not in text:
         _save_pickle(dataset, Path(text), dtype)
         return
     target = open_storage(text)
+    if isinstance(target, LocalStorage):
+        _recover(target.root, strict=False)
     taken = is_store(target)
     if not isinstance(target, LocalStorage):
         if taken:
@@ -188,17 +226,113 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
         )
     check_place(target)
     root = target.root.resolve()
-    # Written beside it first: what is at the path is a whole dataset at any time, or nothing.
+    # Written beside it first: what is at the path is a whole dataset at any time, or nothing for a
+    # moment; a crash in that moment is made good by `_recover`.
     fresh = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
-    retired = fresh.with_name(f"{fresh.name}-old")
+    fresh.mkdir(parents=True)
     try:
-        _copy(dataset, fresh, dtype)
-        if root.exists():
-            root.rename(retired)
-        fresh.rename(root)
+        with _locked(fresh):
+            _copy(dataset, fresh, dtype)
+            _replace(root, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(retired, ignore_errors=True)
+    _clear_leftovers(root)
+
+
+def _expanded(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    return text if "://" in text else os.path.expanduser(text)  # noqa: PTH111  (keeps "" as it is)
+
+
+_ATTEMPTS = 8
+
+
+def _replace(root: Path, fresh: Path) -> None:
+    """Put ``fresh`` where ``root`` is; what was there stays beside it, to be cleared away."""
+    for attempt in range(_ATTEMPTS):
+        retired = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}-old")
+        if root.exists():
+            root.rename(retired)
+            _sync_folder(root.parent)
+        try:
+            fresh.rename(root)
+        except OSError as error:
+            if not root.exists() and retired.exists():
+                retired.rename(root)
+            # Another process saved here, or put back what was retired.
+            taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            if not taken or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            _sync_folder(root.parent)
+            return
+
+
+def _beside(root: Path, suffix: str) -> list[Path]:
+    """Return what saves to ``root`` left beside it."""
+    pattern = re.compile(rf"\.{re.escape(root.name)}-[0-9a-f]{{8}}{suffix}")
+    try:
+        return sorted(p for p in root.parent.iterdir() if pattern.fullmatch(p.name) and p.is_dir())
+    except OSError:
+        return []
+
+
+def _recover(root: Path, *, strict: bool = True) -> None:
+    """Put back the store that a save was about to replace when it was cut off."""
+    root = root.resolve()
+    if root.exists():
+        return
+    retired = [path for path in _beside(root, "-old") if is_store(path)]
+    if len(retired) == 1:
+        # Another process may have put it back, or finished its save; or nothing can be renamed.
+        with contextlib.suppress(OSError):
+            retired[0].rename(root)
+            _sync_folder(root.parent)
+    elif retired and strict:
+        raise NotAStoreError(
+            f"there is nothing at {root}, but saves that were cut off left "
+            f"{', '.join(p.name for p in retired)} beside it. Rename the one you want to {root.name}"
+        )
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Remove what saves to ``root``, now done or cut off, left beside it."""
+    for path in _beside(root, "-old"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in _beside(root, ""):
+        with contextlib.suppress(OSError), _locked(path) as held:
+            if held:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder that is being written, as far as the system has locks; yield whether it is."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _same_place(a: str, b: str) -> bool:
@@ -225,7 +359,7 @@ def _copy(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) 
     }
     copy = create_store(
         path,
-        dataset.dataset,
+        dataset._frame(np.arange(len(dataset))),  # as stored, whatever was done to other frames
         field=store.field,
         identifier=dataset.id,
         description=dataset.dataset_description,
@@ -269,7 +403,7 @@ def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
             f"{path} is a folder, and by its suffix a pickle file was to be written. Give another "
             "name, or for a store one that does not end in .pkl or .pickle"
         )
-    nnz = sum(c.nnz for c in dataset._store.ledger.live)
+    nnz = entries(dataset._store, dataset._documents, pooled=False)
     require_memory(
         16 * nnz, "the one-file pickle, which holds everything in memory,", "Save a store instead"
     )
@@ -288,7 +422,7 @@ def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
     write_pickle(
         path,
         LegacyDataset(
-            dataset=dataset.dataset,
+            dataset=dataset._frame(np.arange(len(dataset))),
             rows=[None if r is None else rounded(r.activations) for r in rows],
             aggregate_activations=[
                 None
@@ -316,22 +450,42 @@ def _through(matrix: Any, dtype: np.dtype[Any]) -> Any:
 # --- loading -------------------------------------------------------------------------------------
 
 
-def load(cls: type[Dataset], path: str | os.PathLike[str]) -> Dataset:
-    """Open a store or a pickle of the original library, whichever is there."""
+def load(
+    cls: type[Dataset], path: str | os.PathLike[str], *, import_modules: bool = False
+) -> Dataset:
+    """Open a store or a pickle of the original library, whichever is there.
+
+    The module of the SAE's class is imported only if asked for, and never for a pickle.
+    """
     from interp_embed.interop.pickle import is_pickle
 
-    text = os.fspath(path)
+    text = _expanded(path)
     if "://" not in text and is_pickle(text):
         return _load_pickle(cls, text)
     if "://" not in text and Path(text).is_file():
         raise NotAStoreError(
             f"{text} is neither a store (a folder) nor a pickle of the original library"
         )
+    if text and "://" not in text:
+        _recover(Path(text).absolute())
     store = Store(text)
     dataset = cls.__new__(cls)
-    sae = _rebuild(store.attributes["sae"])
+    sae, reason = _rebuild(store.attributes["sae"], import_modules)
     dataset._bind(store, sae, np.arange(store.n_documents), {}, None, None)
+    dataset._no_sae = reason
     dataset.id = store.attributes["id"]
+    return dataset
+
+
+def reopen(cls: type[Dataset], path: str, state: Mapping[str, Any]) -> Dataset:
+    """Open the documents of a store that a pickled `Dataset` was of."""
+    store = Store(path)
+    dataset = cls.__new__(cls)
+    sae, reason = _rebuild(store.attributes["sae"])
+    dataset._bind(store, sae, state["documents"], state["extra"], state["labels"], None)
+    dataset._no_sae = reason
+    dataset.dataset_description = state["description"]
+    dataset.id = state["identifier"]
     return dataset
 
 
@@ -350,7 +504,13 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
             records, legacy.rows, legacy.tokenized_documents, strict=True
         )
     ]
-    sae = _rebuild(legacy.sae_metadata)
+    sae, reason = _rebuild(legacy.sae_metadata)
+    fingerprint: dict[str, Any] = {}
+    if sae is not None:
+        try:
+            fingerprint = sae.fingerprint()
+        except Exception as error:  # noqa: BLE001  (its folder has moved, say: it can be read)
+            sae, reason = None, _said(error)
     folder = _TemporaryFolder()
     d_sae = next((r.activations.shape[1] for r in rows if r is not None), None)
     store = create_store(
@@ -361,25 +521,32 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
         description=legacy.dataset_description,
         documents_per_chunk=40,
         d_sae=d_sae,
-        fingerprint=sae.fingerprint() if sae is not None else {},
+        fingerprint=fingerprint,
         sae=legacy.sae_metadata,
         feature_labels=legacy.feature_labels,
     )
     write_rows(store, sae, rows)
     dataset = cls.__new__(cls)
     dataset._bind(store, sae, np.arange(store.n_documents), {}, legacy.feature_labels, folder)
+    dataset._no_sae = reason
     dataset.id = legacy.id
     return dataset
 
 
-def _rebuild(metadata: Mapping[str, Any]) -> BaseSAE | None:
-    """Return the SAE that was recorded, not loaded; None where that cannot be done here."""
+def _rebuild(
+    metadata: Mapping[str, Any], import_modules: bool = False
+) -> tuple[BaseSAE | None, str]:
+    """Return the SAE that was recorded, not loaded; None and why where that cannot be done here."""
     from interp_embed.sae.loading import load_sae_from_metadata
 
     try:
-        return load_sae_from_metadata(metadata)
-    except (ValueError, TypeError, ImportError):
-        return None  # everything can be read without it; encoding says so when asked for
+        return load_sae_from_metadata(metadata, import_modules=import_modules), ""
+    except Exception as error:  # noqa: BLE001  (its folder has moved, a class of a user's raises)
+        return None, _said(error)  # everything can be read without it; encoding says so when asked
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:

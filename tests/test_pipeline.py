@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -420,3 +421,40 @@ def test_importing_the_package_imports_no_numbers_either():
     code = "import sys, interp_embed; print([m for m in ('numpy', 'zarr') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+class SwallowingSAE(WordSAE):
+    """Drops an interrupt once, as a destructor or a callback does."""
+
+    def encode(self, texts):
+        if any("interrupt" in text for text in texts):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return super().encode(texts)
+
+
+def test_an_interrupt_that_something_swallowed_still_ends_the_run(tmp_path):
+    texts = [{"text": t} for t in ["a", "interrupt b", "c", "d"]]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Dataset(texts, SwallowingSAE(), save_path=tmp_path / "s", batch_size=1, save_every_batch=1)
+    assert "To continue" in "".join(caught.value.__notes__)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [row is None for row in Dataset.load_from_file(tmp_path / "s")] == [False] * 2 + [
+        True
+    ] * 2
+
+
+class BrokenSAE(WordSAE):
+    def encode(self, texts):
+        raise RuntimeError("the device is gone")
+
+
+def test_a_back_end_that_fails_every_document_ends_the_run(tmp_path):
+    texts = [{"text": f"word {i}"} for i in range(400)]
+    with pytest.raises(
+        RuntimeError, match=r"the last 100 documents all failed.*the device is gone"
+    ):
+        Dataset(texts, BrokenSAE(), save_path=tmp_path / "s")
+    whole = Dataset(texts, WordSAE(), save_path=tmp_path / "t")
+    assert len(whole.failures()) == 0

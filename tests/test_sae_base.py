@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from enum import Enum
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from scipy.sparse import csr_matrix
 from interp_embed.chunk import DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import BaseSAE, LocalSAE, SAEType
-from interp_embed.sae.kinds import parse_device
+from interp_embed.sae.kinds import parse_device, plain_json
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
 from interp_embed.sae.tokens import token_strings
 
@@ -302,3 +304,43 @@ def test_fingerprints_leave_out_devices():
     assert here.fingerprint() == there.fingerprint()
     assert here.fingerprint() != LetterSAE(truncate=False).fingerprint()
     assert here.fingerprint()["class"].endswith("test_sae_base:LetterSAE")
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        (np.array([object], object), ["<class 'object'>"]),
+        (PurePosixPath("a/b"), "a/b"),
+        (Colour.RED, "red"),
+        (SAEType.LOCAL, "local"),
+        ((1, {3, 1, 2}), [1, [1, 2, 3]]),
+        ({"b", 1}, ["b", 1]),
+        ({1: {Colour.RED: np.int8(2)}}, {"1": {"red": 2}}),
+        (b"x", "b'x'"),
+        (1 + 2j, "(1+2j)"),
+    ],
+)
+def test_plain_json(value, plain):
+    found = plain_json(value)
+    assert found == plain
+    assert type(found) is type(plain)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_plain_json_knows_no_addresses():
+    assert plain_json(object()) == plain_json(object()) == "<object object>"
+
+
+def test_fingerprints_tell_values_apart_that_json_does_not_know():
+    for a, b in ((np.int64(5), np.int64(6)), (PurePosixPath("a"), PurePosixPath("b"))):
+        assert LetterSAE(scale=a).fingerprint() != LetterSAE(scale=b).fingerprint()
+        json.dumps(LetterSAE(scale=a).fingerprint())

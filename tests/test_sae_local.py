@@ -25,6 +25,7 @@ from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.base import BaseSAE
+from interp_embed.store.writer import fingerprint_differences
 
 HOOK = "blocks.2.hook_resid_post"
 OK, TRUNCATED, FAILED = DocumentStatus.OK, DocumentStatus.TRUNCATED, DocumentStatus.FAILED
@@ -415,3 +416,50 @@ class TestFingerprint:
         before.tokenizer(["a", "b b"], padding=True, truncation=True, max_length=3)
         before._hashes = None
         assert before.fingerprint() == local(folder).fingerprint()
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"model": "gpt2"},
+            {"tokenizer": "gpt2"},
+            {"dtype": "bfloat16"},
+            {"prepend_bos": False},
+            {"context_size": 10},
+            {"bos_activations": False},
+            {"chat_template": True},
+            {"truncate": False},
+            {"use_assistant_role": False},
+        ],
+    )
+    def test_an_unloaded_one_changes_with_a_setting(self, folder, settings):
+        before = LocalSAE(release=folder).fingerprint()
+        after = LocalSAE(release=folder, **settings).fingerprint()
+        assert json.loads(json.dumps(after)) == after
+        assert len(fingerprint_differences(before, after)) == 1
+        hub = LocalSAE(sae_id="x", release="y").fingerprint()
+        other = LocalSAE(sae_id="x", release="y", **settings).fingerprint()
+        assert len(fingerprint_differences(hub, other)) == 1
+
+    def test_an_unloaded_one_is_that_of_its_folder(self, folder, tmp_path):
+        random_sae("topk", HOOK).save_model(tmp_path / "same")
+        random_sae("topk", HOOK, k=8).save_model(tmp_path / "config")
+        random_sae("topk", HOOK, seed=1).save_model(tmp_path / "weights")
+        before = LocalSAE(release=folder).fingerprint()
+        assert before == LocalSAE(release=tmp_path / "same").fingerprint()
+        assert before == LocalSAE("same", tmp_path).fingerprint()
+        for other in ("config", "weights"):
+            after = LocalSAE(release=tmp_path / other).fingerprint()
+            assert [d[0] for d in fingerprint_differences(before, after)] == ["asked.sae"]
+
+    def test_an_unloaded_one_is_that_of_its_models_folder(self, folder, tmp_path):
+        prints = []
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            tiny_model("llama", seed).save_pretrained(tmp_path / name)
+            tiny_tokenizer().save_pretrained(tmp_path / name)
+            sae = LocalSAE(release=folder, model=tmp_path / name, tokenizer=tmp_path / name)
+            prints.append(sae.fingerprint())
+        assert prints[0] == prints[1]
+        assert [d[0] for d in fingerprint_differences(prints[0], prints[2])] == ["asked.model"]
+        assert str(tmp_path) not in json.dumps(prints)
+        sae.load()
+        assert sae.fingerprint()["asked"] == prints[2]["asked"]

@@ -185,3 +185,51 @@ def test_what_cannot_be_placed_is_special(strings):
 
 def test_an_empty_text_has_only_special_tokens():
     assert align_strings("", ["<s>", "a"])[2].all()
+
+
+SPECIAL = ["<s>", "user", "\n"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("count", [4_000, 500_000])
+@pytest.mark.parametrize(
+    ("token", "inside", "behind", "rest"),
+    [
+        (" ha", [], [], ""),
+        (" ha", [], ["</s>"], ""),
+        (" ha", [], [], " ha" * 1000),  # truncated
+        ("▁ha", [], ["</s>"], ""),
+        ("ha", [], ["</s>"], ""),
+        (" ha", ["\ufffd"] * 3, ["</s>"], ""),
+        (" ha", ["<sep>"], ["</s>"], ""),
+    ],
+)
+def test_a_long_repetitive_document_is_aligned(count, token, inside, behind, rest):
+    character = "👋" if "\ufffd" in inside else ""
+    text = " ha" * count + character + " ha"
+    strings = [*SPECIAL, *[token] * count, *inside, token, *behind]
+    start, end, special = align_strings(text + rest, strings)
+    assert joined(text, (start, end, special)) == text
+    assert np.flatnonzero(special).tolist() == [
+        0, 1, 2,
+        *([3 + count] if inside == ["<sep>"] else []),
+        *([len(strings) - 1] if behind else []),
+    ]  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+def test_special_tokens_all_over_a_long_document_are_skipped():
+    strings = [*SPECIAL, *([" ha"] * 50 + ["<sep>"]) * 4_000]
+    text = " ha" * 200_000
+    assert joined(text, align_strings(text, strings)) == text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("strings", [["y"] * 200_000, [*SPECIAL, *["ha"] * 200_000, "</s>"]])
+def test_a_long_document_that_cannot_be_placed_ends(strings):
+    assert align_strings("ha" * 300_000, strings)[2].all()
+
+
+def test_only_whole_tokens_are_the_document():
+    spans = align_strings("ha", ["<s>", "ha", "haha", "</s>"])
+    assert np.flatnonzero(~spans[2]).tolist() == [1]

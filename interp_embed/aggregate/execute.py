@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from interp_embed.store.chunks import StoredChunk
     from interp_embed.store.reader import Store
 
-__all__ = ["aggregate_dense", "aggregate_sparse", "unavailable"]
+__all__ = ["aggregate_dense", "aggregate_sparse", "entries", "feature_count", "unavailable"]
 
 _GAP = 2**16
 """Entries that are read over rather than skipped, as they share an inner chunk anyway."""
@@ -74,12 +74,12 @@ def aggregate_sparse(
     ResultTooLargeError
         If it would not fit in memory.
     """
-    width = _width(store) if features is None else len(features)
+    width = feature_count(store) if features is None else len(features)
 
     def compute() -> csr_matrix:
         absent = unavailable(store, documents)
         n_absent = int(absent.sum())
-        upper = _entries_upper_bound(store, documents) + n_absent * width
+        upper = entries(store, documents, pooled=True) + n_absent * width
         require_memory(
             upper * 3 * 8,  # a column and a value each, with the copy that puts rows in order
             f"{reduction.name} of {len(documents)} documents as a sparse matrix",
@@ -127,7 +127,7 @@ def aggregate_dense(
     -------
     ndarray of float32, shape (len(documents), len(features) or d_sae)
     """
-    width = _width(store) if features is None else len(features)
+    width = feature_count(store) if features is None else len(features)
     require_memory(
         4 * width * len(documents),
         f"a dense array of {len(documents)} documents x {width} features",
@@ -144,7 +144,8 @@ def aggregate_dense(
     return store.consistently(compute)
 
 
-def _width(store: Store) -> int:
+def feature_count(store: Store) -> int:
+    """Return the number of features; raise ValueError where nothing says it."""
     if store.d_sae is None:
         raise ValueError(
             f"nothing was encoded yet in {store.storage.url}, so the number of features is unknown. "
@@ -153,11 +154,12 @@ def _width(store: Store) -> int:
     return store.d_sae
 
 
-def _entries_upper_bound(store: Store, documents: NDArray[np.int64]) -> int:
-    """Estimate the entries of a selection from the commits alone."""
+def entries(store: Store, documents: NDArray[np.int64], *, pooled: bool) -> int:
+    """Estimate the nonzeros of a selection, of its documents or its tokens, from the commits."""
     total = 0.0
     for chunk, positions, _ in store.parts(documents):
-        total += chunk.commit.pooled_nnz * len(positions) / max(1, chunk.n_documents)
+        size = chunk.commit.pooled_nnz if pooled else chunk.commit.nnz
+        total += size * len(positions) / max(1, chunk.n_documents)
     return int(total)
 
 
@@ -170,7 +172,7 @@ def _parts(
 ) -> Iterator[_Rows]:
     column_of = None
     if features is not None:
-        column_of = np.full(_width(store), -1, np.int64)
+        column_of = np.full(feature_count(store), -1, np.int64)
         column_of[features] = np.arange(len(features))
     tasks = (
         (chunk, low, high, positions[span], where[span])

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import DocumentStatus
+from interp_embed.encode.interrupts import kept_interrupts
 from interp_embed.encode.isolate import encode_isolated, reason_not_text
 from interp_embed.progress import show_progress
 from interp_embed.store.compaction import finish, leftovers
@@ -175,8 +176,9 @@ def _run(
     encoded = failed = n_tokens = nnz = 0
     total = sum(stop - start for (start, stop), _ in pieces)
     bar = tqdm(total=total, desc="Encoding", unit="doc", disable=not show_progress())
-    with bar:
+    with bar, kept_interrupts() as check_interrupt:
         for (start, stop), again in pieces:
+            check_interrupt()
             chunk = _encode_piece(store, sae, start, stop, batch_size)
             streak.check(chunk)
             ok = np.flatnonzero(chunk.status != DocumentStatus.FAILED)

@@ -8,13 +8,12 @@ character spans and isolates failures, and `fingerprint`, which says what activa
 
 from __future__ import annotations
 
-import json
 import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 from interp_embed.errors import SAENotLoadedError
-from interp_embed.sae.kinds import parse_device
+from interp_embed.sae.kinds import parse_device, plain_json
 from interp_embed.sae.tokens import partition_spans
 
 if TYPE_CHECKING:
@@ -132,8 +131,7 @@ class BaseSAE(ABC):
         loading; what is in that part does not change by loading.
         """
         settings = {k: v for k, v in self.metadata().items() if k != "device"}
-        plain = json.loads(json.dumps(settings, default=lambda value: class_path(type(value))))
-        return {"class": class_path(type(self)), **plain}
+        return {"class": class_path(type(self)), **plain_json(settings)}
 
     def chat_template_exists(self) -> bool:
         """Return whether the tokenizer has a chat template."""

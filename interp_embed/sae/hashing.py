@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "hash_config",
     "hash_file",
+    "hash_files",
     "hash_json",
     "hash_tensors",
     "hash_tokenizer",
@@ -37,6 +38,12 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path, patterns: Iterable[str]) -> str:
+    """Return the sha256 of the names and bytes of a folder's files that match a pattern."""
+    files = {path.name: path for pattern in patterns for path in folder.glob(pattern)}
+    return hash_json({name: hash_file(path) for name, path in files.items() if path.is_file()})
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> str:

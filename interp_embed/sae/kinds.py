@@ -5,16 +5,19 @@ Nothing here knows how an SAE is loaded or run.
 
 from __future__ import annotations
 
+import json
 import re
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from enum import Enum, StrEnum
+from pathlib import PurePath
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+import numpy as np
 
-__all__ = ["SAEType", "parse_device"]
+__all__ = ["SAEType", "parse_device", "plain_json"]
 
 _DEVICE = re.compile(r"[a-z]+(:\d+)?")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class SAEType(StrEnum):
@@ -73,6 +76,40 @@ def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
         model if model == "auto" else _named("device['model']", model),
         _named("device['sae']", device["sae"]),
     )
+
+
+def plain_json(value: Any) -> Any:
+    """Return a value as one for JSON, equal in every process and different for different values.
+
+    Numpy's scalars become Python's; arrays, tuples and sets (sorted) lists; paths and keys strings;
+    members of an enum their values. What JSON has nothing for becomes its ``repr``, without the
+    address in memory.
+    """
+    if isinstance(value, Enum):
+        return plain_json(value.value)
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return str.__str__(value) if kind is str else kind(value)
+    if isinstance(value, np.generic):
+        item = value.item()
+        return _text(value) if isinstance(item, np.generic) else plain_json(item)
+    if isinstance(value, np.ndarray):
+        return plain_json(value.tolist())
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(plain_json(k)): plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted((plain_json(v) for v in value), key=lambda v: json.dumps(v, sort_keys=True))
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    return _ADDRESS.sub("", repr(value))
 
 
 def _named(what: str, name: object) -> str:

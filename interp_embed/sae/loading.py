@@ -24,7 +24,7 @@ def sae_record(sae: BaseSAE) -> dict[str, Any]:
     return {**sae.metadata(), "sae_class": class_path(type(sae))}
 
 
-def load_sae_from_metadata(metadata: Mapping[str, Any]) -> BaseSAE:
+def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool = False) -> BaseSAE:
     """Build the SAE that was recorded, without loading its models.
 
     Parameters
@@ -32,6 +32,9 @@ def load_sae_from_metadata(metadata: Mapping[str, Any]) -> BaseSAE:
     metadata : mapping
         An SAE's `metadata`, with the import path of its class under ``sae_class`` (or ``class``,
         as in a fingerprint), unless ``sae_type`` says what it is.
+    import_modules : bool
+        Import the module of the class where it is not imported yet. That runs the module's code, so
+        only for metadata that can be trusted. Modules of this library are imported in any case.
 
     Raises
     ------
@@ -43,7 +46,7 @@ def load_sae_from_metadata(metadata: Mapping[str, Any]) -> BaseSAE:
     path = metadata.get("sae_class", metadata.get("class"))
     kind = metadata.get("sae_type")
     if path is not None:
-        cls = _import_class(str(path))
+        cls = _find_class(str(path), import_modules)
     elif kind == SAEType.LOCAL:
         cls = LocalSAE
     elif kind is None:
@@ -64,14 +67,20 @@ def load_sae_from_metadata(metadata: Mapping[str, Any]) -> BaseSAE:
         ) from error
 
 
-def _import_class(path: str) -> type[BaseSAE]:
+def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
     module_name, _, name = path.partition(":")
+    module = sys.modules.get(module_name)
+    if module is None and not (import_modules or module_name.startswith("interp_embed.")):
+        raise ValueError(
+            f"its class {name} of module {module_name} is not imported, and what a file names cannot "
+            "be imported unasked: import it first, or, for a store, pass resume=True to "
+            "load_from_file"
+        )
     try:
-        module = sys.modules.get(module_name) or importlib.import_module(module_name)
-        value: Any = module
+        value: Any = module or importlib.import_module(module_name)
         for part in name.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise ValueError(
             f"the class of the SAE, {path!r}, cannot be imported ({error}); import the module that "
             "defines it, or pass an SAE explicitly"

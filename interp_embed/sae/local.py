@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from interp_embed.chunk import DocumentStatus
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.embedded_release import EMBEDDED_RELEASE, EMBEDDED_SAE_ID, embedded_sae_folder
-from interp_embed.sae.kinds import SAEType
+from interp_embed.sae.kinds import SAEType, plain_json
 from interp_embed.sae.tokens import token_strings
 
 if TYPE_CHECKING:
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from interp_embed.sae.tokenizing import DocumentTokenizer, TokenizedDocument
 
 __all__ = ["LocalSAE"]
+
+# Files of a folder that determine activations, as far as there are any.
+_SAE_FILES = ("cfg.json", "sae_weights.safetensors")
+_MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
+                    "added_tokens.json", "chat_template*")  # fmt: skip
 
 
 class LocalSAE(BaseSAE):
@@ -111,6 +117,7 @@ class LocalSAE(BaseSAE):
         self._encoder: ChunkEncoder | None = None
         self._documents: DocumentTokenizer | None = None
         self._hashes: dict[str, Any] | None = None
+        self._asked: dict[str, Any] | None = None
         if self._folder is not None:
             config = json.loads((self._folder / "cfg.json").read_text(encoding="utf-8"))
             self._d_sae = int(config["d_sae"]) if "d_sae" in config else None
@@ -229,12 +236,16 @@ class LocalSAE(BaseSAE):
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on, as values for JSON.
 
-        Settings that loading resolves (dtype, BOS, context size, the model) are there only once
-        loaded, as what they resolved to. A folder's place does not matter: its weights are hashed.
+        Settings that loading resolves (dtype, BOS, context size, the model) are there as they were
+        asked for, under ``asked``, and once loaded also as what they resolved to. A folder's place
+        does not matter: its files are hashed.
         """
         unresolved = ("model", "tokenizer", "dtype", "prepend_bos", "context_size", "batch_tokens",
                       "bos_activations")  # fmt: skip
         known = {k: v for k, v in super().fingerprint().items() if k not in unresolved}
+        if self._asked is None:
+            self._asked = self._ask()
+        known["asked"] = dict(self._asked)
         known["d_sae"] = self._d_sae
         if self._folder is not None and self.release != EMBEDDED_RELEASE:
             known["release"] = known["sae_id"] = "folder"
@@ -252,6 +263,21 @@ class LocalSAE(BaseSAE):
             "bos_activations": self._encoder.silent_token is None,
             "max_tokens": self._documents.max_tokens,
             "hook_name": self.sae.cfg.metadata.hook_name,
+        }
+
+    def _ask(self) -> dict[str, Any]:
+        """Return what was asked for, as far as the rest of the fingerprint does not say it."""
+        from interp_embed.sae.hashing import hash_files
+
+        folder = self._folder if self.release != EMBEDDED_RELEASE else None
+        return {
+            "sae": None if folder is None else f"folder:{hash_files(folder, _SAE_FILES)}",
+            "model": _asked_source(self._given_model, _MODEL_FILES),
+            "tokenizer": _asked_source(self._given_tokenizer, _TOKENIZER_FILES),
+            "dtype": plain_json(self.dtype),
+            "prepend_bos": plain_json(self.prepend_bos),
+            "context_size": plain_json(self.context_size),
+            "bos_activations": plain_json(self.bos_activations),
         }
 
     def _hash_loaded(self) -> dict[str, Any]:
@@ -371,3 +397,12 @@ def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
 
 def _recordable(value: Any) -> str | None:
     return str(value) if isinstance(value, str | Path) else None
+
+
+def _asked_source(value: Any, patterns: Sequence[str]) -> str | None:
+    """Return what names a model or tokenizer: its name, its folder's hash, or that it is an object."""
+    from interp_embed.sae.hashing import hash_files
+
+    if value is None or not isinstance(value, str | Path):
+        return None if value is None else "object"
+    return f"folder:{hash_files(Path(value), patterns)}" if Path(value).is_dir() else str(value)

@@ -7,6 +7,7 @@ several bytes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["align_strings", "partition_spans", "token_strings"]
 
 _REPLACEMENT = "\ufffd"
+# Tokens that may be placed one by one in a search, beside a few for each token there is.
+_EFFORT = 2**18
+_STARTS, _LONG = 64, 4096
 # How byte-level BPE, sentencepiece and wordpiece write whitespace inside a vocabulary entry.
 _MARKERS = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"})
 
@@ -123,46 +127,82 @@ def align_strings(text: str, strings: Sequence[str]) -> Spans:
         All true if the strings cannot be placed at all.
     """
     n = len(strings)
-    if "".join(strings) == text:  # nothing to seek, however long the document
-        bounds = np.cumsum([0, *map(len, strings)]).astype(np.uint32)
-        return bounds[:-1], bounds[1:], np.zeros(n, np.bool_)
+    joined = "".join(strings)
+    offsets = np.cumsum([0, *map(len, strings)])
     start, end = np.zeros(n, np.uint32), np.zeros(n, np.uint32)
     special = np.ones(n, np.bool_)
-    run = _best_run(text, strings)
+    exact = (0, n) if joined == text else _exact_run(text, joined, offsets)
+    if exact is not None:  # nothing is lost or added, as mostly, so that no token has to be sought
+        first, stop = exact
+        start[first:stop] = offsets[first:stop] - offsets[first]
+        end[first:stop] = offsets[first + 1 : stop + 1] - offsets[first]
+        special[first:stop] = False
+        return start, end, special
+    run = _best_run(text, strings, joined, offsets)
     if run is None:
         return start, end, special
     first, ends = run
     previous = 0
-    for position, stop in enumerate(ends, first):
-        if stop is None:
+    for position, place in enumerate(ends, first):
+        if place is None:
             continue
-        start[position], end[position], special[position] = previous, stop, False
-        previous = stop
+        start[position], end[position], special[position] = previous, place, False
+        previous = place
     return start, end, special
 
 
-def _best_run(text: str, strings: Sequence[str]) -> tuple[int, list[int | None]] | None:
+def _exact_run(text: str, joined: str, offsets: NDArray[np.int64]) -> tuple[int, int] | None:
+    """Return the last run of tokens whose strings join to the text: its first token and its stop."""
+    begin = joined.rfind(text) if text and text in joined else -1
+    while begin >= 0:
+        first, stop = np.searchsorted(offsets, (begin, begin + len(text)), side="right") - 1
+        if offsets[first] == begin and offsets[stop] == begin + len(text):
+            return int(first), int(stop)
+        begin = joined.rfind(text, 0, begin + len(text) - 1)
+    return None
+
+
+def _best_run(
+    text: str, strings: Sequence[str], joined: str, offsets: NDArray[np.int64]
+) -> tuple[int, list[int | None]] | None:
     """Return the first token of the run that holds the text, and where each of its tokens ends.
 
-    Of several runs the one that leaves the fewest characters to guess, and of those the last.
+    Of several runs the one that leaves the fewest characters to guess, and of those the last. The
+    work is limited to a multiple of the number of tokens; beyond it the best run so far counts.
     """
+    # A run holds the whole text only if it has a character for each of the text that is not white.
+    shown = np.array([len(s) if _REPLACEMENT in s else _visible(s) for s in strings], np.int64)
+    behind = np.cumsum(shown[::-1])[::-1]
+    wholes = int(np.searchsorted(-behind, -_visible(text), side="right"))
+    bounds = offsets.tolist()
     for tolerant in (False, True):
+        effort = _EFFORT + 4 * len(strings)
         best: tuple[tuple[bool, int], int, list[int | None]] | None = None
-        for first in range(len(strings) - 1, -1, -1):
-            ends, guessed = _run_from(text, strings, first, tolerant=tolerant)
-            placed = [i for i, end in enumerate(ends) if end is not None]
-            reached = (ends[placed[-1]] or 0) if placed else 0
-            whole = not text[reached:].strip()
+        # Runs that may hold the whole text, last first; then what may be left of a truncated one,
+        # longest first. A long document is sought from the front, since not all can be tried.
+        order = 1 if wholes > _STARTS and len(strings) > _LONG else -1
+        for first in (*range(wholes)[::order], *range(wholes, len(strings))):
+            if first >= wholes and best is not None:
+                whole, score = best[0]
+                if whole or score > bounds[-1] - bounds[first]:
+                    break
+            ends, guessed, steps = _run_from(
+                text, strings, first, joined=joined, bounds=bounds, tolerant=tolerant
+            )
+            effort -= 1 + steps + len(ends) // 16
+            reached = (ends[-1] or 0) if ends else 0
+            whole = _is_blank(text, reached)
             # If the text goes on, the run is good only if it is what a truncation left.
-            if not reached or not (whole or first + len(ends) == len(strings)):
-                continue
-            if whole:
-                guessed += len(text) - reached
-                ends[placed[-1]] = len(text)
-            rank = whole, -guessed if whole else reached - guessed
-            if best is None or rank > best[0]:
-                best = rank, first, ends
-            if whole and not guessed:
+            if reached and (whole or first + len(ends) == len(strings)):
+                if whole:
+                    guessed += len(text) - reached
+                    ends[-1] = len(text)
+                rank = whole, -guessed if whole else reached - guessed
+                if best is None or rank > best[0] or (rank == best[0] and first > best[1]):
+                    best = rank, first, ends
+                if whole and not guessed:
+                    break
+            if effort < 0:
                 break
         if best is not None:
             return best[1], best[2]
@@ -170,27 +210,45 @@ def _best_run(text: str, strings: Sequence[str]) -> tuple[int, list[int | None]]
 
 
 def _run_from(
-    text: str, strings: Sequence[str], first: int, *, tolerant: bool
-) -> tuple[list[int | None], int]:
+    text: str,
+    strings: Sequence[str],
+    first: int,
+    *,
+    joined: str,
+    bounds: list[int],
+    tolerant: bool,
+) -> tuple[list[int | None], int, int]:
     """Return where each token from ``first`` on ends, up to the last that can be placed.
 
     Strict placement stops at the first token that does not fit; tolerant placement takes it for a
-    special one (None) and goes on. Also returned is the number of characters that no token shows:
-    dropped whitespace, and what was given to tokens with parts of characters.
+    special one (None) and goes on. Also returned are the number of characters that no token shows
+    (dropped whitespace, and what was given to tokens with parts of characters), and the number of
+    tokens that were placed one by one.
     """
     ends: list[int | None] = []
     position = 0
     waiting = 0  # tokens with a part of a character, not placed yet: the last of `ends`
     guessed = 0
-    for string in strings[first:]:
+    steps = 0
+    exact = True  # the next tokens may be exactly what follows in the text
+    while (token := first + len(ends)) < len(strings):
+        if exact:
+            same = _common_length(joined, bounds[token], text, position)
+            stop = bisect_right(bounds, bounds[token] + same) - 1
+            ends.extend(b - bounds[token] + position for b in bounds[token + 1 : stop + 1])
+            position += bounds[stop] - bounds[token]
+            exact = False
+            continue
+        steps += 1
+        string = strings[token]
         if position == len(text) and string:
             break
         if _REPLACEMENT in string and not text.startswith(string, position):
             waiting += 1
             ends.append(position)
             continue
-        before = strings[first + len(ends) - waiting : first + len(ends)]
-        span = _place(text, position, string, gap=sum(map(len, before)))
+        gap = bounds[token] - bounds[token - waiting]
+        span = _place(text, position, string, gap=gap)
         if span is None:
             if not (tolerant and ends) or waiting:
                 break
@@ -201,15 +259,39 @@ def _run_from(
         waiting = 0
         position = span[1]
         ends.append(position)
+        exact = token + 1 < len(strings) and text.startswith(strings[token + 1], position)
     if waiting:
-        before = strings[first + len(ends) - waiting : first + len(ends)]
+        token = first + len(ends)
         rest = len(text) - position
-        stop = position + (rest if rest <= sum(map(len, before)) else 1)
+        stop = position + (rest if rest <= bounds[token] - bounds[token - waiting] else 1)
         ends[len(ends) - waiting :] = [stop] * waiting
         guessed += stop - position
     while ends and ends[-1] is None:
         ends.pop()
-    return ends, guessed
+    return ends, guessed, steps
+
+
+def _is_blank(text: str, start: int) -> bool:
+    """Return whether nothing but whitespace follows ``start``."""
+    return not text[start : start + 64].strip() and not text[start:].strip()
+
+
+def _visible(string: str) -> int:
+    return len("".join(string.translate(_MARKERS).split()))
+
+
+def _common_length(a: str, i: int, b: str, j: int) -> int:
+    """Return how many characters of ``a`` from ``i`` on and of ``b`` from ``j`` on are the same."""
+    same, step = 0, 16
+    while (piece := a[i + same : i + same + step]) and b.startswith(piece, j + same):
+        same += len(piece)
+        step *= 2
+    while step > 1:
+        step //= 2
+        piece = a[i + same : i + same + step]
+        if len(piece) == step and b.startswith(piece, j + same):
+            same += step
+    return same
 
 
 def _place(text: str, position: int, string: str, *, gap: int) -> tuple[int, int] | None:
