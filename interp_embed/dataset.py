@@ -579,7 +579,8 @@ class Dataset:
         ValueError
             If there is no such column.
         """
-        names = [columns] if columns is None or np.isscalar(columns) else list(columns)
+        single = columns is None or np.isscalar(columns)
+        names: Any = [columns] if single else [*columns]
         if unknown := [name for name in names if name not in self.columns]:
             raise ValueError(f"no column {unknown[0]!r}; the columns are {self.columns}")
         if not names:

@@ -139,7 +139,7 @@ def test_plain_views_of_the_documents(dataset, data):
     assert dataset.list() == data
     assert dataset.documents() == [record["text"] for record in data]
     pd.testing.assert_frame_equal(dataset.pandas(), pd.DataFrame(data))
-    assert dataset.pandas() is dataset.dataset
+    pd.testing.assert_frame_equal(dataset.pandas(), dataset.dataset)
     assert len(dataset.dataset_rows()) == 11
     assert dataset.dataset_rows()[-1].document() == data[-1]["text"]
     assert [r and r.document() for r in dataset.dataset_rows()[2:5]] == ["", None, data[4]["text"]]
@@ -281,6 +281,8 @@ def test_what_does_not_fit_in_memory_is_refused_before_work(dataset, monkeypatch
         dataset.latents()
     with pytest.raises(MemoryError, match=r"dense activations of .* tokens .*compress=True"):
         dataset.latents("all")
+    with pytest.raises(MemoryError, match=r"sparse activations of .* tokens"):
+        dataset[[0] * 50].latents("all", compress=True)
     with pytest.raises(MemoryError, match="sparse matrix"):
         dataset.latents(compress=True)
     assert dataset[:3].latents().shape == (3, D_SAE)
@@ -430,6 +432,14 @@ def test_missing_values_sort_last(sae):
     dataset = Dataset([{"text": str(i), "x": x} for i, x in enumerate([2.0, None, 3.0])], sae)
     assert dataset.sort_by_columns("x").documents() == ["2", "0", "1"]
     assert dataset.sort_by_columns("x", descending=False).documents() == ["0", "2", "1"]
+
+
+def test_columns_whose_names_are_numbers_sort_too(sae):
+    dataset = Dataset(pd.DataFrame({"text": ["a", "b"], 1: [1, 2]}), sae)
+    assert dataset.sort_by_columns(1).documents() == dataset.sort_by_columns([1]).documents()
+    assert dataset.sort_by_columns(1).documents() == ["b", "a"]
+    with pytest.raises(ValueError, match="no column 2"):
+        dataset.sort_by_columns(2)
 
 
 def test_sorting_by_unknown_columns_is_refused(dataset):
@@ -649,6 +659,9 @@ def test_filter_na_rows_leaves_failed_documents_out(dataset):
         (1.5, "not a string but float"),
         (["a"], "not a string but list"),
         ({"a": 1}, "not a string but dict"),
+        (b"bytes", "missing"),
+        (object(), "missing"),
+        (pd.Timestamp(0), "missing"),
         (f"word {FAIL}", "RuntimeError: this text cannot be encoded"),
         (f"word {NONE}", "returned None"),
         (f"word {NAN}", "not finite"),
@@ -761,7 +774,7 @@ class NeverSAE(WordSAE):
         ({"save_every_batch": -1}, ValueError, "save_every_batch"),
         ({"dtype": np.int32}, ValueError, "float32 or float16, got int32"),
         ({"dtype": np.float64}, ValueError, "float32 or float16, got float64"),
-        ({"dtype": "half of it"}, TypeError, "half of it"),
+        ({"dtype": "half of it"}, ValueError, "float32 or float16, got 'half of it'"),
         ({"rows": [None]}, ValueError, "1 rows for 2 documents"),
         ({"rows": [None, "row"]}, TypeError, r"rows\[1\] must be a DatasetRow or None, got str"),
         ({"save_path": ""}, ValueError, "a path or a URL"),
@@ -850,6 +863,123 @@ def test_saving_replaces_a_store_and_nothing_is_left_over(dataset, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
+def interrupted(monkeypatch, dataset, path):
+    """Save, and be cut off between the two renames."""
+    rename = Path.rename
+
+    def once(self, target):
+        if Path(target) == path and not self.name.endswith("-old"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", once)
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            dataset.save_to_file(path)
+    assert not path.exists()
+    assert len(list(path.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("then", ["load", "save", "go on"])
+def test_a_save_that_was_cut_off_loses_nothing(then, dataset, tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    old = made(["the old one"], save_path=path)
+    want = old.latents()
+    interrupted(monkeypatch, dataset, path)
+    if then == "load":
+        np.testing.assert_array_equal(Dataset.load_from_file(path).latents(), want)
+    elif then == "go on":
+        sae = WordSAE()
+        made(["the old one"], sae, save_path=path)
+        assert sae.seen == []
+    dataset.save_to_file(path)
+    assert_same(Dataset.load_from_file(path), dataset)
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_several_saves_that_were_cut_off_are_named(dataset, tmp_path):
+    for number in (1, 2):
+        dataset.save_to_file(tmp_path / f".s-0000000{number}-old")
+    dataset.save_to_file(tmp_path / ".s-other-00000000-old")  # of another name
+    with pytest.raises(NotAStoreError, match=r"\.s-00000001-old, \.s-00000002-old beside it"):
+        Dataset.load_from_file(tmp_path / "s")
+    dataset.save_to_file(tmp_path / "s")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".s-other-00000000-old", "s"]
+
+
+def test_a_save_that_is_under_way_elsewhere_is_left_alone(dataset, tmp_path):
+    from interp_embed import saving
+
+    elsewhere = tmp_path / ".s-0123abcd"
+    elsewhere.mkdir()
+    with saving._locked(elsewhere) as held:
+        assert held
+        dataset.save_to_file(tmp_path / "s")
+        assert elsewhere.exists()
+    dataset.save_to_file(tmp_path / "s")
+    assert not elsewhere.exists()
+
+
+def test_what_another_process_put_back_is_replaced_too(dataset, tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    made(["the old one"], save_path=path)
+    rename, put_back = Path.rename, []
+
+    def race(self, target):
+        found = rename(self, target)
+        if str(target).endswith("-old") and not put_back:
+            put_back.append(rename(Path(target), path))
+        return found
+
+    monkeypatch.setattr(Path, "rename", race)
+    dataset.save_to_file(path)
+    assert put_back
+    assert_same(Dataset.load_from_file(path), dataset)
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_changed_frames_change_neither_the_dataset_nor_what_is_saved(data, tmp_path):
+    dataset = Dataset(data, WordSAE())
+    for row, frame in enumerate([dataset.pandas(), dataset.dataset, dataset._cached_frame]):
+        frame.loc[row, "text"] = "changed"
+    dataset.save_to_file(tmp_path / "s")
+    dataset.save_to_file(tmp_path / "s.pkl")
+    for name in ("s", "s.pkl"):
+        assert Dataset.load_from_file(tmp_path / name).documents() == [r["text"] for r in data]
+    assert dataset.pandas()["text"].tolist()[:2] == [r["text"] for r in data[:2]]
+
+
+def test_a_tilde_is_the_home_folder(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("s.zarr", "s.pkl"):
+        dataset.save_to_file(f"~/{name}")
+        assert (tmp_path / name).exists()
+        assert Dataset.load_from_file(f"~/{name}").documents() == dataset.documents()
+
+
+def test_a_view_goes_to_another_process(data, tmp_path):
+    import copy
+
+    dataset = Dataset(data, WordSAE(), save_path=tmp_path / "s", feature_labels={1: "one"})
+    view = dataset[::-1].sort_by_features([0, 5])
+    sent = pickle.loads(pickle.dumps(view))
+    assert_same(sent, view)
+    assert (sent.id, sent.path, sent.columns) == (view.id, view.path, view.columns)
+    temporary = made(["a b"])
+    copies = [copy.copy(temporary), copy.deepcopy(temporary)]
+    del temporary
+    assert [c.latents().shape for c in copies] == [(1, D_SAE)] * 2
+
+
+def test_a_small_view_of_much_is_a_small_pickle(tmp_path, monkeypatch):
+    dataset = made([f"word{i} and more words" for i in range(400)])
+    monkeypatch.setenv("INTERP_EMBED_MEMORY", "2K")
+    with pytest.raises(ResultTooLargeError, match="pickle"):
+        dataset.save_to_file(tmp_path / "s.pkl")
+    dataset[:5].save_to_file(tmp_path / "s.pkl")
+
+
 def test_a_pickle_does_not_replace_a_store(data, tmp_path):
     dataset = Dataset(data, WordSAE(), save_path=tmp_path / "d.pkl")
     with pytest.raises(StoreExistsError, match=r"d\.pkl is a folder"):
@@ -917,6 +1047,8 @@ def test_float16_from_the_start_fails_the_document_that_overflows(tmp_path):
 def test_saving_takes_no_other_dtype(dataset, tmp_path):
     with pytest.raises(ValueError, match="float32 or float16, got float64"):
         dataset.save_to_file(tmp_path / "s", dtype=np.float64)
+    with pytest.raises(ValueError, match="float32 or float16, got 'float8'"):
+        dataset.save_to_file(tmp_path / "s", dtype="float8")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -997,6 +1129,38 @@ def test_the_same_call_again_encodes_nothing_again(data, tmp_path):
     assert len(frame) == len(data)
 
 
+def test_reopening_keeps_what_was_not_given_again(data, tmp_path):
+    Dataset(data, WordSAE(), "a description", compute_activations=False, save_path=tmp_path / "s")
+    again = Dataset(data, WordSAE(), save_path=tmp_path / "s", feature_labels={3: "three"})
+    assert again.dataset_description == "a description"
+    assert Dataset.load_from_file(tmp_path / "s").feature_labels() == {3: "three"}
+    own = Dataset(data, WordSAE(), "mine", save_path=tmp_path / "s", feature_labels={4: "four"})
+    assert own.feature_labels() == {4: "four"}
+    assert own.dataset_description == "mine"
+    loaded = Dataset.load_from_file(tmp_path / "s")
+    assert loaded.feature_labels() == {3: "three"}
+    assert loaded.dataset_description == "a description"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_complete_store_that_is_read_only_is_reopened(labelled, tmp_path, monkeypatch):
+    from interp_embed.store.storage import LocalStorage
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    made(["a b"], WordSAE(), save_path=tmp_path / "s")
+    if not labelled:
+        shutil.rmtree(tmp_path / "s" / "labels")
+    monkeypatch.setattr(LocalStorage, "put_if_absent", refuse)
+    loaded = WordSAE()
+    loaded.load()
+    again = made(["a b"], loaded, save_path=tmp_path / "s")
+    assert again.feature_labels()[0] == "zeroth"
+    own = made(["a b"], WordSAE(), save_path=tmp_path / "s", feature_labels={1: "one"})
+    assert own.feature_labels() == {1: "one"}
+
+
 def test_something_else_at_the_save_path_is_refused_naming_what_differs(data, tmp_path):
     dataset = Dataset(data, WordSAE(), save_path=tmp_path / "s")
 
@@ -1026,8 +1190,13 @@ def test_encoding_can_be_left_for_later(data, tmp_path):
     assert later.token_count == 0
     assert later.documents() == [r["text"] for r in data]
     assert len(later.failures()) == 0
-    with pytest.raises(ValueError, match="nothing was encoded yet"):
-        later.latents()
+    for ask in (
+        later.latents,
+        lambda: later.sort_by_features([1]),
+        lambda: later.token_activations(1),
+    ):
+        with pytest.raises(ValueError, match="nothing was encoded yet"):
+            ask()
     with pytest.raises(FingerprintMismatchError):
         Dataset(data, WordSAE(), save_path=tmp_path / "s")
 
@@ -1088,6 +1257,7 @@ def test_a_class_that_cannot_be_found_leaves_a_dataset_to_read(data, tmp_path):
     class LocalClassSAE(WordSAE):
         pass
 
+    data = [*data, {**data[0], "text": FAIL}]  # resuming would try it again
     made_here = Dataset(data, LocalClassSAE(), save_path=tmp_path / "s")
     loaded = Dataset.load_from_file(tmp_path / "s")
     assert loaded.sae is None
@@ -1095,6 +1265,94 @@ def test_a_class_that_cannot_be_found_leaves_a_dataset_to_read(data, tmp_path):
     with pytest.raises(ValueError, match=r"cannot be rebuilt .*Pass the data, the SAE and this"):
         Dataset.load_from_file(tmp_path / "s", resume=True)
     Dataset(data, LocalClassSAE(), save_path=tmp_path / "s")
+
+
+class FolderSAE(WordSAE):
+    """One that needs a folder which may move."""
+
+    def __init__(self, folder, **kwargs):
+        super().__init__(**kwargs)
+        self.folder = str(folder)
+        list(Path(folder).iterdir())
+
+    def metadata(self):
+        return {**super().metadata(), "folder": self.folder}
+
+
+@pytest.mark.parametrize("name", ["s", "s.pkl"])
+def test_an_sae_whose_folder_has_moved_leaves_a_dataset_to_read(name, data, tmp_path):
+    (tmp_path / "weights").mkdir()
+    data = [*data, {**data[0], "text": FAIL}]  # resuming would try it again
+    made_here = Dataset(data, FolderSAE(tmp_path / "weights"))
+    made_here.save_to_file(tmp_path / name)
+    (tmp_path / "weights").rename(tmp_path / "moved")
+    loaded = Dataset.load_from_file(tmp_path / name)
+    assert loaded.sae is None
+    np.testing.assert_array_equal(loaded.latents(), made_here.latents())
+    with pytest.raises(ValueError, match=r"cannot be rebuilt .*weights"):
+        Dataset.load_from_file(tmp_path / name, resume=True)
+
+
+def test_a_complete_dataset_is_resumed_without_its_sae(tmp_path):
+    (tmp_path / "weights").mkdir()
+    made(["a", None], FolderSAE(tmp_path / "weights"), save_path=tmp_path / "s")
+    (tmp_path / "weights").rmdir()
+    assert Dataset.load_from_file(tmp_path / "s", resume=True).documents() == ["a", None]
+
+
+STRANGER = """
+import pathlib
+pathlib.Path("imported").touch()
+from fake_sae import WordSAE
+class StrangerSAE(WordSAE):
+    pass
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A module in the working directory that nobody has imported, and its name."""
+    name = f"stranger_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(STRANGER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def saved_by_stranger(name, path, **kwargs):
+    made_here = made(["a b", "c"], __import__(name).StrangerSAE(), **kwargs)
+    made_here.save_to_file(path)
+    del sys.modules[name]
+    Path("imported").unlink()
+
+
+@pytest.mark.parametrize("path", ["s.zarr", "s.pkl"])
+def test_opening_a_file_imports_no_module_that_it_names(stranger, path):
+    saved_by_stranger(stranger, path)
+    loaded = Dataset.load_from_file(path)
+    assert loaded.sae is None
+    assert not Path("imported").exists()
+    assert len(loaded.filter_na_rows()) == 2
+    saved_by_stranger(stranger, "later.zarr", compute_activations=False)
+    later = Dataset.load_from_file("later.zarr")
+    with pytest.raises(ValueError, match=rf"StrangerSAE of module {stranger} is not imported"):
+        later._compute(1)
+
+
+def test_resuming_imports_the_class_for_a_store_and_never_for_a_pickle(stranger):
+    saved_by_stranger(stranger, "s.zarr", compute_activations=False)
+    saved_by_stranger(stranger, "s.pkl", compute_activations=False)
+    with pytest.raises(ValueError, match="import it first"):
+        Dataset.load_from_file("s.pkl", resume=True, device="cpu")
+    assert not Path("imported").exists()
+    assert len(Dataset.load_from_file("s.zarr", resume=True, device="cpu").filter_na_rows()) == 2
+
+
+def test_a_module_that_raises_while_imported_leaves_a_dataset_to_read(stranger):
+    saved_by_stranger(stranger, "s.zarr")
+    Path(f"{stranger}.py").write_text("raise KeyError('no such setting')\n")
+    assert Dataset.load_from_file("s.zarr", resume=True, device="cpu").documents() == ["a b", "c"]
 
 
 # --- display -------------------------------------------------------------------------------------

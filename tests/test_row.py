@@ -34,6 +34,17 @@ def row(**kwargs):
     return DatasetRow(activations=csr_matrix(DENSE), **given)
 
 
+def test_entries_given_twice_count_as_their_sum():
+    twice = csr_matrix((np.array([1.0, 2.0, 3.0], np.float32), [1, 1, 0], [0, 3]), shape=(1, 4))
+    found = DatasetRow({"text": "a"}, ["a"], twice)
+    for method, want in [("max", 3), ("sum", 3), ("count", 1), ("mean", 3)]:
+        assert found.latents(method)[0].tolist() == [1 if method == "count" else 3, want, 0, 0]
+    assert twice.data.tolist() == [1, 2, 3]
+    assert twice.indices.tolist() == [1, 1, 0]
+    sparse = csr_matrix(DENSE)
+    assert DatasetRow({"text": TEXT}, TOKENS, sparse).activations is sparse
+
+
 REQUIRED = inspect.Parameter.empty
 SIGNATURES = {
     "__init__": [
