@@ -159,7 +159,7 @@ class Dataset:
             if rows is not None:
                 saving.write_rows(store, sae, rows)
             if compute_activations:
-                self._compute(batch_size)
+                self._compute(int(batch_size), int(save_every_batch) * int(batch_size))
         finally:
             if sae.is_loaded() and not was_loaded:
                 sae.destroy()
@@ -184,7 +184,7 @@ class Dataset:
         self.dataset_description = store.attributes["description"]
         self.id = uuid.uuid4().hex[:6]
 
-    def _compute(self, batch_size: int) -> None:
+    def _compute(self, batch_size: int, documents_per_commit: int | None = None) -> None:
         from interp_embed.encode import encode_store
 
         if self.sae is None:
@@ -196,7 +196,9 @@ class Dataset:
                 f"be encoded{reason}. Pass the data, the SAE and this save_path to Dataset(...) "
                 "instead"
             )
-        report = encode_store(self._store, self.sae, batch_size=batch_size)
+        report = encode_store(
+            self._store, self.sae, batch_size=batch_size, documents_per_commit=documents_per_commit
+        )
         saving.keep_labels(self._store, self.sae, wrote=report.encoded > 0)
 
     def _view(

@@ -458,3 +458,39 @@ def test_a_back_end_that_fails_every_document_ends_the_run(tmp_path):
         Dataset(texts, BrokenSAE(), save_path=tmp_path / "s")
     whole = Dataset(texts, WordSAE(), save_path=tmp_path / "t")
     assert len(whole.failures()) == 0
+
+
+def test_a_resumed_run_commits_as_often_as_it_was_asked_to(tmp_path):
+    texts = [{"text": f"word {i}"} for i in range(12)]
+    Dataset(texts, WordSAE(), save_path=tmp_path / "s", compute_activations=False)
+    store = Store(tmp_path / "s")
+    assert store.plan.documents_per_chunk == 40
+
+    class Interrupted(WordSAE):
+        def encode(self, batch):
+            if "word 8" in batch:
+                raise KeyboardInterrupt
+            return super().encode(batch)
+
+        def fingerprint(self):
+            return WordSAE().fingerprint()
+
+    with pytest.raises(KeyboardInterrupt):
+        Dataset(texts, Interrupted(), save_path=tmp_path / "s", batch_size=2, save_every_batch=2)
+    store.refresh()
+    assert store.ledger.missing == ((8, 12),)
+
+
+def test_settings_of_a_user_sae_need_not_be_json(tmp_path):
+    class Odd(WordSAE):
+        def __init__(self, size=5):
+            super().__init__()
+            self.size = size
+
+        def metadata(self):
+            return {"size": np.int64(self.size), "folder": Path("x")}
+
+    texts = [{"text": "a word"}]
+    Dataset(texts, Odd(), save_path=tmp_path / "s")
+    with pytest.raises(FingerprintMismatchError, match="size: stored 5, given 6"):
+        Dataset(texts, Odd(6), save_path=tmp_path / "s")

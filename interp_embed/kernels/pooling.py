@@ -45,7 +45,8 @@ _SHIFT = np.uint64(58)
 def _touch(word, summary, f):  # type: ignore[no-untyped-def]
     w = np.uint64(f) >> _SIX
     word[w] |= _ONE << (np.uint64(f) & _LOW)
-    summary[w >> _SIX] |= _ONE << (w & _LOW)
+    if len(summary):
+        summary[w >> _SIX] |= _ONE << (w & _LOW)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -54,19 +55,29 @@ def _lowest_bit(bits):  # type: ignore[no-untyped-def]
     return np.uint64(_BIT_POSITION[(lowest * _DE_BRUIJN) >> _SHIFT])
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _drain_word(word, w, out, n):  # type: ignore[no-untyped-def]
+    bits = word[w]
+    word[w] = np.uint64(0)
+    while bits:
+        out[n] = (w << _SIX) | _lowest_bit(bits)
+        bits &= bits - _ONE
+        n += 1
+    return n
+
+
 @numba.njit(cache=True, nogil=True)
 def _drain(word, summary, out, n):  # type: ignore[no-untyped-def]
     """Append the set positions to ``out`` in ascending order, clear the bitmaps, return the end."""
+    if len(summary) == 0:
+        for i in range(len(word)):
+            if word[i]:
+                n = _drain_word(word, np.uint64(i), out, n)
     for s in range(len(summary)):
         while summary[s]:
             w = (np.uint64(s) << _SIX) | _lowest_bit(summary[s])
             summary[s] &= summary[s] - _ONE
-            bits = word[w]
-            word[w] = np.uint64(0)
-            while bits:
-                out[n] = (w << _SIX) | _lowest_bit(bits)
-                bits &= bits - _ONE
-                n += 1
+            n = _drain_word(word, w, out, n)
     return n
 
 
@@ -199,8 +210,9 @@ class Pooled:
 
 
 def _bitmaps(d_sae: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the bitmap of a narrow SAE alone: looking at all its words is cheaper than a second."""
     words = max(1, -(-d_sae // 64))
-    return np.zeros(words, np.uint64), np.zeros(-(-words // 64), np.uint64)
+    return np.zeros(words, np.uint64), np.zeros(-(-words // 64) if words > 256 else 0, np.uint64)
 
 
 def _blocks(bounds: NDArray[np.int64]) -> Iterator[slice]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.base import BaseSAE, class_path
-from interp_embed.sae.kinds import SAEType
+from interp_embed.sae.kinds import SAEType, plain_json
 from interp_embed.sae.local import LocalSAE
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ __all__ = ["load_sae_from_metadata", "sae_record"]
 
 def sae_record(sae: BaseSAE) -> dict[str, Any]:
     """Return what `load_sae_from_metadata` needs to find the SAE again, as values for JSON."""
-    return {**sae.metadata(), "sae_class": class_path(type(sae))}
+    found: dict[str, Any] = plain_json({**sae.metadata(), "sae_class": class_path(type(sae))})
+    return found
 
 
 def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool = False) -> BaseSAE:

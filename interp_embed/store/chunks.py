@@ -69,10 +69,9 @@ def write_chunk(
     # A feature is on at most every token of a document.
     longest = int(np.diff(chunk.doc_ptr).max(initial=1))
     specs = chunk_arrays(chunk.d_sae, dtype, longest)
-    level = _write_document_level(folder, specs, chunk, has_negative, pooled, executor)
     values: dict[str, NDArray[Any]] = {
-        "feature": chunk.feature,
         "activation": chunk.activation,
+        "feature": chunk.feature,
         "token_ptr": chunk.token_ptr,
         "doc_ptr": chunk.doc_ptr,
         "doc_id": chunk.doc_id,
@@ -81,9 +80,12 @@ def write_chunk(
         "token/start": chunk.tokens.start,
         "token/end": chunk.tokens.end,
         "token/special": chunk.tokens.special,
-        **level,
     }
+    # The largest arrays first: the disk syncs them while the document level is computed.
     for name, array in values.items():
+        folder.add(name, specs[name], array)
+    level = _write_document_level(folder, specs, chunk, has_negative, pooled, executor)
+    for name, array in level.items():
         folder.add(name, specs[name], array)
     failed = chunk.status == DocumentStatus.FAILED
     if failed.any():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor, Future
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from interp_embed.store.storage import Sink, Storage
 
@@ -188,7 +188,7 @@ class _InnerCodec:
         if self.text:
             raw = self.compressor.decode(compressed)
             return np.asarray(numcodecs.VLenUTF8().decode(raw), dtype=object)
-        if out is None or len(out) != self.inner:
+        if out is None or len(out) != self.inner or out.dtype != self.dtype:
             out = np.empty(self.inner, self.dtype)
         self.compressor.decode(compressed, out=out)
         if self.delta:
@@ -440,12 +440,15 @@ class ShardedArray:
             raise self._damaged(f"inner chunk {number} has {len(values)} elements")
         return values
 
-    def read_all(self, executor: Executor | None = None) -> NDArray[Any]:
-        """Return the whole array; its parts are read and decoded by ``executor``, where given."""
+    def read_all(
+        self, executor: Executor | None = None, dtype: DTypeLike | None = None
+    ) -> NDArray[Any]:
+        """Return the whole array, as ``dtype``; ``executor`` reads and decodes, where given."""
+        dtype = self.dtype if dtype is None else dtype
         if self.length == 0:
-            return np.empty(0, self.dtype)
+            return np.empty(0, dtype)
         inner, count = self._codec.inner, self._inner_count
-        out = np.empty(self.length, self.dtype)
+        out = np.empty(self.length, dtype)
         if count == 1:
             self._fill(out, 0, 1, self._fetch(0, self.size))
             return out

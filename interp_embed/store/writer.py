@@ -294,7 +294,8 @@ class StoreWriter:
         self.store = store
         self.storage = store.storage
         self.dtype = store.dtype
-        self._executor = ThreadPoolExecutor(os.cpu_count() or 1, "interp-embed-write")
+        # A few more than there are cores: some wait for the disk.
+        self._executor = ThreadPoolExecutor((os.cpu_count() or 1) + 2, "interp-embed-write")
         self._holds_lock = False
         self._check(fingerprint or {}, d_sae)
         self._lock()
