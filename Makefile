@@ -45,7 +45,7 @@ format: $(STAMP) ## Rewrite the code as ruff formats it, with its safe fixes
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Run the benchmarks
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python benchmarks/store.py $(ARGS)
 
 notebooks: $(STAMP) ## Run the notebooks and keep what they show in them
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
