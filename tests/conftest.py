@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,13 @@ TEXTS = [
     "the the the",
     "loyal pets sat on python",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_arrive():
+    """Undo what a shell does to a job in the background: there SIGINT is ignored, children's too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
