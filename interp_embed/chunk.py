@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,9 @@ __all__ = [
     "has_own_sum",
     "trusted_csr",
 ]
+
+
+_CACHED_ELEMENTS = 2**18  # a block of activations that a processor's cache holds
 
 
 class DocumentStatus(IntEnum):
@@ -126,7 +130,7 @@ class TokenTable:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Token-level activations of some documents.
 
@@ -179,6 +183,16 @@ class Chunk:
     def nnz(self) -> int:
         """Number of stored activations."""
         return len(self.feature)
+
+    @cached_property
+    def extent(self) -> tuple[float, float]:
+        """Lowest and highest activation; 0, 0 where there is none, nan where one is nan."""
+        values = self.activation
+        blocks = [values[i : i + _CACHED_ELEMENTS] for i in range(0, self.nnz, _CACHED_ELEMENTS)]
+        if not blocks:
+            return 0.0, 0.0
+        found = np.array([(block.min(), block.max()) for block in blocks], np.float64)
+        return float(found[:, 0].min()), float(found[:, 1].max())
 
     def csr(self, position: int) -> csr_matrix:
         """Return the activations of the document at ``position``.
@@ -248,6 +262,8 @@ class Chunk:
         """
         with np.errstate(over="ignore"):
             rounded = self.activation.astype(dtype, copy=False)
+        if rounded is self.activation and self.extent[0] > 0:
+            return self
         if rounded.all():
             return replace(self, activation=rounded)
         kept = rounded != 0
@@ -264,7 +280,7 @@ class Chunk:
         if not self.nnz:
             return {}
         limit = float(np.finfo(dtype).max)
-        highest = float(max(-self.activation.min(), self.activation.max()))
+        highest = max(-self.extent[0], self.extent[1])
         longest = int(np.diff(self.doc_ptr).max(initial=0))
         if highest <= limit and highest * longest <= np.finfo(np.float32).max:
             return {}

@@ -132,7 +132,7 @@ def _put_labels(store: Store, labels: Mapping[int, str], *, wrote: bool) -> None
 
 def is_done(store: Store) -> bool:
     """Return whether there is nothing to encode: every document was, or has no text."""
-    from interp_embed.encode.isolate import reason_not_text
+    from interp_embed.sae.tokens import reason_not_text
 
     if not store.is_complete:
         return False

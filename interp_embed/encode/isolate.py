@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.chunk import Chunk
+from interp_embed.sae.tokens import reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from interp_embed.sae.base import BaseSAE
 
-__all__ = ["encode_isolated", "reason_not_text"]
+__all__ = ["encode_isolated"]
 
 _FATAL = (KeyboardInterrupt, SystemExit, GeneratorExit)
-
-
-def reason_not_text(value: Any) -> str | None:
-    """Return why ``value`` cannot be encoded as text, or None where it can."""
-    if isinstance(value, str):
-        return None
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "the text is missing"
-    return f"the text is not a string but {type(value).__name__}: {value!r:.80}"
 
 
 def encode_isolated(

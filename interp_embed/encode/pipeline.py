@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from interp_embed.chunk import DocumentStatus
 from interp_embed.encode.interrupts import kept_interrupts
-from interp_embed.encode.isolate import encode_isolated, reason_not_text
+from interp_embed.encode.isolate import encode_isolated
 from interp_embed.progress import show_progress
+from interp_embed.sae.tokens import reason_not_text
 from interp_embed.store.compaction import finish, leftovers
 from interp_embed.store.ledger import read_manifest
 from interp_embed.store.writer import StoreWriter, check_fingerprint
@@ -75,9 +76,11 @@ def encode_store(
     store.refresh(manifest=False)
     missing = list(store.ledger.missing)
     retries = _retries(store)
-    abandoned = leftovers(store)
+    unfinished = bool(missing or retries) or _needs_finish(store)
+    # Looked for before this run writes anything: what is nobody's now is a dead run's.
+    abandoned = leftovers(store) if unfinished else set()
     if not missing and not retries:
-        if _needs_finish(store):
+        if unfinished:
             with StoreWriter(store) as writer:
                 _finish(writer, abandoned)
         return EncodeReport(0, 0, 0, 0)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pooled", "SparseRows", "count_above", "has_own_sum", "pool", "pool_blocks"]
 
-_BLOCK_NNZ = 2**20  # nonzeros per call of a kernel: bounds its output buffers
+_BLOCK_NNZ = 2**19  # nonzeros per call of a kernel: bounds its output buffers
 
 # Position of the lowest set bit of a 64-bit word by a de Bruijn sequence, see
 # Leiserson, Prokop, Randall (1998), "Using de Bruijn sequences to index a 1 in a computer word".
@@ -255,6 +255,7 @@ def pool_blocks(
     doc_ptr: NDArray[np.integer],
     d_sae: int,
     *,
+    signed: bool | None = None,
     executor: Executor | None = None,
 ) -> Iterator[Pooled]:
     """Pool a chunk's tokens into its documents, some documents at a time.
@@ -267,6 +268,8 @@ def pool_blocks(
         The two CSR levels, as in `interp_embed.chunk.Chunk`.
     d_sae
         Number of features.
+    signed
+        Whether an activation is below zero; looked for where it is not given.
     executor
         Threads to share the work.
 
@@ -277,7 +280,8 @@ def pool_blocks(
     """
     bounds = np.asarray(token_ptr, np.int64)[np.asarray(doc_ptr, np.int64)]
     n_tokens = np.diff(np.asarray(doc_ptr, np.int64))
-    signed = bool(len(activation) and activation.min() < 0)
+    if signed is None:
+        signed = bool(len(activation) and activation.min() < 0)
     columns: list[tuple[DTypeLike, int]] = [
         (feature_dtype(d_sae), 0),
         (np.float32, 0),

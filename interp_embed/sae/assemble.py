@@ -14,21 +14,16 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
 from interp_embed.errors import SAENotLoadedError
-from interp_embed.sae.tokens import align_strings
+from interp_embed.sae.tokens import align_strings, reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from interp_embed.sae.base import BaseSAE
 
-__all__ = ["NOT_FINITE", "chunk_from_encode", "not_a_string", "one_line"]
+__all__ = ["NOT_FINITE", "chunk_from_encode", "one_line"]
 
 NOT_FINITE = "activations are not finite (NaN or infinity in the model or the SAE)"
-
-
-def not_a_string(text: object) -> str:
-    """Return why something that is not a string cannot be encoded."""
-    return f"the text is missing or not a string (got {type(text).__name__})"
 
 
 def one_line(error: BaseException) -> str:
@@ -39,7 +34,7 @@ def one_line(error: BaseException) -> str:
 
 def chunk_from_encode(sae: BaseSAE, texts: Sequence[object]) -> Chunk:
     """Return a chunk made from ``sae.encode`` and ``sae.tokenize``; see `BaseSAE.encode_chunk`."""
-    reasons = {i: not_a_string(t) for i, t in enumerate(texts) if not isinstance(t, str)}
+    reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
     wanted = {i: t for i, t in enumerate(texts) if isinstance(t, str) and t}
     inputs = list(wanted.values())
     matrices = _isolated(sae.encode, inputs)

@@ -13,7 +13,7 @@ import numpy as np
 
 from interp_embed.chunk import TokenTable
 from interp_embed.sae.template import ChatTemplate
-from interp_embed.sae.tokens import align_strings, partition_spans
+from interp_embed.sae.tokens import align_strings, partition_spans, reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,9 +118,7 @@ class DocumentTokenizer:
         wanted: dict[int, str | RenderedDocument] = {}
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                done[number] = TokenizedDocument.failed(
-                    f"the text is missing or not a string (got {type(text).__name__})"
-                )
+                done[number] = TokenizedDocument.failed(reason_not_text(text) or "")
             elif not text:
                 done[number] = TokenizedDocument(TokenTable.empty())
             elif self._template is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Spans = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.bool_]]
 
-__all__ = ["align_strings", "partition_spans", "token_strings"]
+__all__ = ["align_strings", "partition_spans", "reason_not_text", "token_strings"]
 
 _REPLACEMENT = "\ufffd"
 # Tokens that may be placed one by one in a search, beside a few for each token there is.
@@ -29,6 +29,15 @@ _EFFORT = 2**18
 _STARTS, _LONG = 64, 4096
 # How byte-level BPE, sentencepiece and wordpiece write whitespace inside a vocabulary entry.
 _MARKERS = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"})
+
+
+def reason_not_text(value: object) -> str | None:
+    """Return why ``value`` cannot be encoded as text, or None where it can."""
+    if isinstance(value, str):
+        return None
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "the text is missing"
+    return f"the text is not a string but {type(value).__name__}: {value!r:.80}"
 
 
 def partition_spans(

@@ -121,7 +121,8 @@ class FolderWriter:
         self.key = key
         self._executor = executor
         self._writers: dict[str, ArrayWriter] = {}
-        self._settling: dict[str, Future[tuple[int, str]]] = {}
+        self._syncing: list[Future[None]] = []
+        self._checking: dict[str, Future[tuple[int, str]]] = {}
 
     def append(
         self, name: str, spec: ArraySpec, values: NDArray[Any], inner: int = INNER_ELEMENTS
@@ -150,12 +151,14 @@ class FolderWriter:
             return
         writer.finish()
         if writer.size and self._executor is not None:
-            self._settling[f"{name}/c/0"] = self._executor.submit(self._settle, name)
-
-    def _settle(self, name: str) -> tuple[int, str]:
-        writer, relative = self._writers[name], f"{name}/c/0"
-        self.storage.sync([f"{self.key}/{relative}"])
-        return self._read_back(relative, writer.size, writer.crc32c)
+            relative = f"{name}/c/0"
+            # One waits for the disk while the other computes.
+            self._syncing.append(
+                self._executor.submit(self.storage.sync, [f"{self.key}/{relative}"])
+            )
+            self._checking[relative] = self._executor.submit(
+                self._read_back, relative, writer.size, writer.crc32c
+            )
 
     def _read_back(self, relative: str, size: int, crc: int) -> tuple[int, str]:
         """Return size and SHA-256 of an object as it is read, which must be as it was written."""
@@ -206,10 +209,14 @@ class FolderWriter:
         for relative, data in documents.items():
             self.storage.put_new(f"{self.key}/{relative}", data)
             written[relative] = (len(data), google_crc32c.value(data))
-        self.storage.sync(f"{self.key}/{relative}" for relative in written)
+        self.storage.sync(
+            f"{self.key}/{relative}" for relative in written if relative not in self._checking
+        )
+        for synced in self._syncing:
+            synced.result()
         objects = {
-            relative: self._settling[relative].result()
-            if relative in self._settling
+            relative: self._checking[relative].result()
+            if relative in self._checking
             else self._read_back(relative, *record)
             for relative, record in written.items()
         }
@@ -235,7 +242,8 @@ class FolderWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             # A half-written attempt is invisible, but it takes room: a full disk wants it back.
-            wait(self._settling.values())
+            wait(self._syncing)
+            wait(self._checking.values())
             for writer in self._writers.values():
                 writer.abandon()
             self.storage.delete_folder(self.key)

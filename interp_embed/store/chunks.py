@@ -65,7 +65,7 @@ def write_chunk(
         raise OverflowError(
             f"a chunk of {chunk.nnz} nonzeros is too large; use fewer documents a chunk"
         )
-    has_negative = bool(chunk.nnz and chunk.activation.min() < 0)
+    has_negative = chunk.extent[0] < 0
     # A feature is on at most every token of a document.
     longest = int(np.diff(chunk.doc_ptr).max(initial=1))
     specs = chunk_arrays(chunk.d_sae, dtype, longest)
@@ -124,6 +124,7 @@ def _write_document_level(
             chunk.token_ptr,
             chunk.doc_ptr,
             chunk.d_sae,
+            signed=has_negative,
             executor=executor,
         )
     names = ["feature", "max", "sum", "count", *(["positive"] if has_negative else [])]

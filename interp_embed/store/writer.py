@@ -314,18 +314,16 @@ class StoreWriter:
         """
         bound = self.store.refresh_binding()
         self._check(fingerprint, d_sae)
-        attributes = self.store.attributes
-        merged = _merge(attributes["fingerprint"], fingerprint)
-        width = attributes["d_sae"] if attributes["d_sae"] is not None else d_sae
-        new = merged != attributes["fingerprint"] or width != attributes["d_sae"]
+        known = self.store.attributes
+        merged = _merge(known["fingerprint"], fingerprint)
+        width = known["d_sae"] if known["d_sae"] is not None else d_sae
+        new = (merged, width) != (known["fingerprint"], known["d_sae"])
         if new and not bound and width is not None:
-            binding = {"fingerprint": merged, "d_sae": width}
-            self.storage.put_if_absent(BINDING, seal(binding))
-            self.store.refresh_binding()
+            self.storage.put_if_absent(BINDING, seal({"fingerprint": merged, "d_sae": width}))
+            bound = self.store.refresh_binding()
             self._check(fingerprint, d_sae)
+        if bound:
             merged = self.store.attributes["fingerprint"]
-        elif bound:
-            merged = attributes["fingerprint"]
         self._fingerprint = merged
         self.encoder = digest({k: v for k, v in merged.items() if k != "documents"})
 
