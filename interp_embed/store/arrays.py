@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.shard import (
-    INNER_ELEMENTS,
-    ArraySpec,
-    ArrayWriter,
-    BlockCache,
-    ShardedArray,
-)
+from interp_embed.store.shard import INNER_ELEMENTS, ArraySpec
+from interp_embed.store.shard_reader import BlockCache, ShardedArray
+from interp_embed.store.shard_writer import ArrayWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

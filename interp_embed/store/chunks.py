@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from interp_embed.kernels.pooling import Pooled
     from interp_embed.store.arrays import FolderWriter
     from interp_embed.store.ledger import Commit
-    from interp_embed.store.shard import ArraySpec, BlockCache, ShardedArray
+    from interp_embed.store.shard import ArraySpec
+    from interp_embed.store.shard_reader import BlockCache, ShardedArray
     from interp_embed.store.storage import Storage
 
 __all__ = ["StoredChunk", "write_chunk"]

@@ -20,7 +20,7 @@ import numpy as np
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.arrays import Folder
 from interp_embed.store.layout import COMMITS, MANIFEST, PLAN, check_version
-from interp_embed.store.sealed import seal, unseal
+from interp_embed.store.sealed import digest, seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -208,6 +208,11 @@ class Ledger:
     def n_held(self) -> int:
         """Number of documents that a commit holds."""
         return self.n_documents - sum(stop - start for start, stop in self.missing)
+
+    @cached_property
+    def state(self) -> str:
+        """Digest of which documents are read from which folder."""
+        return digest([[i.start, i.stop, i.commit.folder.key] for i in self.intervals])
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:

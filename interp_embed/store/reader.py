@@ -17,10 +17,11 @@ from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import CorruptStoreError, NotAStoreError
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.columns import Column, decode_frame
+from interp_embed.store.handles import opened
 from interp_embed.store.layout import BINDING, LABELS, ROOT, check_version
 from interp_embed.store.ledger import Ledger, Plan, read_commits, read_manifest, read_plan
 from interp_embed.store.sealed import digest, unseal
-from interp_embed.store.shard import BlockCache
+from interp_embed.store.shard_reader import BlockCache
 from interp_embed.store.storage import open_storage
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class Store:
         self.cache = BlockCache()
         self.refresh_binding()
         self.refresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a reference; see `interp_embed.store.handles`."""
+        return opened, (self.storage.url, self.ledger.state)
 
     def refresh_binding(self) -> bool:
         """Take over what the first run added to the root's attributes; return whether there is any."""
@@ -271,6 +276,19 @@ class Store:
     def chunk_of(self, interval: int) -> StoredChunk:
         """Return the chunk that an interval of the ledger is read from."""
         return self._chunks[self.ledger.intervals[interval].commit.key]
+
+    def chunk_named(self, key: str) -> StoredChunk:
+        """Return the chunk of a commit.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the commit does not count any more: the chunk was merged into a larger one.
+        """
+        try:
+            return self._chunks[key]
+        except KeyError:
+            raise FileNotFoundError(f"{key} in {self.storage.url}") from None
 
     def locate(self, document: int) -> tuple[StoredChunk, int] | None:
         """Return the chunk that holds a document and its position there, or None."""
