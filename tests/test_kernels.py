@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed.kernels import pooling
-from interp_embed.kernels.pooling import count_above, has_own_sum, pool
+from interp_embed.kernels.pooling import has_own_sum, pool
+from interp_embed.kernels.tokens import CountAbove, Variance
 from interp_embed.testing import chunks, dense, oracle, random_chunk
 
 
 def arrays(chunk):
     return chunk.feature, chunk.activation, chunk.token_ptr, chunk.doc_ptr, chunk.d_sae
+
+
+def reduce_tokens(reducer, chunk, threshold=0.0, dtype=np.float32):
+    bounds = chunk.token_ptr[chunk.doc_ptr]
+    n_tokens = np.diff(chunk.doc_ptr)
+    lengths, columns, values = reducer(
+        chunk.feature, chunk.activation.astype(dtype), bounds[:-1], bounds[1:], n_tokens, threshold
+    )
+    assert values.dtype == np.float32
+    assert (values != 0).all()
+    return to_dense(np.concatenate([[0], np.cumsum(lengths)]), columns, values, chunk.d_sae)
 
 
 def to_dense(pointer, feature, values, d_sae):
@@ -62,11 +75,35 @@ def test_pooling_equals_the_oracle(chunk):
 @given(chunks(), st.sampled_from([0.0, 0.5, 1.0, 1.7, 1e9]))
 def test_counting_above_a_threshold_equals_the_oracle(chunk, threshold):
     documents = [m if m is not None else np.zeros((0, chunk.d_sae)) for m in dense(chunk)]
-    found = count_above(*arrays(chunk), threshold)
-    assert (found.data > 0).all()
-    assert found.data.dtype == np.float32
-    level = to_dense(found.indptr, found.indices, found.data, chunk.d_sae)
+    reducer = CountAbove(chunk.d_sae)
+    for _ in range(2):  # what one call leaves behind must not show in the next
+        level = reduce_tokens(reducer, chunk, threshold)
+        np.testing.assert_array_equal(level, oracle(documents, "count", threshold))
+
+
+@settings(deadline=None, max_examples=50)
+@given(chunks(), st.floats(0, 1e5) | st.sampled_from([0.5, 65504.0, 65519.0, 1e-8, 1 + 2**-12]))
+def test_half_floats_are_counted_as_the_numbers_they_are(chunk, threshold):
+    with np.errstate(over="ignore"):
+        half = replace(chunk, activation=chunk.activation.astype(np.float16).astype(np.float32))
+    documents = [m if m is not None else np.zeros((0, chunk.d_sae)) for m in dense(half)]
+    level = reduce_tokens(CountAbove(chunk.d_sae), half, threshold, np.float16)
     np.testing.assert_array_equal(level, oracle(documents, "count", threshold))
+
+
+@settings(deadline=None, max_examples=50)
+@given(chunks())
+def test_the_variance_equals_the_oracle(chunk):
+    reducer = Variance(chunk.d_sae)
+    documents = [m if m is not None else np.zeros((0, chunk.d_sae)) for m in dense(chunk)]
+    expected = oracle(documents, "var")
+    square = oracle([m**2 for m in documents], "mean")
+    room = expected < 1e38  # a square may be beyond float32: infinite, as in numpy
+    for _ in range(2):
+        level = reduce_tokens(reducer, chunk)
+        error = np.abs(level - expected, where=room, out=np.zeros_like(expected))
+        assert (error <= 2.0**-24 * expected + 1e-14 * square + 1e-45).all()
+        assert (level[~room] > 9e37).all()
 
 
 @pytest.mark.parametrize("block", [1, 7, 100])
@@ -76,10 +113,6 @@ def test_cutting_documents_into_blocks_changes_nothing(monkeypatch, block):
     assert_pooled_right(chunk)
     with ThreadPoolExecutor(3) as executor:
         assert_pooled_right(chunk, executor)
-    documents = [m if m is not None else np.zeros((0, 300)) for m in dense(chunk)]
-    found = count_above(*arrays(chunk), 1.0)
-    level = to_dense(found.indptr, found.indices, found.data, 300)
-    np.testing.assert_array_equal(level, oracle(documents, "count", 1.0))
 
 
 def test_a_chunk_without_documents_pools_to_nothing():
@@ -87,4 +120,4 @@ def test_a_chunk_without_documents_pools_to_nothing():
     found = pool(*arrays(chunk))
     assert found.doc_ptr.tolist() == [0]
     assert len(found.feature) == len(found.max) == 0
-    assert count_above(*arrays(chunk), 0.0).indptr.tolist() == [0]
+    assert reduce_tokens(CountAbove(chunk.d_sae), chunk).shape == (0, chunk.d_sae)

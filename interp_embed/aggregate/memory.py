@@ -4,33 +4,68 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interp_embed.errors import ResultTooLargeError
 
-__all__ = ["available_memory", "format_bytes", "require_memory"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["available_memory", "format_bytes", "memory_budget", "parse_size", "require_memory"]
 
 _SHARE = 0.8
 _VARIABLE = "INTERP_EMBED_MEMORY"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def available_memory() -> int:
-    """Return how many bytes a result may take.
+_budget: ContextVar[int | None] = ContextVar("budget", default=None)
 
-    ``INTERP_EMBED_MEMORY`` (bytes, or with a unit as in ``8G``) decides; without it, 80 % of what the
-    machine has free or, if that is less, of what the control group still allows.
+
+def parse_size(size: int | str, name: str = "memory") -> int:
+    """Return a number of bytes: ``parse_size("8G") == 8 * 2**30``.
+
+    Raises
+    ------
+    ValueError
+        If it is not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(size), re.IGNORECASE)
+    if not match or isinstance(size, bool) or float(match[1]) == 0:
+        raise ValueError(f"{name} must be a size such as 8G or a number of bytes, got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+@contextmanager
+def memory_budget(size: int | str | None) -> Iterator[None]:
+    """Let what is called inside use this much memory; None leaves things as they are."""
+    if size is None:
+        yield
+        return
+    token = _budget.set(parse_size(size))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def available_memory() -> int:
+    """Return how many bytes an operation may take.
+
+    What `memory_budget` says; or ``INTERP_EMBED_MEMORY`` (bytes, or with a unit as in ``8G``); or
+    80 % of what the machine has free or, if that is less, of what the control group still allows.
 
     Raises
     ------
     ValueError
         If the variable is not a size.
     """
+    if (budget := _budget.get()) is not None:
+        return budget
     if given := os.environ.get(_VARIABLE):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", given, re.IGNORECASE)
-        if not match:
-            raise ValueError(f"{_VARIABLE} must be a size such as 8G, got {given!r}")
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        return parse_size(given, _VARIABLE)
     return int(_SHARE * min(_machine(), _control_group()))
 
 
@@ -83,5 +118,5 @@ def require_memory(needed: int, what: str, instead: str) -> None:
     if needed > limit:
         raise ResultTooLargeError(
             f"{what} would take {format_bytes(needed)}, and {format_bytes(limit)} may be used "
-            f"({_VARIABLE} sets the limit). {instead}"
+            f"(memory= or {_VARIABLE} sets the limit). {instead}"
         )

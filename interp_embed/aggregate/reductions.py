@@ -1,6 +1,7 @@
 """The reductions as data: from a document's tokens to one number a feature.
 
-Each says which stored level answers it and how. To add one, add an entry to `REDUCTIONS`.
+Each says which stored level answers it and how. To add one, add an entry to `REDUCTIONS`. A document
+never spans two chunks, so nothing has to be combined: rows of different chunks stand side by side.
 """
 
 from __future__ import annotations
@@ -15,7 +16,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from interp_embed.kernels.tokens import TokenReducer
+
 __all__ = ["REDUCTIONS", "Reduction", "check_method", "check_threshold"]
+
+
+def _always(threshold: float) -> bool:
+    return True
+
+
+def _above_zero(threshold: float) -> bool:
+    return threshold > 0
+
+
+def _count_above() -> type[TokenReducer]:
+    from interp_embed.kernels.tokens import CountAbove  # a compiler: not needed to read
+
+    return CountAbove
+
+
+def _variance() -> type[TokenReducer]:
+    from interp_embed.kernels.tokens import Variance
+
+    return Variance
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +50,36 @@ class Reduction:
     name : str
         What callers say.
     arrays : tuple of str
-        Arrays of the document level that are read.
-    finalize : callable
+        Arrays of the document level that are read; see `StoredChunk.pooled`.
+    finalize : callable, optional
         ``finalize(arrays, n_tokens, threshold)`` returns one value for each entry of the document
-        level; ``n_tokens`` is the number of tokens of the entry's document. Zeros are dropped later.
+        level. Zeros are dropped later.
+    uses_n_tokens : bool
+        Whether ``finalize`` looks at ``n_tokens``, the number of tokens of each entry's document.
+    gives_zeros : bool
+        Whether an entry that is above zero may be finalised to zero.
     uses_threshold : bool
         Whether ``activated_threshold`` matters.
+    tokens : callable, optional
+        Returns the class that computes the reduction from the tokens.
     needs_tokens : callable
-        ``needs_tokens(threshold)``: whether the document level cannot answer, so that the tokens'
-        activations above the threshold are counted instead.
+        ``needs_tokens(threshold)``: whether the document level cannot answer, so that ``tokens`` does.
     """
 
     name: str
-    arrays: tuple[str, ...]
-    finalize: Callable[[Mapping[str, NDArray[Any]], NDArray[np.int64], float], NDArray[Any]]
+    arrays: tuple[str, ...] = ()
+    finalize: (
+        Callable[[Mapping[str, NDArray[Any]], NDArray[np.float32] | None, float], NDArray[Any]] | None
+    ) = None
+    uses_n_tokens: bool = False
+    gives_zeros: bool = False
     uses_threshold: bool = False
+    tokens: Callable[[], type[TokenReducer]] | None = None
     needs_tokens: Callable[[float], bool] = lambda _: False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as its name, so that it can be sent to another process."""
+        return _named, (self.name,)
 
 
 REDUCTIONS: Mapping[str, Reduction] = {
@@ -50,20 +87,37 @@ REDUCTIONS: Mapping[str, Reduction] = {
     for r in (
         Reduction("max", ("max",), lambda a, n, t: a["max"]),
         Reduction("sum", ("sum",), lambda a, n, t: a["sum"]),
-        Reduction("mean", ("sum",), lambda a, n, t: a["sum"] / n),
-        # A float64 threshold: a Python float would be rounded to the dtype of the array.
         Reduction(
-            "binarize", ("max",), lambda a, n, t: a["max"] > np.float64(t), uses_threshold=True
+            "mean",
+            ("sum",),
+            lambda a, n, t: a["sum"] / n,
+            uses_n_tokens=True,
+            gives_zeros=True,  # the smallest numbers there are, divided
+        ),
+        Reduction(
+            "binarize",
+            ("max",),
+            # A float64 threshold: a Python float would be rounded to the dtype of the array.
+            lambda a, n, t: a["max"] > np.float64(t),
+            gives_zeros=True,
+            uses_threshold=True,
         ),
         Reduction(
             "count",
             ("positive",),
             lambda a, n, t: a["positive"],
             uses_threshold=True,
-            needs_tokens=lambda threshold: threshold != 0,
+            tokens=_count_above,
+            needs_tokens=_above_zero,
         ),
+        Reduction("nnz", ("count",), lambda a, n, t: a["count"]),
+        Reduction("var", tokens=_variance, needs_tokens=_always),
     )
 }
+
+
+def _named(name: str) -> Reduction:
+    return REDUCTIONS[name]
 
 
 def check_method(method: str, *, also: tuple[str, ...] = ()) -> str:

@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.chunk import TokenTable
+    from interp_embed.store.index import FeatureIndex
     from interp_embed.store.storage import Storage
 
 __all__ = ["MISSING", "Store", "read_root", "root_document"]
@@ -92,6 +94,18 @@ def read_root(storage: Storage) -> dict[str, Any]:
     return dict(attributes)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
+    """A ledger, and the chunks that it names."""
+
+    ledger: Ledger
+    chunks: dict[str, StoredChunk]
+
+    def chunk(self, interval: int) -> StoredChunk:
+        """Return the chunk that an interval of the ledger is read from."""
+        return self.chunks[self.ledger.intervals[interval].commit.key]
+
+
 class Store:
     """A store opened for reading.
 
@@ -106,8 +120,6 @@ class Store:
         The root's attributes.
     plan : Plan
         The documents and how they map to chunks.
-    ledger : Ledger
-        The commits, as they were when the store was opened.
     """
 
     def __init__(self, location: str | os.PathLike[str] | Storage) -> None:
@@ -121,6 +133,7 @@ class Store:
             )
         self.plan: Plan = plan
         self.cache = BlockCache()
+        self._index: tuple[Ledger, FeatureIndex | None] | None = None
         self.refresh_binding()
         self.refresh()
 
@@ -143,8 +156,15 @@ class Store:
         commits = read_manifest(self.storage) if manifest else None
         if commits is None:
             commits = read_commits(self.storage)
-        self.ledger = Ledger(commits, self.plan.n_documents)
-        self._chunks = {c.key: StoredChunk(self.storage, c, self.cache) for c in self.ledger.live}
+        ledger = Ledger(commits, self.plan.n_documents)
+        chunks = {c.key: StoredChunk(self.storage, c, self.cache) for c in ledger.live}
+        # Replaced together: other threads may be reading.
+        self._snapshot = _Snapshot(ledger, chunks)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The commits, as they were when the store was last looked at."""
+        return self._snapshot.ledger
 
     def consistently(self, read: Callable[[], T]) -> T:
         """Run ``read``; where chunks were merged meanwhile, look at the ledger again and repeat.
@@ -155,16 +175,16 @@ class Store:
             If an object is missing though the ledger names it.
         """
         for _ in range(8):
-            ledger, chunks = self.ledger, self._chunks
-            before = {c.folder.key for c in ledger.live}
+            snapshot = self._snapshot
+            before = snapshot.ledger.state
             try:
                 return read()
             except FileNotFoundError as error:
                 self.refresh(manifest=False)
-                same = {c.folder.key for c in self.ledger.live} == before
+                same = self.ledger.state == before
                 # What was committed once stays: a ledger that shrank was deleted, not merged.
-                if same or self.ledger.n_held < ledger.n_held:
-                    self.ledger, self._chunks = ledger, chunks
+                if same or self.ledger.n_held < snapshot.ledger.n_held:
+                    self._snapshot = snapshot
                     raise CorruptStoreError(
                         f"an object that the ledger of {self.storage.url} names is missing: {error}. "
                         "Run 'interp-embed verify' to see what else is, and restore it from a copy"
@@ -273,29 +293,25 @@ class Store:
 
     # Chunks
 
-    def chunk_of(self, interval: int) -> StoredChunk:
-        """Return the chunk that an interval of the ledger is read from."""
-        return self._chunks[self.ledger.intervals[interval].commit.key]
+    def index(self) -> FeatureIndex | None:
+        """Return the feature-major index of the snapshot's documents; None where there is none.
 
-    def chunk_named(self, key: str) -> StoredChunk:
-        """Return the chunk of a commit.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the commit does not count any more: the chunk was merged into a larger one.
+        Looked for once a snapshot: `refresh` to notice one that was built since.
         """
-        try:
-            return self._chunks[key]
-        except KeyError:
-            raise FileNotFoundError(f"{key} in {self.storage.url}") from None
+        ledger, known = self.ledger, self._index
+        if known is None or known[0] is not ledger:
+            from interp_embed.store.index import read_index
+
+            known = self._index = (ledger, read_index(self, ledger))
+        return known[1]
 
     def locate(self, document: int) -> tuple[StoredChunk, int] | None:
         """Return the chunk that holds a document and its position there, or None."""
-        interval = int(self.ledger.locate(np.array([document]))[0])
+        snapshot = self._snapshot
+        interval = int(snapshot.ledger.locate(np.array([document]))[0])
         if interval < 0:
             return None
-        chunk = self.chunk_of(interval)
+        chunk = snapshot.chunk(interval)
         return chunk, document - chunk.commit.start
 
     def document(self, document: int) -> tuple[csr_matrix, TokenTable, dict[int, str]]:
@@ -349,14 +365,15 @@ class Store:
         """
         if len(documents) == 0:
             return
-        located = self.ledger.locate(documents)
+        snapshot = self._snapshot
+        located = snapshot.ledger.locate(documents)
         order = np.argsort(located, kind="stable")
         cuts = np.flatnonzero(np.diff(located[order], prepend=-2))
         for begin, end in zip(cuts, [*cuts[1:], len(order)], strict=True):
             where = order[begin:end]
             interval = int(located[where[0]])
             if interval >= 0:
-                chunk = self.chunk_of(interval)
+                chunk = snapshot.chunk(interval)
                 yield chunk, documents[where] - chunk.commit.start, where
 
     def status(self, documents: NDArray[np.int64]) -> NDArray[np.uint8]:

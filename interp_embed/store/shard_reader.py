@@ -104,6 +104,11 @@ class ShardedArray:
         return InnerCodec(self._metadata, self.key)
 
     @property
+    def inner(self) -> int:
+        """Elements of an inner chunk."""
+        return self._codec.inner
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of what `read` returns (object for strings)."""
         return self._codec.dtype

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dense", "oracle"]
 
-Method = Literal["max", "mean", "sum", "binarize", "count"]
+Method = Literal["max", "mean", "sum", "binarize", "count", "nnz", "var"]
 
 
 def dense(chunk: Chunk) -> list[NDArray[np.float64] | None]:
@@ -49,9 +49,10 @@ def oracle(
     ----------
     documents
         What `dense` returns.
-    method : {"max", "mean", "sum", "binarize", "count"}
+    method : {"max", "mean", "sum", "binarize", "count", "nnz", "var"}
         Over a document's tokens; a token where the feature is absent has activation 0. ``binarize``
-        is 1 where some token exceeds ``threshold``, ``count`` the number of tokens that do.
+        is 1 where some token exceeds ``threshold``, ``count`` the number of tokens that do; ``nnz``
+        is the number of tokens that are not 0, ``var`` the mean squared deviation from the mean.
     threshold
         For ``binarize`` and ``count``.
     d_sae
@@ -82,9 +83,14 @@ def oracle(
             row[:] = (matrix > threshold).any(axis=0)
         elif method == "count":
             row[:] = (matrix > threshold).sum(axis=0)
+        elif method == "nnz":
+            row[:] = (matrix != 0).sum(axis=0)
+        elif method == "var":
+            row[:] = matrix.var(axis=0)
         else:
             raise ValueError(
-                "Expected method to be one of 'max', 'mean', 'sum', 'binarize', 'count'. "
+                "Expected method to be one of 'max', 'mean', 'sum', 'binarize', 'count', 'nnz', "
+                "'var'. "
                 f"Received {method!r} instead."
             )
     return out

@@ -1,0 +1,203 @@
+"""Cutting a selection into blocks of documents, and reducing one block: what a task does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp_embed.aggregate.memory import available_memory
+from interp_embed.aggregate.scheduler import worker_count
+from interp_embed.aggregate.stream import stream_tokens
+from interp_embed.chunk import gather_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from interp_embed.aggregate.reductions import Reduction
+    from interp_embed.store.chunks import StoredChunk
+    from interp_embed.store.reader import Store
+
+__all__ = ["Block", "BlockRows", "clusters", "cut_documents", "reduce_block"]
+
+_GAP = 2**16
+"""Entries that are read over rather than skipped, as they share an inner chunk anyway."""
+_MOST, _LEAST = 2**22, 2**16
+_BYTES_AN_ENTRY = 32
+"""What an entry of a block takes while it is reduced: read, decoded, widened, and the result."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Documents that are reduced together: all that a task has to know.
+
+    Attributes
+    ----------
+    store : Store
+        Travels as a reference.
+    documents : range or ndarray of int64
+        Ascending, none twice.
+    reduction, threshold
+        How.
+    features : ndarray of int64, optional
+        Columns of the result, in order; all by default.
+    """
+
+    store: Store
+    documents: range | NDArray[np.int64]
+    reduction: Reduction
+    threshold: float
+    features: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockRows:
+    """A block's rows: how many entries each has; columns and values one after another, in pieces."""
+
+    lengths: NDArray[np.int64]
+    columns: list[NDArray[np.integer[Any]]]
+    values: list[NDArray[np.float32]]
+
+
+def cut_documents(
+    store: Store, documents: NDArray[np.int64], *, tokens: bool, workers: int | None = None
+) -> Iterator[range | NDArray[np.int64]]:
+    """Cut documents into runs that are read together, and that fit in memory with their neighbours.
+
+    Parameters
+    ----------
+    store
+        The store.
+    documents
+        Ascending, none twice.
+    tokens
+        Whether tokens will be read, or the document level.
+    workers
+        How many runs will be held at once.
+    """
+    if len(documents) == 0:
+        return
+    share = available_memory() // (_BYTES_AN_ENTRY * 3 * worker_count(workers))
+    limit = min(max(share, _LEAST), _MOST)
+    intervals = store.ledger.intervals
+    rates = np.array([0.0, *(_entries_a_document(i.commit, tokens) for i in intervals)])
+    rate = rates[store.ledger.locate(documents) + 1]
+    # What lies between two documents is read over, up to a gap that is worth skipping.
+    steps = np.diff(documents, prepend=documents[0] - 1)
+    cost = np.cumsum(np.minimum(steps * rate, rate + _GAP))
+    cuts = np.flatnonzero(np.diff(cost // limit, prepend=-1))
+    for begin, end in zip(cuts, [*cuts[1:], len(documents)], strict=True):
+        run = documents[begin:end]
+        first, last = int(run[0]), int(run[-1])
+        yield range(first, last + 1) if last - first + 1 == len(run) else run.copy()
+
+
+def _entries_a_document(commit: Any, tokens: bool) -> float:
+    return float((commit.nnz if tokens else commit.pooled_nnz) / max(1, commit.stop - commit.start))
+
+
+def reduce_block(block: Block) -> BlockRows:
+    """Reduce a block's documents in this thread; documents without activations have no entries."""
+    return block.store.consistently(lambda: _reduce(block))
+
+
+def _reduce(block: Block) -> BlockRows:
+    store, reduction = block.store, block.reduction
+    documents = np.asarray(block.documents, np.int64)
+    tokens = reduction.needs_tokens(block.threshold)
+    column_of = None
+    if block.features is not None and store.d_sae is not None:
+        column_of = np.full(store.d_sae, -1, np.int64)
+        column_of[block.features] = np.arange(len(block.features))
+    rows = BlockRows(np.zeros(len(documents), np.int64), [], [])
+    for chunk, positions, where in store.parts(documents):
+        for which in clusters(chunk, positions, tokens=tokens):
+            members = positions[which]
+            pieces = _from_tokens if tokens else _from_pooled
+            at = int(where[which.start])
+            for lengths, columns, values in pieces(chunk, members, reduction, block.threshold):
+                kept = _select(lengths, columns, values, column_of)
+                rows.lengths[at : at + len(lengths)] = kept[0]
+                rows.columns.append(kept[1])
+                rows.values.append(kept[2])
+                at += len(lengths)
+    return rows
+
+
+def clusters(chunk: StoredChunk, positions: NDArray[np.int64], *, tokens: bool) -> Iterator[slice]:
+    """Group ascending positions of a chunk that are worth reading together."""
+    size = chunk.commit.nnz if tokens else chunk.commit.pooled_nnz
+    # About how many documents stand in `_GAP` entries.
+    gap = max(1, int(_GAP * chunk.n_documents / max(1, size)))
+    cuts = np.flatnonzero(np.diff(positions, prepend=positions[0] - gap - 1) > gap)
+    for begin, end in zip(cuts, [*cuts[1:], len(positions)], strict=True):
+        yield slice(int(begin), int(end))
+
+
+_Piece = tuple["NDArray[np.int64]", "NDArray[np.integer[Any]]", "NDArray[np.float32]"]
+
+
+def _from_tokens(
+    chunk: StoredChunk, positions: NDArray[np.int64], reduction: Reduction, threshold: float
+) -> Iterator[_Piece]:
+    if reduction.tokens is None:
+        raise ValueError(f"{reduction.name} needs the tokens and does not say how")
+    reduce = reduction.tokens()(chunk.d_sae)
+    low, high = int(positions[0]), int(positions[-1]) + 1
+    for piece in stream_tokens(chunk, low, high, positions):
+        yield reduce(
+            piece.feature, piece.activation, piece.begin, piece.end, piece.n_tokens, threshold
+        )
+
+
+def _from_pooled(
+    chunk: StoredChunk, positions: NDArray[np.int64], reduction: Reduction, threshold: float
+) -> Iterator[_Piece]:
+    if reduction.finalize is None:
+        raise ValueError(f"{reduction.name} needs the document level and does not say how")
+    low, high = int(positions[0]), int(positions[-1]) + 1
+    level = chunk.pooled(reduction.arrays, low, high)
+    lengths = np.diff(level["doc_ptr"])
+    n_tokens = None
+    if reduction.uses_n_tokens:
+        doc_ptr = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
+        n_tokens = np.repeat(np.diff(doc_ptr).astype(np.float32), lengths)
+    columns = level["feature"]
+    values = reduction.finalize(level, n_tokens, threshold).astype(np.float32, copy=False)
+    if len(positions) != high - low:
+        rows = positions - low
+        entries = gather_ranges(level["doc_ptr"][rows], level["doc_ptr"][rows + 1])
+        lengths, columns, values = lengths[rows], columns[entries], values[entries]
+    if (chunk.commit.has_negative or reduction.gives_zeros) and not values.all():
+        lengths, columns, values = _keep(values != 0, lengths, columns, values)
+    yield lengths, columns, values
+
+
+def _select(
+    lengths: NDArray[np.int64],
+    columns: NDArray[np.integer[Any]],
+    values: NDArray[np.float32],
+    column_of: NDArray[np.int64] | None,
+) -> _Piece:
+    """Keep the columns that are asked for."""
+    if column_of is None:
+        return lengths, columns, values
+    mapped = column_of[columns]
+    return _keep(mapped >= 0, lengths, mapped, values)
+
+
+def _keep(
+    keep: NDArray[np.bool_],
+    lengths: NDArray[np.int64],
+    columns: NDArray[np.integer[Any]],
+    values: NDArray[np.float32],
+) -> _Piece:
+    before = np.concatenate([[0], np.cumsum(keep)])
+    pointer = np.concatenate([[0], np.cumsum(lengths)])
+    return np.diff(before[pointer]), columns[keep], values[keep]

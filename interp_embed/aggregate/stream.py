@@ -1,0 +1,105 @@
+"""Reading the nonzeros of many documents piece by piece, in memory that is used again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from interp_embed.store.chunks import StoredChunk
+
+__all__ = ["TokenPiece", "stream_tokens"]
+
+_PIECE_NNZ = 2**18
+"""Nonzeros of a piece: what a core's cache holds between decoding and counting."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenPiece:
+    """Nonzeros of some documents; ``feature`` and ``activation`` hold until the next piece is read.
+
+    Attributes
+    ----------
+    feature, activation
+        Nonzeros, and perhaps some of documents that are not asked for.
+    begin, end : ndarray of int64
+        Document ``i`` has nonzeros ``begin[i]:end[i]``.
+    n_tokens : ndarray of int64
+    """
+
+    feature: NDArray[np.unsignedinteger]
+    activation: NDArray[np.floating]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+    n_tokens: NDArray[np.int64]
+
+
+class _Window:
+    """A stretch of a chunk's nonzeros that moves ahead."""
+
+    def __init__(self, chunk: StoredChunk, start: int, stop: int) -> None:
+        self._arrays = [chunk.array(name) for name in ("feature", "activation")]
+        self._buffers = [np.empty(0, array.dtype) for array in self._arrays]
+        self._inner = self._arrays[0].inner
+        self._stop = stop
+        self._low = self._high = start
+
+    def move(self, low: int, high: int) -> list[NDArray[Any]]:
+        """Return the nonzeros from ``low`` to at least ``high``; ``low`` never goes back."""
+        kept = max(0, self._high - low)
+        # Whole inner chunks, so that none is decoded twice.
+        target = max(self._high, min(-(-high // self._inner) * self._inner, self._stop))
+        begin = max(low, self._high)
+        for number, (array, buffer) in enumerate(zip(self._arrays, self._buffers, strict=True)):
+            if len(buffer) < target - low:
+                grown = np.empty(target - low, buffer.dtype)
+                grown[:kept] = buffer[low - self._low : low - self._low + kept]
+                self._buffers[number] = buffer = grown
+            elif kept:
+                buffer[:kept] = buffer[low - self._low : low - self._low + kept]
+            array.read_into(buffer[begin - low : target - low], begin)
+        self._low, self._high = low, target
+        return self._buffers
+
+
+def stream_tokens(
+    chunk: StoredChunk, low: int, high: int, positions: NDArray[np.int64]
+) -> Iterator[TokenPiece]:
+    """Read documents of a chunk.
+
+    Parameters
+    ----------
+    chunk
+        The chunk.
+    low, high
+        Documents to read over.
+    positions
+        Those of them that are asked for, ascending and unique.
+
+    Yields
+    ------
+    TokenPiece
+        The next documents, one at least.
+    """
+    doc_ptr = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
+    token_ptr = chunk.array("token_ptr").read(int(doc_ptr[0]), int(doc_ptr[-1]) + 1)
+    bounds = token_ptr[doc_ptr - doc_ptr[0]].astype(np.int64)
+    rows = positions - low
+    begin, end, n_tokens = bounds[rows], bounds[rows + 1], np.diff(doc_ptr)[rows]
+    window = _Window(chunk, int(bounds[0]), int(bounds[-1]))
+    at = 0
+    while at < len(rows):
+        stop = int(np.searchsorted(end, begin[at] + _PIECE_NNZ, side="right"))
+        stop = max(stop, at + 1)
+        origin = int(begin[at])
+        feature, activation = window.move(origin, int(end[stop - 1]))
+        yield TokenPiece(
+            feature, activation, begin[at:stop] - origin, end[at:stop] - origin, n_tokens[at:stop]
+        )
+        at = stop

@@ -1,0 +1,193 @@
+"""From tokens to documents, for what the stored document level does not answer.
+
+Each class holds the accumulators that its kernel uses again from call to call: one a thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numba
+import numpy as np
+
+from interp_embed.chunk import feature_dtype
+from interp_embed.kernels.bitmap import bitmaps, drain, touch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Rows = tuple[NDArray[np.int64], NDArray[np.unsignedinteger], NDArray[np.float32]]
+
+__all__ = ["CountAbove", "TokenReducer", "Variance"]
+
+
+class TokenReducer(Protocol):
+    """Reduces the tokens of some documents; made for a number of features."""
+
+    def __init__(self, d_sae: int) -> None: ...
+
+    def __call__(
+        self,
+        feature: NDArray[np.unsignedinteger],
+        activation: NDArray[np.floating],
+        begin: NDArray[np.int64],
+        end: NDArray[np.int64],
+        n_tokens: NDArray[np.int64],
+        threshold: float,
+    ) -> Rows:
+        """Reduce documents.
+
+        Parameters
+        ----------
+        feature, activation
+            Nonzeros; float16 or float32.
+        begin, end
+            Document ``i`` has nonzeros ``begin[i]:end[i]``.
+        n_tokens
+            Of each document, those without nonzeros included.
+        threshold
+            For what depends on one; 0 or more.
+
+        Returns
+        -------
+        lengths : ndarray of int64
+            Entries of each document.
+        columns : ndarray of uint16 or uint32
+            Features, ascending within a document.
+        values : ndarray of float32
+            No zeros.
+        """
+        ...
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(  # type: ignore[no-untyped-def]
+    feature, activation, begin, end, threshold, count, word, summary, lengths, columns, values
+):
+    n = 0
+    for d in range(len(begin)):
+        for i in range(begin[d], end[d]):
+            if activation[i] > threshold:
+                f = feature[i]
+                count[f] += 1
+                touch(word, summary, f)
+        first = n
+        n = drain(word, summary, columns, n)
+        for j in range(first, n):
+            values[j] = count[columns[j]]
+            count[columns[j]] = 0
+        lengths[d] = n - first
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
+def _variance(  # type: ignore[no-untyped-def]
+    feature, activation, begin, end, n_tokens, total, square, count, word, summary,
+    lengths, columns, values,
+):  # fmt: skip
+    n = 0
+    for d in range(len(begin)):
+        for i in range(begin[d], end[d]):
+            f = feature[i]
+            total[f] += activation[i]
+            count[f] += 1
+            touch(word, summary, f)
+        # Around the mean, in a second look: the difference of two large sums would lose digits.
+        for i in range(begin[d], end[d]):
+            f = feature[i]
+            deviation = activation[i] - total[f] / n_tokens[d]
+            square[f] += deviation * deviation
+        first = n
+        n = drain(word, summary, columns, n)
+        kept = first
+        for j in range(first, n):
+            f = columns[j]
+            mean = total[f] / n_tokens[d]
+            value = np.float32((square[f] + (n_tokens[d] - count[f]) * mean * mean) / n_tokens[d])
+            total[f] = 0.0
+            square[f] = 0.0
+            count[f] = 0
+            if value != 0:
+                columns[kept] = f
+                values[kept] = value
+                kept += 1
+        n = kept
+        lengths[d] = n - first
+    return n
+
+
+def _comparable(
+    activation: NDArray[np.floating], threshold: float
+) -> tuple[NDArray[Any], np.generic]:
+    """Return activations and a threshold that a CPU compares as the numbers they stand for.
+
+    Half floats are compared as integers, in whose order those above zero stand: numba has no half
+    float on a CPU, and widening them first takes as long as the counting.
+    """
+    if activation.dtype != np.float16:
+        return activation, np.float64(threshold)
+    with np.errstate(over="ignore"):
+        limit = np.float16(threshold)
+    if float(limit) > threshold:  # the highest half float that is not above the threshold
+        limit = np.nextafter(limit, np.float16(-np.inf))
+    return activation.view(np.int16), limit.view(np.int16)
+
+
+class CountAbove:
+    """Tokens whose activation is above the threshold; see `TokenReducer`."""
+
+    def __init__(self, d_sae: int) -> None:
+        self._columns = feature_dtype(d_sae)
+        self._state = np.zeros(d_sae, np.uint32), *bitmaps(d_sae)
+
+    def __call__(
+        self,
+        feature: NDArray[np.unsignedinteger],
+        activation: NDArray[np.floating],
+        begin: NDArray[np.int64],
+        end: NDArray[np.int64],
+        n_tokens: NDArray[np.int64],
+        threshold: float,
+    ) -> Rows:
+        """Count; see `TokenReducer`."""
+        values, limit = _comparable(activation, threshold)
+        rows = _room(begin, end, self._columns)
+        n = _count(feature, values, begin, end, limit, *self._state, *rows)
+        return _cut(rows, n)
+
+
+class Variance:
+    """Variance over a document's tokens, those without the feature counting as 0.
+
+    The mean of the squared deviations from the mean (no degree of freedom is taken off), in float64.
+    """
+
+    def __init__(self, d_sae: int) -> None:
+        self._columns = feature_dtype(d_sae)
+        self._state = np.zeros(d_sae), np.zeros(d_sae), np.zeros(d_sae, np.uint32), *bitmaps(d_sae)
+
+    def __call__(
+        self,
+        feature: NDArray[np.unsignedinteger],
+        activation: NDArray[np.floating],
+        begin: NDArray[np.int64],
+        end: NDArray[np.int64],
+        n_tokens: NDArray[np.int64],
+        threshold: float,
+    ) -> Rows:
+        """Reduce; see `TokenReducer`."""
+        rows = _room(begin, end, self._columns)
+        values = activation.astype(np.float32, copy=False)
+        n = _variance(feature, values, begin, end, n_tokens, *self._state, *rows)
+        return _cut(rows, n)
+
+
+def _room(begin: NDArray[np.int64], end: NDArray[np.int64], dtype: np.dtype[Any]) -> Rows:
+    most = int((end - begin).sum())
+    return np.zeros(len(begin), np.int64), np.empty(most, dtype), np.empty(most, np.float32)
+
+
+def _cut(rows: Rows, n: int) -> Rows:
+    """Return what was filled, in memory of its own: the rest is used again by the next call."""
+    lengths, columns, values = rows
+    return lengths, columns[:n].copy(), values[:n].copy()
