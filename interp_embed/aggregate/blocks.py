@@ -67,7 +67,7 @@ class BlockRows:
 
 def cut_documents(
     store: Store, documents: NDArray[np.int64], *, tokens: bool, workers: int | None = None
-) -> Iterator[range | NDArray[np.int64]]:
+) -> list[range | NDArray[np.int64]]:
     """Cut documents into runs that are read together, and that fit in memory with their neighbours.
 
     Parameters
@@ -82,7 +82,7 @@ def cut_documents(
         How many runs will be held at once.
     """
     if len(documents) == 0:
-        return
+        return []
     share = available_memory() // (_BYTES_AN_ENTRY * 3 * worker_count(workers))
     limit = min(max(share, _LEAST), _MOST)
     intervals = store.ledger.intervals
@@ -92,10 +92,12 @@ def cut_documents(
     steps = np.diff(documents, prepend=documents[0] - 1)
     cost = np.cumsum(np.minimum(steps * rate, rate + _GAP))
     cuts = np.flatnonzero(np.diff(cost // limit, prepend=-1))
+    runs: list[range | NDArray[np.int64]] = []
     for begin, end in zip(cuts, [*cuts[1:], len(documents)], strict=True):
         run = documents[begin:end]
         first, last = int(run[0]), int(run[-1])
-        yield range(first, last + 1) if last - first + 1 == len(run) else run.copy()
+        runs.append(range(first, last + 1) if last - first + 1 == len(run) else run.copy())
+    return runs
 
 
 def _entries_a_document(commit: Any, tokens: bool) -> float:

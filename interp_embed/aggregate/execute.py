@@ -169,8 +169,9 @@ def aggregate_blocks(
 ) -> Iterator[tuple[NDArray[np.int64], csr_matrix]]:
     """Aggregate block by block, in the order of the store; few blocks are in memory at once.
 
-    Yields
-    ------
+    Returns
+    -------
+    iterator of (positions, matrix)
     positions : ndarray of int64
         Index in ``documents`` of each row.
     matrix : csr_matrix of float32, shape (len(positions), d_sae)
@@ -183,16 +184,21 @@ def aggregate_blocks(
     if order.back is not None:
         where = np.argsort(order.back, kind="stable")
         first = np.searchsorted(order.back[where], np.arange(len(order.ascending) + 1))
-    at = 0
-    for part in _run(store, order.ascending, reduction, threshold, None, workers):
-        end = at + len(part.lengths)
-        matrix = _assemble([part], absent[at:end], width)
-        if where is None:
-            yield np.arange(at, end), matrix
-        else:
-            positions = where[first[at] : first[end]]
-            yield positions, matrix[order.back[positions] - at]  # type: ignore[index]
-        at = end
+    parts = _run(store, order.ascending, reduction, threshold, None, workers)
+
+    def blocks() -> Iterator[tuple[NDArray[np.int64], csr_matrix]]:
+        at = 0
+        for part in parts:
+            end = at + len(part.lengths)
+            matrix = _assemble([part], absent[at:end], width)
+            if where is None or order.back is None:
+                yield np.arange(at, end), matrix
+            else:
+                positions = where[first[at] : first[end]]
+                yield positions, matrix[order.back[positions] - at]
+            at = end
+
+    return blocks()
 
 
 def _run(

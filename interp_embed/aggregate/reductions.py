@@ -69,7 +69,8 @@ class Reduction:
     name: str
     arrays: tuple[str, ...] = ()
     finalize: (
-        Callable[[Mapping[str, NDArray[Any]], NDArray[np.float32] | None, float], NDArray[Any]] | None
+        Callable[[Mapping[str, NDArray[Any]], NDArray[np.float32] | None, float], NDArray[Any]]
+        | None
     ) = None
     uses_n_tokens: bool = False
     gives_zeros: bool = False
