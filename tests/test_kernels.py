@@ -23,10 +23,13 @@ def arrays(chunk):
 def reduce_tokens(reducer, chunk, threshold=0.0, dtype=np.float32):
     bounds = chunk.token_ptr[chunk.doc_ptr]
     n_tokens = np.diff(chunk.doc_ptr)
-    lengths, columns, values = reducer(
-        chunk.feature, chunk.activation.astype(dtype), bounds[:-1], bounds[1:], n_tokens, threshold
-    )
-    assert values.dtype == np.float32
+    lengths = np.zeros(chunk.n_documents, np.int64)
+    columns, values = np.empty(chunk.nnz, chunk.feature.dtype), np.empty(chunk.nnz, np.float32)
+    n = reducer(
+        chunk.feature, chunk.activation.astype(dtype), bounds[:-1], bounds[1:], n_tokens, threshold,
+        lengths, columns, values,
+    )  # fmt: skip
+    columns, values = columns[:n], values[:n]
     assert (values != 0).all()
     return to_dense(np.concatenate([[0], np.cumsum(lengths)]), columns, values, chunk.d_sae)
 

@@ -10,7 +10,7 @@ import numpy as np
 from interp_embed.aggregate.memory import available_memory
 from interp_embed.aggregate.scheduler import worker_count
 from interp_embed.aggregate.stream import stream_tokens
-from interp_embed.chunk import gather_ranges
+from interp_embed.chunk import feature_dtype, gather_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,17 +118,15 @@ def _reduce(block: Block) -> BlockRows:
         column_of = np.full(store.d_sae, -1, np.int64)
         column_of[block.features] = np.arange(len(block.features))
     rows = BlockRows(np.zeros(len(documents), np.int64), [], [])
+    reduce = _from_tokens if tokens else _from_pooled
     for chunk, positions, where in store.parts(documents):
         for which in clusters(chunk, positions, tokens=tokens):
-            members = positions[which]
-            pieces = _from_tokens if tokens else _from_pooled
+            found = reduce(chunk, positions[which], reduction, block.threshold)
+            lengths, columns, values = _select(*found, column_of)
             at = int(where[which.start])
-            for lengths, columns, values in pieces(chunk, members, reduction, block.threshold):
-                kept = _select(lengths, columns, values, column_of)
-                rows.lengths[at : at + len(lengths)] = kept[0]
-                rows.columns.append(kept[1])
-                rows.values.append(kept[2])
-                at += len(lengths)
+            rows.lengths[at : at + len(lengths)] = lengths
+            rows.columns.append(columns)
+            rows.values.append(values)
     return rows
 
 
@@ -147,20 +145,33 @@ _Piece = tuple["NDArray[np.int64]", "NDArray[np.integer[Any]]", "NDArray[np.floa
 
 def _from_tokens(
     chunk: StoredChunk, positions: NDArray[np.int64], reduction: Reduction, threshold: float
-) -> Iterator[_Piece]:
+) -> _Piece:
     if reduction.tokens is None:
         raise ValueError(f"{reduction.name} needs the tokens and does not say how")
-    reduce = reduction.tokens()(chunk.d_sae)
     low, high = int(positions[0]), int(positions[-1]) + 1
+    # The document level says how many entries there are at most.
+    pointer = chunk.array("pooled/doc_ptr").read(low, high + 1).astype(np.int64)
+    rows = positions - low
+    most = int((pointer[rows + 1] - pointer[rows]).sum())
+    lengths = np.zeros(len(positions), np.int64)
+    columns, values = np.empty(most, feature_dtype(chunk.d_sae)), np.empty(most, np.float32)
+    reduce = reduction.tokens()(chunk.d_sae)
+    at = n = 0
     for piece in stream_tokens(chunk, low, high, positions):
-        yield reduce(
-            piece.feature, piece.activation, piece.begin, piece.end, piece.n_tokens, threshold
-        )
+        stop = at + len(piece.begin)
+        n += reduce(
+            piece.feature, piece.activation, piece.begin, piece.end, piece.n_tokens, threshold,
+            lengths[at:stop], columns[n:], values[n:],
+        )  # fmt: skip
+        at = stop
+    if n < most // 2:  # most of the room was not needed: give it back
+        return lengths, columns[:n].copy(), values[:n].copy()
+    return lengths, columns[:n], values[:n]
 
 
 def _from_pooled(
     chunk: StoredChunk, positions: NDArray[np.int64], reduction: Reduction, threshold: float
-) -> Iterator[_Piece]:
+) -> _Piece:
     if reduction.finalize is None:
         raise ValueError(f"{reduction.name} needs the document level and does not say how")
     low, high = int(positions[0]), int(positions[-1]) + 1
@@ -177,8 +188,8 @@ def _from_pooled(
         entries = gather_ranges(level["doc_ptr"][rows], level["doc_ptr"][rows + 1])
         lengths, columns, values = lengths[rows], columns[entries], values[entries]
     if (chunk.commit.has_negative or reduction.gives_zeros) and not values.all():
-        lengths, columns, values = _keep(values != 0, lengths, columns, values)
-    yield lengths, columns, values
+        return _keep(values != 0, lengths, columns, values)
+    return lengths, columns, values
 
 
 def _select(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Pooled", "has_own_sum", "pool", "pool_blocks"]
+__all__ = ["Pooled", "fill_sums", "has_own_sum", "pool", "pool_blocks"]
 
 _BLOCK_NNZ = 2**19  # nonzeros per call of a kernel: bounds its output buffers
 
@@ -213,3 +213,20 @@ def pool(
     """Pool a chunk's tokens into its documents; see `pool_blocks`."""
     blocks = pool_blocks(feature, activation, token_ptr, doc_ptr, d_sae, executor=executor)
     return Pooled.concatenate([Pooled.empty(d_sae), *blocks])
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_sums(count, highest, own, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` with the sum of every entry, from those that are stored; see `has_own_sum`.
+
+    Return how many stored ones that takes, which may be others than there are in a damaged store.
+    """
+    m = 0
+    for i in range(len(out)):
+        value = highest[i]
+        if count[i] > 1 or value <= 0:
+            if m < len(own):
+                value = own[m]
+            m += 1
+        out[i] = value
+    return m

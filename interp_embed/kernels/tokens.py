@@ -1,6 +1,7 @@
 """From tokens to documents, for what the stored document level does not answer.
 
-Each class holds the accumulators that its kernel uses again from call to call: one a thread.
+Each class holds the accumulators that its kernel uses again from call to call: one a thread. Rows are
+written where the caller has room for them, so that none is copied.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numba
 import numpy as np
 
-from interp_embed.chunk import feature_dtype
 from interp_embed.kernels.bitmap import bitmaps, drain, touch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Rows = tuple[NDArray[np.int64], NDArray[np.unsignedinteger], NDArray[np.float32]]
 
 __all__ = ["CountAbove", "TokenReducer", "Variance"]
 
@@ -34,7 +33,10 @@ class TokenReducer(Protocol):
         end: NDArray[np.int64],
         n_tokens: NDArray[np.int64],
         threshold: float,
-    ) -> Rows:
+        lengths: NDArray[np.int64],
+        columns: NDArray[np.integer[Any]],
+        values: NDArray[np.float32],
+    ) -> int:
         """Reduce documents.
 
         Parameters
@@ -47,15 +49,16 @@ class TokenReducer(Protocol):
             Of each document, those without nonzeros included.
         threshold
             For what depends on one; 0 or more.
+        lengths
+            Filled with the entries of each document.
+        columns, values
+            Filled from the front: features, ascending within a document, and values, none zero. With
+            room for every feature of each document.
 
         Returns
         -------
-        lengths : ndarray of int64
-            Entries of each document.
-        columns : ndarray of uint16 or uint32
-            Features, ascending within a document.
-        values : ndarray of float32
-            No zeros.
+        int
+            How many entries were filled.
         """
         ...
 
@@ -137,7 +140,6 @@ class CountAbove:
     """Tokens whose activation is above the threshold; see `TokenReducer`."""
 
     def __init__(self, d_sae: int) -> None:
-        self._columns = feature_dtype(d_sae)
         self._state = np.zeros(d_sae, np.uint32), *bitmaps(d_sae)
 
     def __call__(
@@ -148,12 +150,13 @@ class CountAbove:
         end: NDArray[np.int64],
         n_tokens: NDArray[np.int64],
         threshold: float,
-    ) -> Rows:
+        lengths: NDArray[np.int64],
+        columns: NDArray[np.integer[Any]],
+        values: NDArray[np.float32],
+    ) -> int:
         """Count; see `TokenReducer`."""
-        values, limit = _comparable(activation, threshold)
-        rows = _room(begin, end, self._columns)
-        n = _count(feature, values, begin, end, limit, *self._state, *rows)
-        return _cut(rows, n)
+        bits, limit = _comparable(activation, threshold)
+        return int(_count(feature, bits, begin, end, limit, *self._state, lengths, columns, values))
 
 
 class Variance:
@@ -163,7 +166,6 @@ class Variance:
     """
 
     def __init__(self, d_sae: int) -> None:
-        self._columns = feature_dtype(d_sae)
         self._state = np.zeros(d_sae), np.zeros(d_sae), np.zeros(d_sae, np.uint32), *bitmaps(d_sae)
 
     def __call__(
@@ -174,20 +176,12 @@ class Variance:
         end: NDArray[np.int64],
         n_tokens: NDArray[np.int64],
         threshold: float,
-    ) -> Rows:
+        lengths: NDArray[np.int64],
+        columns: NDArray[np.integer[Any]],
+        values: NDArray[np.float32],
+    ) -> int:
         """Reduce; see `TokenReducer`."""
-        rows = _room(begin, end, self._columns)
-        values = activation.astype(np.float32, copy=False)
-        n = _variance(feature, values, begin, end, n_tokens, *self._state, *rows)
-        return _cut(rows, n)
-
-
-def _room(begin: NDArray[np.int64], end: NDArray[np.int64], dtype: np.dtype[Any]) -> Rows:
-    most = int((end - begin).sum())
-    return np.zeros(len(begin), np.int64), np.empty(most, dtype), np.empty(most, np.float32)
-
-
-def _cut(rows: Rows, n: int) -> Rows:
-    """Return what was filled, in memory of its own: the rest is used again by the next call."""
-    lengths, columns, values = rows
-    return lengths, columns[:n].copy(), values[:n].copy()
+        single = activation.astype(np.float32, copy=False)
+        return int(
+            _variance(feature, single, begin, end, n_tokens, *self._state, lengths, columns, values)
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
+from interp_embed.errors import CorruptStoreError
 from interp_embed.store.columns import inner_documents
 from interp_embed.store.layout import chunk_arrays
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["StoredChunk", "write_chunk"]
 
 _LARGEST = 2**32 - 1
+_FEW = 2**16
 
 
 def write_chunk(
@@ -140,6 +142,24 @@ def _write_document_level(
         for name, parts in lengths.items():
             parts.append(np.diff(getattr(block, name)))
     return {f"pooled/{name}": np.cumsum(np.concatenate(parts)) for name, parts in lengths.items()}
+
+
+def _all_sums(
+    count: NDArray[np.unsignedinteger], highest: NDArray[np.floating], own: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the sum of every entry, from those that are stored; see `has_own_sum`."""
+    single = highest.astype(np.float32)
+    if len(single) < _FEW:  # not worth a compiler
+        single[has_own_sum(count, single)] = own
+        return single
+    from interp_embed.kernels.pooling import fill_sums
+
+    if (needed := fill_sums(count, single, own, single)) != len(own):
+        raise CorruptStoreError(
+            f"a chunk has {len(own)} sums where {needed} are needed. Run 'interp-embed verify' on the "
+            "store, and encode the chunk's documents again"
+        )
+    return single
 
 
 class StoredChunk:
@@ -286,11 +306,9 @@ class StoredChunk:
         for name in sorted(wanted - {"sum", "positive"}):
             found[name] = stored(name)
         if "sum" in wanted:
-            total = found["max"].astype(np.float32)
             first, last = self.span("pooled/sum_ptr", start, stop)
-            own = has_own_sum(found["count"], found["max"])
-            total[own] = self.array("pooled/sum").read(first, last)
-            found["sum"] = total
+            own = self.array("pooled/sum").read(first, last)
+            found["sum"] = _all_sums(found["count"], found["max"], own)
         if "positive" in wanted:
             found["positive"] = stored("positive" if self.commit.has_negative else "count")
         return found
