@@ -28,7 +28,7 @@ def cluster():
     settings = {"distributed.worker.daemon": False, "distributed.comm.timeouts.connect": "60s"}
     with dask.config.set(settings):
         found = distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         )
         yield found
         found.close()
@@ -125,7 +125,7 @@ def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch):
     with (
         dask.config.set({"distributed.worker.daemon": False}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as own,
         distributed.Client(own) as client,
     ):
