@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import Chunk
-from interp_embed.store.layout import CHUNKS, DOCUMENTS, MANIFEST, MAX_CHUNK_NNZ, TARGET_CHUNK_NNZ
+from interp_embed.store.index_ledger import index_leftovers, read_index_commits
+from interp_embed.store.index_writer import build_index, delete_superseded
+from interp_embed.store.layout import (
+    CHUNKS,
+    DOCUMENTS,
+    INDEX,
+    MANIFEST,
+    MAX_CHUNK_NNZ,
+    TARGET_CHUNK_NNZ,
+)
 from interp_embed.store.ledger import Interval, Ledger, commit_keys, read_commits, write_manifest
 
 if TYPE_CHECKING:
@@ -24,6 +33,9 @@ if TYPE_CHECKING:
     from interp_embed.store.writer import StoreWriter
 
 __all__ = ["collect_garbage", "compact", "finish", "leftovers", "merge_groups"]
+
+_INDEXED_ENTRIES = 2**22
+"""From so many entries of the document level on, a finished store has an index."""
 
 
 def merge_groups(
@@ -132,14 +144,15 @@ def leftovers(store: Store) -> set[str]:
     storage = store.storage
     # Listed before the commits are read: what is committed in between must not look forgotten.
     folders = {f"{p}/{name}" for p in (CHUNKS, DOCUMENTS) for name in storage.folders(p)}
+    indexed = {f"{INDEX}/{name}" for name in storage.folders(INDEX)}
     aside = {k for k, _ in list(storage.list()) if k.rsplit("/", 1)[-1].startswith(".tmp-")}
     ledger = Ledger(read_commits(storage), store.n_documents)
     named = {c.folder.key for c in ledger.commits} | {f.key for _, _, f in store.plan.blocks}
-    return (folders | aside) - named
+    return ((folders | aside) - named) | index_leftovers(storage, indexed)
 
 
 def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
-    """Delete superseded commits and what no commit names; return how many folders.
+    """Delete superseded commits and indexes and what nothing names; return how many of them.
 
     Parameters
     ----------
@@ -150,6 +163,7 @@ def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
         it nobody else may be encoding into the store, as an attempt in progress has no name either.
     """
     found = leftovers(store)
+    indexes = delete_superseded(store)
     superseded = Ledger(read_commits(store.storage), store.n_documents).superseded
     _delete_commits(store, superseded)
     unnamed = sorted(found if among is None else found.intersection(among))
@@ -159,15 +173,16 @@ def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
         store.storage.delete(key)
     folders = [key for key in unnamed if key not in aside]
     store.storage.delete_folders(folders)
-    return len(superseded) + len(folders)
+    return len(superseded) + indexes + len(folders)
 
 
 def finish(
     writer: StoreWriter, *, progress: bool = False, among: Collection[str] | None = None
 ) -> bool:
-    """Compact a complete store, clear what is left over, and write its manifest.
+    """Compact a complete store, clear what is left over, index it, and write its manifest.
 
-    Can be called again after dying at any point. ``among`` limits what is cleared away, see
+    A store of few entries gets an index only if it had one: a pass over its chunks is as fast. Can be
+    called again after dying at any point. ``among`` limits what is cleared away, see
     `collect_garbage`.
 
     Returns
@@ -182,9 +197,17 @@ def finish(
     compact(writer, progress=progress)
     store.refresh(manifest=False)
     if store.is_complete:
+        indexed = _wants_index(store)
         collect_garbage(store, among)
+        if indexed:
+            build_index(store, progress=progress)
         publish_manifest(store)
     return True
+
+
+def _wants_index(store: Store) -> bool:
+    entries = sum(commit.pooled_nnz for commit in store.ledger.live)
+    return entries >= _INDEXED_ENTRIES or (entries > 0 and bool(read_index_commits(store.storage)))
 
 
 def publish_manifest(store: Store) -> None:

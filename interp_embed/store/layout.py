@@ -20,6 +20,8 @@ __all__ = [
     "COMMITS",
     "DOCUMENTS",
     "FORMAT_VERSION",
+    "INDEX",
+    "INDEX_TOP",
     "LABELS",
     "MANIFEST",
     "MAX_CHUNK_NNZ",
@@ -29,6 +31,7 @@ __all__ = [
     "check_dtype",
     "check_version",
     "chunk_arrays",
+    "index_arrays",
     "library_versions",
 ]
 
@@ -41,11 +44,14 @@ CHUNKS = "chunks"
 COMMITS = "commits"
 DOCUMENTS = "documents"
 LABELS = "labels"
+INDEX = "index"
 
 TARGET_CHUNK_NNZ = 2**24
 """Compaction merges neighbours until a chunk holds at least this many nonzeros."""
 MAX_CHUNK_NNZ = 2**25
 """Compaction stops merging before a chunk would hold more than this."""
+INDEX_TOP = 100
+"""Top documents of a feature that the index lists."""
 
 
 def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[str, ArraySpec]:
@@ -84,6 +90,40 @@ def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[s
         "pooled/sum": ArraySpec("float32", "lz4", "pooled_sum"),
         "pooled/count": ArraySpec(count, "zstd", "pooled_nnz"),
         "pooled/positive": ArraySpec(count, "zstd", "pooled_nnz"),
+    }
+
+
+def index_arrays(
+    dtype: np.dtype[Any], count: np.dtype[Any], document: np.dtype[Any]
+) -> dict[str, ArraySpec]:
+    """Return the arrays of a segment of the index and of its summary, by name.
+
+    Parameters
+    ----------
+    dtype
+        Of the stored activations, float32 or float16.
+    count
+        Of the counts: the widest among the chunks that the segment covers.
+    document
+        Of document numbers.
+    """
+    value = ArraySpec(dtype.name, "lz4" if dtype.itemsize == 4 else "zstd", "entry")
+    frequency = ArraySpec("uint64", "zstd", "feature")
+    return {
+        "feature_ptr": ArraySpec("uint64", "delta", "feature_ptr"),
+        "document": ArraySpec(document.name, "delta", "entry"),
+        "max": value,
+        "count": ArraySpec(count.name, "zstd", "entry"),
+        "positive": ArraySpec(count.name, "zstd", "entry"),
+        "summary/document_frequency": frequency,
+        "summary/token_frequency": frequency,
+        "summary/nonzero_documents": frequency,
+        "summary/nonzero_tokens": frequency,
+        "summary/sum": ArraySpec("float64", "zstd", "feature"),
+        "summary/max": ArraySpec("float32", "lz4", "feature"),
+        "summary/top_ptr": ArraySpec("uint64", "delta", "top_ptr"),
+        "summary/top_document": ArraySpec(document.name, "zstd", "top"),
+        "summary/top_max": ArraySpec(dtype.name, value.encoding, "top"),
     }
 
 

@@ -399,6 +399,24 @@ class Store:
 
         return self.consistently(read)
 
+    def encoded_characters(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many characters of each document's text its tokens stand for."""
+
+        def read() -> NDArray[np.int64]:
+            out = np.zeros(len(documents), np.int64)
+            for chunk, positions, where in self.parts(documents):
+                low, high = int(positions.min()), int(positions.max()) + 1
+                pointer = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
+                end = chunk.array("token/end").read(int(pointer[0]), int(pointer[-1]))
+                # Spans follow each other, and those of special tokens end at 0.
+                whole = np.append(end, np.uint32(0))
+                furthest = np.maximum.reduceat(whole, pointer[:-1] - pointer[0])
+                furthest[pointer[1:] == pointer[:-1]] = 0
+                out[where] = furthest[positions - low]
+            return out
+
+        return self.consistently(read)
+
     def failures(self, documents: NDArray[np.int64]) -> dict[int, str]:
         """Return why each failed document failed, by its index in ``documents``."""
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from interp_embed.errors import NotAStoreError, UnsupportedFormatError
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify_arrays import Arrays, check_chunk, decode, metadata_differs
+from interp_embed.store.verify_index import check_indexes
 
 if TYPE_CHECKING:
     import os
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from interp_embed.store.storage import Storage
 
-__all__ = ["Problem", "verify"]
+__all__ = ["Problem", "Verifier", "verify"]
 
 _VERSION = 1
 _GROUP = {"zarr_format": 3, "node_type": "group"}
@@ -84,10 +85,12 @@ def verify(location: str | os.PathLike[str] | Storage, *, progress: bool = False
     UnsupportedFormatError
         If a newer release wrote the store.
     """
-    return _Verifier(open_storage(location)).run(progress=progress)
+    return Verifier(open_storage(location)).run(progress=progress)
 
 
-class _Verifier:
+class Verifier:
+    """One run over a store."""
+
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.problems: list[Problem] = []
@@ -99,12 +102,17 @@ class _Verifier:
         self.commits: dict[str, dict[str, Any]] = {}
 
     def error(self, key: str, what: str) -> None:
+        """Report damage."""
+        if key.startswith("index/"):
+            what += ". The index can be made again from the chunks: interp-embed index --rebuild"
         self.problems.append(Problem(key, what))
 
     def note(self, key: str, what: str) -> None:
+        """Report what is no damage."""
         self.problems.append(Problem(key, what, "note"))
 
     def run(self, *, progress: bool) -> list[Problem]:
+        """Check everything there is."""
         self.present = dict(self.storage.list())
         for key in self.present:
             self.in_folder.setdefault("/".join(key.split("/")[:2]), []).append(key)
@@ -114,7 +122,7 @@ class _Verifier:
         self._plan()
         for key in sorted(k for k in self.present if k.startswith("labels/")):
             if key.endswith(".json") and not _is_temporary(key):
-                self._sealed(key)
+                self.sealed(key)
                 self.expected.add(key)
         self._read_commits()
         self._binding()
@@ -129,16 +137,17 @@ class _Verifier:
             total=len(blocks) + len(commits), desc="Verifying", unit="folder", disable=not progress
         ) as bar:
             for start, stop, folder in blocks:
-                self._guarded(folder["key"], lambda s=start, e=stop, f=folder: self._block(s, e, f))  # type: ignore[misc]
+                self.guarded(folder["key"], lambda s=start, e=stop, f=folder: self._block(s, e, f))  # type: ignore[misc]
                 bar.update()
             for key, commit in commits:
-                self._guarded(key, lambda k=key, c=commit: self._commit(k, c))  # type: ignore[misc]
+                self.guarded(key, lambda k=key, c=commit: self._commit(k, c))  # type: ignore[misc]
                 bar.update()
+        self.guarded("index", lambda: check_indexes(self))
         self._coverage()
         self._unexpected()
         return self.problems
 
-    def _guarded(self, key: str, check: Callable[[], None]) -> None:
+    def guarded(self, key: str, check: Callable[[], None]) -> None:
         """Run a check; one that cannot even be carried out is a problem as well."""
         try:
             check()
@@ -175,7 +184,7 @@ class _Verifier:
             self.error(key, "is JSON, but not byte for byte as it was written")
         return document
 
-    def _sealed(self, key: str) -> dict[str, Any] | None:
+    def sealed(self, key: str) -> dict[str, Any] | None:
         """Read a JSON object that carries the SHA-256 of itself."""
         data = self._get(key)
         document = None if data is None else self._json(key, data)
@@ -217,7 +226,7 @@ class _Verifier:
                 self.error("zarr.json", f"has dtype {self.attributes.get('dtype')!r}")
 
     def _plan(self) -> None:
-        self.plan = self._sealed("plan.json")
+        self.plan = self.sealed("plan.json")
         if self.plan is None:
             return
         self._known_version("plan.json", self.plan)
@@ -230,7 +239,7 @@ class _Verifier:
         for key in sorted(k for k in self.present if k.startswith("commits/")):
             if _is_temporary(key) or not key.endswith(".json"):
                 continue
-            commit = self._sealed(key)
+            commit = self.sealed(key)
             if commit is None:
                 continue
             self.commits[key] = commit
@@ -240,7 +249,7 @@ class _Verifier:
                 self.error(key, "names no folder")
 
     def _binding(self) -> None:
-        if "binding.json" in self.present and (binding := self._sealed("binding.json")):
+        if "binding.json" in self.present and (binding := self.sealed("binding.json")):
             self.attributes = {**(self.attributes or {}), **binding}
         encoders = {c.get("encoder") for c in self.commits.values() if c.get("nnz")}
         if len(encoders) > 1:
@@ -251,7 +260,7 @@ class _Verifier:
     def _manifest(self) -> None:
         if "manifest.json" not in self.present:
             return
-        document = self._sealed("manifest.json")
+        document = self.sealed("manifest.json")
         if document is None or self.plan is None:
             return
         live = []
@@ -269,17 +278,20 @@ class _Verifier:
 
     def _live(self) -> list[str]:
         """Return the commits that documents are read from, in order of their first document."""
-        winner = self._winners()
+        winner = self.winners()
         found, first = np.unique(winner, return_index=True)
         keys = sorted(self.commits, key=lambda k: _rank(self.commits[k]))
         order = np.argsort(first)
         return [keys[i] for i in found[order] if i >= 0]
 
-    def _winners(self) -> NDArray[np.int32]:
-        """Return the place, in order of rank, of the commit that each document is read from."""
+    def ranked(self) -> list[dict[str, Any]]:
+        """Return the commits, those of higher rank later."""
+        return sorted(self.commits.values(), key=_rank)
+
+    def winners(self) -> NDArray[np.int32]:
+        """Return the place in `ranked` of the commit that each document is read from."""
         winner = np.full(int((self.plan or {}).get("n_documents", 0)), -1, np.int32)
-        ranked = sorted(self.commits.values(), key=_rank)
-        for number, commit in enumerate(ranked):
+        for number, commit in enumerate(self.ranked()):
             winner[commit["start"] : commit["stop"]] = number
         return winner
 
@@ -300,14 +312,41 @@ class _Verifier:
                 self.error(key, f"does not have the SHA-256 that {owner} says")
             else:
                 held[relative] = data
-        for key in self.in_folder.get(base, []):
+        self.unnamed(base, owner)
+        attributes = self.structure(owner, folder, held)
+        return self._decoded(owner, folder, held), attributes
+
+    def hashed(self, key: str, owner: str, size: int, sha256: str) -> bytes | None:
+        """Check the hash of an object of any size; return its bytes if they are few, else none."""
+        self.expected.add(key)
+        state, found, data = hashlib.sha256(), 0, b""
+        try:
+            for block in self.storage.blocks(key):
+                state.update(block)
+                found += len(block)
+                data = block if found == len(block) else b""
+        except FileNotFoundError:
+            self.error(key, "is missing")
+            return None
+        except OSError as error:
+            self.error(key, f"cannot be read: {error}")
+            return None
+        if found != size:
+            self.error(key, f"has {found} bytes, {owner} says {size}")
+        elif state.hexdigest() != sha256:
+            self.error(key, f"does not have the SHA-256 that {owner} says")
+        else:
+            return data
+        return None
+
+    def unnamed(self, folder: str, owner: str) -> None:
+        """Report the objects of a folder that its owner does not name."""
+        for key in self.in_folder.get(folder, []):
             if key not in self.expected:
                 self.expected.add(key)
                 self.error(key, f"is in a folder of {owner}, which does not name it")
-        attributes = self._structure(owner, folder, held)
-        return self._decoded(owner, folder, held), attributes
 
-    def _structure(
+    def structure(
         self, owner: str, folder: Mapping[str, Any], held: Mapping[str, bytes]
     ) -> dict[str, Any]:
         """Check that the folder's objects are those of its arrays, and their groups' documents."""
@@ -401,7 +440,7 @@ class _Verifier:
     def _coverage(self) -> None:
         if self.plan is None:
             return
-        missing = self._winners() < 0
+        missing = self.winners() < 0
         if missing.any():
             first = int(np.argmax(missing))
             self.note(
@@ -422,7 +461,7 @@ class _Verifier:
                 self.note(
                     key, "says that a process is writing to the store, or was killed doing so"
                 )
-            elif parts[0] in {"chunks", "documents"} and len(parts) > 2:
+            elif parts[0] in {"chunks", "documents", "index"} and len(parts) > 2:
                 folder = f"{parts[0]}/{parts[1]}"
                 folders[folder] = folders.get(folder, 0) + 1
             else:

@@ -1,0 +1,145 @@
+"""Keys and bytes: the few operations that a store needs of a disk or an object store.
+
+Nothing here knows what is stored. Two things matter beyond reading and writing: whether a key can be
+created *only if it does not exist* with exactly one winner (the ledger rests on it), and whether
+written bytes can be made to survive a power cut.
+"""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from zarr.abc.store import Store
+
+__all__ = ["Sink", "Storage"]
+
+TEMPORARY = ".tmp-"
+"""What a name begins with that no reader looks at."""
+BLOCK = 2**20
+AT_ONCE = 16
+"""Requests in flight."""
+
+
+class Sink:
+    """A key that is written piece by piece; this one collects them and puts them at once.
+
+    Parameters
+    ----------
+    put
+        Called with all bytes when the sink is closed.
+    """
+
+    def __init__(self, put: Callable[[bytes], None]) -> None:
+        self._put = put
+        self._pieces: list[bytes] = []
+
+    def write(self, piece: bytes) -> None:
+        """Append ``piece``."""
+        self._pieces.append(piece)
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._put(b"".join(self._pieces))
+
+    def abandon(self) -> None:
+        """Let go of what was written; nothing needs to be readable."""
+        self._pieces.clear()
+
+
+class Storage(ABC):
+    """A flat namespace of ``/``-separated keys, each holding bytes."""
+
+    url: str
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """Return all bytes of ``key``; raise `FileNotFoundError` where there is none."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``start``, or fewer where the object ends before."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Return the size of ``key`` in bytes; raise `FileNotFoundError` where there is none."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Write ``key``, replacing what was there; readers see the old bytes or the new ones."""
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write a key that nobody else writes; it survives a power cut only after `sync`."""
+
+    def create(self, key: str) -> Sink:
+        """Open a new key to be written piece by piece; as `put_new` once it is closed."""
+        return Sink(lambda data: self.put_new(key, data))
+
+    def blocks(self, key: str) -> Iterator[bytes]:
+        """Yield the bytes of ``key`` in order, a bounded number at a time where that costs nothing."""
+        yield self.get(key)
+
+    @abstractmethod
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create ``key`` durably unless it exists; return whether this call created it."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield every key below ``prefix`` (a folder, or ``""``) with its size."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete ``key``; a missing one is no error."""
+
+    @abstractmethod
+    def delete_folder(self, prefix: str) -> None:
+        """Delete every key below ``prefix``; a missing folder is no error."""
+
+    def delete_folders(self, prefixes: Iterable[str]) -> None:
+        """Delete several folders at once: most of the time is waiting."""
+        with ThreadPoolExecutor(AT_ONCE) as executor:
+            for _ in executor.map(self.delete_folder, prefixes):
+                pass
+
+    @abstractmethod
+    def zarr_store(self, *, read_only: bool = True) -> Store:
+        """Return a zarr store over the same keys."""
+
+    def sync(self, keys: Iterable[str]) -> None:  # noqa: B027  (nothing to do is a right answer)
+        """Make ``keys``, which were written by `put_new`, durable. A no-op on object stores."""
+
+    def folders(self, prefix: str) -> set[str]:
+        """Return the names of the folders directly below the folder ``prefix``."""
+        cut = len(prefix) + 1
+        return {key[cut:].split("/", 1)[0] for key, _ in self.list(prefix) if "/" in key[cut:]}
+
+    def exists(self, key: str) -> bool:
+        """Return whether ``key`` holds something."""
+        try:
+            self.size(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def arbitrates(self) -> bool:
+        """Return whether two writers of one absent key get exactly one winner.
+
+        Proven, not believed: one probe key is created twice.
+        """
+        key = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            return self.put_if_absent(key, b"first") and not self.put_if_absent(key, b"second")
+        finally:
+            self.delete(key)
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"

@@ -1,0 +1,203 @@
+"""A folder of this machine's file system as a storage."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from zarr.abc.store import Store
+
+__all__ = ["LocalStorage"]
+
+
+class _FileSink(Sink):
+    """A file that nobody reads before it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb", buffering=0)
+
+    @override
+    def write(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        while view:
+            view = view[self._file.write(view) :]
+
+    @override
+    def close(self) -> None:
+        self._file.close()
+
+    @override
+    def abandon(self) -> None:
+        self._file.close()
+
+
+class LocalStorage(Storage):
+    """A folder of this machine's file system."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def _path(self, key: str) -> Path:
+        return self.root / key
+
+    @override
+    def get(self, key: str) -> bytes:
+        return self._path(key).read_bytes()
+
+    @override
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        descriptor = os.open(self._path(key), os.O_RDONLY)
+        try:
+            parts = []
+            while length > 0 and (part := os.pread(descriptor, length, start)):
+                parts.append(part)
+                start, length = start + len(part), length - len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(descriptor)
+
+    @override
+    def size(self, key: str) -> int:
+        return self._path(key).stat().st_size
+
+    def _write_aside(self, key: str, data: bytes) -> Path:
+        """Write and sync ``data`` to a file next to ``key`` that no reader looks at."""
+        path = self._path(key)
+        _make_folder(path.parent)
+        aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with aside.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        return aside
+
+    @override
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        self._write_aside(key, data).replace(path)
+        _sync_folder(path.parent)
+
+    @override
+    def put_new(self, key: str, data: bytes) -> None:
+        sink = self.create(key)
+        sink.write(data)
+        sink.close()
+
+    @override
+    def create(self, key: str) -> Sink:
+        return _FileSink(self._path(key))
+
+    @override
+    def blocks(self, key: str) -> Iterator[bytes]:
+        with self._path(key).open("rb", buffering=0) as file:
+            while block := file.read(BLOCK):
+                yield block
+
+    @override
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        aside = self._write_aside(key, data)
+        try:
+            # A hard link appears with its whole content, or fails: the one call on a local file
+            # system that is both atomic and exclusive.
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot create {path} exclusively: {error.strerror}. The file system must support "
+                "hard links for a store to be written safely; write to another disk and copy the "
+                "finished store",
+            ) from error
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return True
+
+    @override
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        for folder, _, names in os.walk(self._path(prefix)):
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
+                    yield path.relative_to(self.root).as_posix(), path.stat().st_size
+
+    @override
+    def folders(self, prefix: str) -> set[str]:
+        try:
+            with os.scandir(self._path(prefix)) as entries:
+                return {e.name for e in entries if e.is_dir()}
+        except FileNotFoundError:
+            return set()
+
+    @override
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    @override
+    def delete_folder(self, prefix: str) -> None:
+        shutil.rmtree(self._path(prefix), ignore_errors=True)
+
+    @override
+    def sync(self, keys: Iterable[str]) -> None:
+        files = [self._path(key) for key in keys]
+        folders: set[Path] = set()
+        for path in files:
+            for parent in path.parents:
+                if parent in folders or parent == self.root.parent:
+                    break
+                folders.add(parent)
+        # A file system syncs many files together in about the time of one, if asked at once.
+        with ThreadPoolExecutor(AT_ONCE) as executor:
+            for _ in executor.map(_sync_path, files):
+                pass
+            for _ in executor.map(_sync_folder, folders):
+                pass
+
+    @override
+    def zarr_store(self, *, read_only: bool = True) -> Store:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root, read_only=read_only)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and what is missing above it, the new names durable."""
+    made = list(itertools.takewhile(lambda f: not f.exists(), [folder, *folder.parents]))
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        _sync_folder(each.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    # A new name is durable only once its folder is. Windows has no such call and needs none.
+    if os.name != "nt":
+        _sync_path(path)
