@@ -44,6 +44,8 @@ class Block:
         How.
     features : ndarray of int64, optional
         Columns of the result, in order; all by default.
+    wide : bool
+        Return columns as int32, as scipy has them, rather than as small as they are stored.
     """
 
     store: Store
@@ -51,6 +53,7 @@ class Block:
     reduction: Reduction
     threshold: float
     features: NDArray[np.int64] | None = None
+    wide: bool = False
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -121,7 +124,7 @@ def _reduce(block: Block) -> BlockRows:
     reduce = _from_tokens if tokens else _from_pooled
     for chunk, positions, where in store.parts(documents):
         for which in clusters(chunk, positions, tokens=tokens):
-            found = reduce(chunk, positions[which], reduction, block.threshold)
+            found = reduce(chunk, positions[which], block)
             lengths, columns, values = _select(*found, column_of)
             at = int(where[which.start])
             rows.lengths[at : at + len(lengths)] = lengths
@@ -143,9 +146,8 @@ def clusters(chunk: StoredChunk, positions: NDArray[np.int64], *, tokens: bool) 
 _Piece = tuple["NDArray[np.int64]", "NDArray[np.integer[Any]]", "NDArray[np.float32]"]
 
 
-def _from_tokens(
-    chunk: StoredChunk, positions: NDArray[np.int64], reduction: Reduction, threshold: float
-) -> _Piece:
+def _from_tokens(chunk: StoredChunk, positions: NDArray[np.int64], block: Block) -> _Piece:
+    reduction = block.reduction
     if reduction.tokens is None:
         raise ValueError(f"{reduction.name} needs the tokens and does not say how")
     low, high = int(positions[0]), int(positions[-1]) + 1
@@ -154,13 +156,14 @@ def _from_tokens(
     rows = positions - low
     most = int((pointer[rows + 1] - pointer[rows]).sum())
     lengths = np.zeros(len(positions), np.int64)
-    columns, values = np.empty(most, feature_dtype(chunk.d_sae)), np.empty(most, np.float32)
+    dtype = np.dtype(np.int32) if block.wide else feature_dtype(chunk.d_sae)
+    columns, values = np.empty(most, dtype), np.empty(most, np.float32)
     reduce = reduction.tokens()(chunk.d_sae)
     at = n = 0
     for piece in stream_tokens(chunk, low, high, positions):
         stop = at + len(piece.begin)
         n += reduce(
-            piece.feature, piece.activation, piece.begin, piece.end, piece.n_tokens, threshold,
+            piece.feature, piece.activation, piece.begin, piece.end, piece.n_tokens, block.threshold,
             lengths[at:stop], columns[n:], values[n:],
         )  # fmt: skip
         at = stop
@@ -169,9 +172,8 @@ def _from_tokens(
     return lengths, columns[:n], values[:n]
 
 
-def _from_pooled(
-    chunk: StoredChunk, positions: NDArray[np.int64], reduction: Reduction, threshold: float
-) -> _Piece:
+def _from_pooled(chunk: StoredChunk, positions: NDArray[np.int64], block: Block) -> _Piece:
+    reduction = block.reduction
     if reduction.finalize is None:
         raise ValueError(f"{reduction.name} needs the document level and does not say how")
     low, high = int(positions[0]), int(positions[-1]) + 1
@@ -182,7 +184,9 @@ def _from_pooled(
         doc_ptr = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
         n_tokens = np.repeat(np.diff(doc_ptr).astype(np.float32), lengths)
     columns = level["feature"]
-    values = reduction.finalize(level, n_tokens, threshold).astype(np.float32, copy=False)
+    values = reduction.finalize(level, n_tokens, block.threshold).astype(np.float32, copy=False)
+    if block.wide:
+        columns = columns.astype(np.int32)
     if len(positions) != high - low:
         rows = positions - low
         entries = gather_ranges(level["doc_ptr"][rows], level["doc_ptr"][rows + 1])

@@ -184,7 +184,7 @@ def aggregate_blocks(
     if order.back is not None:
         where = np.argsort(order.back, kind="stable")
         first = np.searchsorted(order.back[where], np.arange(len(order.ascending) + 1))
-    parts = _run(store, order.ascending, reduction, threshold, None, workers)
+    parts = _run(store, order.ascending, reduction, threshold, None, workers, wide=width < 2**31)
 
     def blocks() -> Iterator[tuple[NDArray[np.int64], csr_matrix]]:
         at = 0
@@ -208,12 +208,14 @@ def _run(
     threshold: float,
     features: NDArray[np.int64] | None,
     workers: int | None,
+    *,
+    wide: bool = False,
 ) -> Iterator[BlockRows]:
     tokens = reduction.needs_tokens(threshold)
     runs = cut_documents(store, ascending, tokens=tokens, workers=workers)
     return run_tasks(
         reduce_block,
-        (Block(store, run, reduction, threshold, features) for run in runs),
+        (Block(store, run, reduction, threshold, features, wide) for run in runs),
         workers=workers,
         description=reduction.name,
         total=len(ascending),
@@ -229,6 +231,11 @@ def _assemble(parts: Sequence[BlockRows], absent: NDArray[np.bool_], width: int)
     indptr = np.concatenate([[0], np.cumsum(filled)])
     total = int(indptr[-1])
     index_dtype: type[np.signedinteger[Any]] = np.int32 if max(total, width) < 2**31 else np.int64
+    if len(parts) == 1 and len(parts[0].columns) == 1 and not absent.any():
+        columns: Any = parts[0].columns[0]
+        if columns.dtype == index_dtype:  # taken as they are
+            shape = len(filled), width
+            return trusted_csr(parts[0].values[0], columns, indptr.astype(index_dtype), shape)
     indices, data = np.empty(total, index_dtype), np.empty(total, np.float32)
     gaps = bool(absent.any())
     at = 0
