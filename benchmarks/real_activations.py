@@ -39,14 +39,19 @@ def base_chunk() -> Chunk:
     )
 
 
-def texts() -> list[str]:
-    """Return the texts of the documents of `base_chunk`."""
+def sentences() -> list[list[str]]:
+    """Return the texts that each document of `base_chunk` is joined from."""
     pool = load_demo()["text"].tolist()
     generator = np.random.default_rng(0)
     return [
-        " ".join(pool[i] for i in generator.choice(len(pool), _TEXTS_PER_DOCUMENT, replace=False))
+        [pool[i] for i in generator.choice(len(pool), _TEXTS_PER_DOCUMENT, replace=False)]
         for _ in range(_DOCUMENTS)
     ]
+
+
+def texts() -> list[str]:
+    """Return the texts of the documents of `base_chunk`."""
+    return [" ".join(parts) for parts in sentences()]
 
 
 def _encode(path: Path) -> None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shutil
 import tempfile
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from common import best, folder_size, machine, remove, token_matrix
 from real_activations import resampled
 from scipy.sparse import csr_matrix
 
@@ -30,44 +28,9 @@ from interp_embed.interop.pickle import LegacyDataset, write_pickle
 from interp_embed.store import Store, StoreWriter, create_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from interp_embed.chunk import Chunk
 
 _RANDOM_DOCUMENTS = 200
-
-
-def best(run: Callable[[], Any], repeat: int, before: Callable[[], Any] = lambda: None) -> float:
-    """Return the shortest time of a few runs, in seconds."""
-    times = []
-    for _ in range(repeat):
-        before()
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def folder_size(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-
-
-def token_matrix(chunk: Chunk) -> csr_matrix:
-    """Return all tokens of a chunk as one matrix, (tokens, d_sae)."""
-    return csr_matrix(
-        (chunk.activation, chunk.feature.astype(np.int32), chunk.token_ptr.astype(np.int32)),
-        shape=(chunk.n_tokens, chunk.d_sae),
-    )
 
 
 def measure_ours(chunk: Chunk, where: Path, dtype: str, repeat: int) -> dict[str, float]:
@@ -230,9 +193,8 @@ def main() -> None:
             for left in where.iterdir():
                 remove(left)
     tokens = chunk.n_tokens / chunk.n_documents
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(
-        f"{chunk.nnz:,} nonzeros, {chunk.n_documents:,} documents of {tokens:.0f} tokens; {machine}"
+        f"{chunk.nnz:,} nonzeros, {chunk.n_documents:,} documents of {tokens:.0f} tokens; {machine()}"
     )
     print(
         f"{'':18}{'write M/s':>10}{'read M/s':>10}{'document ms':>13}{'bytes/nnz':>11}{'tokens':>8}"
@@ -256,7 +218,7 @@ def main() -> None:
         print(f"{name:28}{ratio:8.2f} x")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(
-        json.dumps({"machine": machine, "results": results, "ratios": ratios}, indent=1)
+        json.dumps({"machine": machine(), "results": results, "ratios": ratios}, indent=1)
     )
 
 

@@ -46,6 +46,9 @@ class Block:
         Columns of the result, in order; all by default.
     wide : bool
         Return columns as int32, as scipy has them, rather than as small as they are stored.
+    travels : bool
+        The result goes to another process, so that fewer bytes are worth some work: counts are
+        returned as the smallest integers that hold them.
     """
 
     store: Store
@@ -54,6 +57,7 @@ class Block:
     threshold: float
     features: NDArray[np.int64] | None = None
     wide: bool = False
+    travels: bool = False
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -65,7 +69,7 @@ class BlockRows:
 
     lengths: NDArray[np.int64]
     columns: list[NDArray[np.integer[Any]]]
-    values: list[NDArray[np.float32]]
+    values: list[NDArray[Any]]
 
 
 def cut_documents(
@@ -129,6 +133,8 @@ def _reduce(block: Block) -> BlockRows:
             at = int(where[which.start])
             rows.lengths[at : at + len(lengths)] = lengths
             rows.columns.append(columns)
+            if block.travels and reduction.gives_integers:
+                values = values.astype(np.min_scalar_type(int(values.max(initial=0))))
             rows.values.append(values)
     return rows
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from interp_embed.aggregate.blocks import Block, BlockRows, cut_documents, reduce_block
 from interp_embed.aggregate.memory import require_memory
-from interp_embed.aggregate.scheduler import run_tasks
+from interp_embed.aggregate.scheduler import active_client, run_tasks
 from interp_embed.chunk import DocumentStatus, gather_ranges, trusted_csr
 from interp_embed.store.reader import MISSING
 
@@ -213,9 +213,13 @@ def _run(
 ) -> Iterator[BlockRows]:
     tokens = reduction.needs_tokens(threshold)
     runs = cut_documents(store, ascending, tokens=tokens, workers=workers)
+    travels = workers is None and active_client() is not None
     return run_tasks(
         reduce_block,
-        (Block(store, run, reduction, threshold, features, wide) for run in runs),
+        (
+            Block(store, run, reduction, threshold, features, wide and not travels, travels)
+            for run in runs
+        ),
         workers=workers,
         description=reduction.name,
         total=len(ascending),

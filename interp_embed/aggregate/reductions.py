@@ -58,6 +58,8 @@ class Reduction:
         Whether ``finalize`` looks at ``n_tokens``, the number of tokens of each entry's document.
     gives_zeros : bool
         Whether an entry that is above zero may be finalised to zero.
+    gives_integers : bool
+        Whether values are integers from 0 on.
     uses_threshold : bool
         Whether ``activated_threshold`` matters.
     tokens : callable, optional
@@ -74,6 +76,7 @@ class Reduction:
     ) = None
     uses_n_tokens: bool = False
     gives_zeros: bool = False
+    gives_integers: bool = False
     uses_threshold: bool = False
     tokens: Callable[[], type[TokenReducer]] | None = None
     needs_tokens: Callable[[float], bool] = lambda _: False
@@ -101,17 +104,19 @@ REDUCTIONS: Mapping[str, Reduction] = {
             # A float64 threshold: a Python float would be rounded to the dtype of the array.
             lambda a, n, t: a["max"] > np.float64(t),
             gives_zeros=True,
+            gives_integers=True,
             uses_threshold=True,
         ),
         Reduction(
             "count",
             ("positive",),
             lambda a, n, t: a["positive"],
+            gives_integers=True,
             uses_threshold=True,
             tokens=_count_above,
             needs_tokens=_above_zero,
         ),
-        Reduction("nnz", ("count",), lambda a, n, t: a["count"]),
+        Reduction("nnz", ("count",), lambda a, n, t: a["count"], gives_integers=True),
         Reduction("var", tokens=_variance, needs_tokens=_always),
     )
 }

@@ -101,8 +101,7 @@ def _tokens(level: Level, begin: Any, end: Any, threshold: float, out: NDArray[n
 def _tokens_above(piece: TokenPiece, threshold: float, out: NDArray[np.int64]) -> None:
     from interp_embed.kernels.statistics import count_above
 
-    values = piece.activation.astype(np.float32, copy=False)
-    count_above(piece.feature, values, piece.begin, piece.end, np.float64(threshold), out)
+    count_above(piece.feature, piece.single(), piece.begin, piece.end, np.float64(threshold), out)
 
 
 def _total(level: Level, begin: Any, end: Any, threshold: float, out: NDArray[np.float64]) -> None:
@@ -123,7 +122,7 @@ def _highest(
 def _histogram(piece: TokenPiece, threshold: float, out: NDArray[np.int64]) -> None:
     from interp_embed.kernels.statistics import count_bins
 
-    bits = piece.activation.astype(np.float32, copy=False).view(np.int32)
+    bits = piece.single().view(np.int32)
     count_bins(piece.feature, bits, piece.begin, piece.end, out)
 
 

@@ -38,6 +38,27 @@ class TokenPiece:
     begin: NDArray[np.int64]
     end: NDArray[np.int64]
     n_tokens: NDArray[np.int64]
+    _single: _Single
+
+    def single(self) -> NDArray[np.float32]:
+        """Return the activations as float32, valid until the next piece is read."""
+        return self._single.of(self.activation)
+
+
+class _Single:
+    """Room for half floats as floats."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.float32)
+
+    def of(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
+        if values.dtype == np.float32:
+            return values.view(np.float32)
+        if len(self._buffer) < len(values):
+            self._buffer = np.empty(len(values), np.float32)
+        out = self._buffer[: len(values)]
+        out[:] = values
+        return out
 
 
 class _Window:
@@ -65,7 +86,7 @@ class _Window:
                 buffer[:kept] = buffer[low - self._low : low - self._low + kept]
             array.read_into(buffer[begin - low : target - low], begin)
         self._low, self._high = low, target
-        return self._buffers
+        return [buffer[: target - low] for buffer in self._buffers]
 
 
 def stream_tokens(
@@ -93,6 +114,7 @@ def stream_tokens(
     rows = positions - low
     begin, end, n_tokens = bounds[rows], bounds[rows + 1], np.diff(doc_ptr)[rows]
     window = _Window(chunk, int(bounds[0]), int(bounds[-1]))
+    single = _Single()
     at = 0
     while at < len(rows):
         stop = int(np.searchsorted(end, begin[at] + _PIECE_NNZ, side="right"))
@@ -100,6 +122,11 @@ def stream_tokens(
         origin = int(begin[at])
         feature, activation = window.move(origin, int(end[stop - 1]))
         yield TokenPiece(
-            feature, activation, begin[at:stop] - origin, end[at:stop] - origin, n_tokens[at:stop]
+            feature,
+            activation,
+            begin[at:stop] - origin,
+            end[at:stop] - origin,
+            n_tokens[at:stop],
+            single,
         )
         at = stop

@@ -113,7 +113,7 @@ def _zero(dtype: str) -> int | float:
     return 0.0 if np.dtype(dtype).kind == "f" else 0
 
 
-def crc(data: bytes) -> bytes:
+def crc(data: bytes | NDArray[np.uint8]) -> bytes:
     """Return the CRC32C of some bytes as it is stored behind them."""
     return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
 
@@ -162,10 +162,12 @@ class InnerCodec:
         checksum: int = google_crc32c.value(compressed)
         return compressed + checksum.to_bytes(CRC_BYTES, "little")
 
-    def decode(self, data: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def decode(
+        self, data: bytes | NDArray[np.uint8], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """Return the elements of an inner chunk, padding included; in ``out`` where it fits."""
         compressed = data[:-CRC_BYTES]
-        if crc(compressed) != data[-CRC_BYTES:]:
+        if crc(compressed) != bytes(data[-CRC_BYTES:]):
             raise ValueError("checksum mismatch")
         if self.text:
             raw = self.compressor.decode(compressed)

@@ -26,8 +26,31 @@ __all__ = ["BlockCache", "ShardedArray"]
 _ABSENT = 2**64 - 1
 _TASK_CHUNKS = 8
 """Inner chunks a task: handing one to a thread costs as much as decoding it."""
+_KEPT_BYTES = 2**24
 _FETCH_CHUNKS = 32
 """Inner chunks a request of a pass: few requests, and memory that the allocator uses again."""
+
+
+class _Scratch(threading.local):
+    """Memory for compressed bytes, one a thread.
+
+    Megabytes that are freed go back to the system in many settings (dask's workers for one), and
+    getting them again costs as much as decoding what is in them.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+
+    def room(self, length: int) -> NDArray[np.uint8]:
+        """Return memory that is valid until the next call in this thread."""
+        if length > _KEPT_BYTES:
+            return np.empty(length, np.uint8)
+        if len(self._buffer) < length:
+            self._buffer = np.empty(length, np.uint8)
+        return self._buffer[:length]
+
+
+_scratch = _Scratch()
 
 
 class BlockCache:
@@ -131,17 +154,18 @@ class ShardedArray:
             "store and restore this object from a copy, or encode its documents again"
         )
 
-    def _fetch(self, start: int, length: int) -> bytes:
-        data = self.storage.get_range(self.key, start, length)
-        if len(data) != length:
+    def _fetch(self, start: int, length: int) -> NDArray[np.uint8]:
+        """Read bytes into memory that this thread's next call uses again."""
+        data = _scratch.room(length)
+        if self.storage.get_range_into(self.key, start, data) != length:
             raise self._damaged(f"bytes {start}:{start + length} are missing")
         return data
 
-    def _parse_index(self, tail: bytes) -> NDArray[np.uint64]:
+    def _parse_index(self, tail: NDArray[np.uint8]) -> NDArray[np.uint64]:
         body, claimed = tail[:-CRC_BYTES], tail[-CRC_BYTES:]
-        if crc(body) != claimed:
+        if crc(body) != bytes(claimed):
             raise self._damaged("the checksum of its index does not match")
-        index = np.frombuffer(body, "<u8").reshape(-1, 2)
+        index = np.frombuffer(bytes(body), "<u8").reshape(-1, 2)
         if (index == _ABSENT).any():
             raise self._damaged("its index lacks an inner chunk")
         return index
@@ -154,7 +178,9 @@ class ShardedArray:
     def _index(self) -> NDArray[np.uint64]:
         return self._parse_index(self._fetch(self.size - self._index_bytes, self._index_bytes))
 
-    def _decode(self, number: int, data: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def _decode(
+        self, number: int, data: NDArray[np.uint8], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         try:
             values = self._codec.decode(data, out)
         except (ValueError, RuntimeError, MemoryError) as error:
@@ -185,7 +211,9 @@ class ShardedArray:
             pass
         return out
 
-    def _fill(self, out: NDArray[Any], first: int, last: int, whole: bytes | None = None) -> None:
+    def _fill(
+        self, out: NDArray[Any], first: int, last: int, whole: NDArray[np.uint8] | None = None
+    ) -> None:
         """Decode inner chunks ``first:last`` into ``out``."""
         inner = self._codec.inner
         for number, data in self._raw(first, last, whole):
@@ -195,8 +223,8 @@ class ShardedArray:
                 target[:] = values[: len(target)]
 
     def _raw(
-        self, first: int, last: int, whole: bytes | None = None
-    ) -> Iterator[tuple[int, bytes]]:
+        self, first: int, last: int, whole: NDArray[np.uint8] | None = None
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Read inner chunks ``first:last``, which lie one after another."""
         if whole is not None:
             index, begin, data = self._parse_index(whole[-self._index_bytes :]), 0, whole

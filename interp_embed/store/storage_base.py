@@ -12,11 +12,13 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
 from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from numpy.typing import NDArray
     from zarr.abc.store import Store
 
 __all__ = ["Sink", "Storage"]
@@ -66,6 +68,12 @@ class Storage(ABC):
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return ``length`` bytes from ``start``, or fewer where the object ends before."""
+
+    def get_range_into(self, key: str, start: int, out: NDArray[np.uint8]) -> int:
+        """Fill ``out`` with bytes from ``start`` on; return how many there were."""
+        data = self.get_range(key, start, len(out))
+        out[: len(data)] = np.frombuffer(data, np.uint8)
+        return len(data)
 
     @abstractmethod
     def size(self, key: str) -> int:

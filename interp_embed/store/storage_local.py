@@ -9,7 +9,7 @@ import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -18,6 +18,8 @@ from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Sto
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
     from zarr.abc.store import Store
 
 __all__ = ["LocalStorage"]
@@ -68,6 +70,21 @@ class LocalStorage(Storage):
                 parts.append(part)
                 start, length = start + len(part), length - len(part)
             return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(descriptor)
+
+    @override
+    def get_range_into(self, key: str, start: int, out: NDArray[np.uint8]) -> int:
+        descriptor = os.open(self._path(key), os.O_RDONLY)
+        try:
+            filled = 0
+            room: Any = out
+            while filled < len(out):
+                more = os.preadv(descriptor, [room[filled:]], start + filled)
+                if more == 0:
+                    break
+                filled += more
+            return filled
         finally:
             os.close(descriptor)
 
