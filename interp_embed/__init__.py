@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp_embed.dataset import Dataset
+    from interp_embed.lazy.densify import densify
     from interp_embed.row import DatasetRow
 
 __version__ = "0.1.0"
-__all__ = ["Dataset", "DatasetRow", "__version__"]
+__all__ = ["Dataset", "DatasetRow", "__version__", "densify"]
 
-_HOME = {"Dataset": "interp_embed.dataset", "DatasetRow": "interp_embed.row"}
+_HOME = {
+    "Dataset": "interp_embed.dataset",
+    "DatasetRow": "interp_embed.row",
+    "densify": "interp_embed.lazy.densify",
+}
 
 
 def __getattr__(name: str) -> Any:
