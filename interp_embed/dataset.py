@@ -14,8 +14,9 @@ import numpy as np
 
 from interp_embed import saving
 from interp_embed.activations import Activations
-from interp_embed.aggregate.execute import unavailable
+from interp_embed.aggregate.memory import parse_size
 from interp_embed.inputs import as_frame, check_positive, check_rows, check_sae
+from interp_embed.progress import show_progress
 from interp_embed.store.layout import check_dtype
 
 if TYPE_CHECKING:
@@ -170,6 +171,28 @@ class Dataset(Activations):
 
     # Disk
 
+    def build_index(self, memory: int | str | None = None) -> None:
+        """Index the whole store by feature, so that questions about a few features are quick.
+
+        Finding a feature's documents then takes a few reads instead of a pass over the corpus. A
+        store of some size gets an index when its encoding is complete; this is for one that was
+        encoded in part, or lost its index. What is right already is kept.
+
+        Parameters
+        ----------
+        memory
+            Bytes that the process should stay within, or a size such as ``"4G"``; 1 GiB by default.
+
+        Raises
+        ------
+        ValueError
+            If nothing was encoded yet, or ``memory`` is no size.
+        """
+        from interp_embed.store.index_writer import DEFAULT_MEMORY, build_index
+
+        room = DEFAULT_MEMORY if memory is None else parse_size(memory)
+        build_index(self._store, memory=room, progress=show_progress())
+
     def save_to_file(
         self, file_path: str | os.PathLike[str] | None = None, dtype: DTypeLike = np.float32
     ) -> None:
@@ -180,6 +203,8 @@ class Dataset(Activations):
         file_path
             Where; by default ``dataset_{id}.zarr``. A path that ends in ``.pkl`` or ``.pickle``
             gets the one-file pickle of the original library, for exchange; any other a store. A
+            pickle keeps neither why documents failed nor which were truncated: read back, one that
+            failed is not encoded yet, unless it has no text. A
             dataset that is there already is replaced; a process that has the replaced store open
             then fails to read from it, and has to open it again.
         dtype
@@ -201,7 +226,7 @@ class Dataset(Activations):
         file_path: str | os.PathLike[str],
         resume: bool = False,
         batch_size: int = 8,
-        device: str | Mapping[str, str] = "cuda:0",
+        device: str | Mapping[str, str] = saving.DEFAULT_DEVICE,
     ) -> Dataset:
         """Open a saved dataset. Neither a model nor a GPU is needed to read it.
 
@@ -216,7 +241,8 @@ class Dataset(Activations):
         batch_size
             Documents a batch, when resuming.
         device
-            For the SAE, when resuming.
+            For the SAE, when resuming. Where there is no GPU the run is on the CPU, with a warning
+            if another GPU than the default was asked for.
 
         Raises
         ------
@@ -243,18 +269,17 @@ class Dataset(Activations):
         if len(self) >= 5:
             lines.insert(2, "    ...")
         body = "\n".join(lines)
-        return (
-            f"Dataset {self.id} ({len(self):,} documents, {self.d_sae or '?'} features)(\n"
-            f"  columns=[{names}]\n  rows=[\n{body}\n  ]\n)"
+        counts = ", ".join(
+            [f"{len(self):,} documents", *self._status_counts(), f"{self.d_sae or '?'} features"]
         )
+        return f"Dataset {self.id} ({counts})(\n  columns=[{names}]\n  rows=[\n{body}\n  ]\n)"
 
     def _repr_html_(self) -> str:
         from interp_embed.viz.html import dataset_html
 
-        failed = int(unavailable(self._store, self._documents).sum())
+        others = ", ".join(self._status_counts())
         summary = {
-            "Documents": f"{len(self):,}"
-            + (f" ({failed:,} without activations)" if failed else ""),
+            "Documents": f"{len(self):,}" + (f" ({others})" if others else ""),
             "Tokens": f"{self.token_count:,}",
             "Features": f"{self.d_sae or 'unknown'}",
             "Store": self.path,

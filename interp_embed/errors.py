@@ -8,6 +8,7 @@ value, where, and what to do about it.
 from __future__ import annotations
 
 __all__ = [
+    "CorruptIndexError",
     "CorruptStoreError",
     "FingerprintMismatchError",
     "NotAStoreError",
@@ -34,6 +35,10 @@ class UnsupportedFormatError(ValueError):
 
 class CorruptStoreError(OSError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+class CorruptIndexError(CorruptStoreError):
+    """The index of a store is damaged; what it was made from may well be sound."""
 
 
 class FingerprintMismatchError(ValueError):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from interp_embed.sae.base import BaseSAE
 
 __all__ = [
+    "DEFAULT_DEVICE",
     "choose_device",
     "is_done",
     "keep_labels",
@@ -44,6 +45,9 @@ __all__ = [
     "save",
     "write_rows",
 ]
+
+DEFAULT_DEVICE = "cuda:0"
+"""Where a run is resumed that names no device."""
 
 _PICKLES = (".pkl", ".pickle")
 _COPY_DOCUMENTS = 4096
@@ -84,7 +88,7 @@ def open_or_create(
             store = None
         if store is not None:
             given = {**fingerprint, "dtype": dtype.name, "field": field, "documents": hashes}
-            check_fingerprint(store, given)
+            check_fingerprint(store, given, len(frame))
             if feature_labels:
                 _put_labels(store, feature_labels, wrote=False)
             return store
@@ -141,45 +145,64 @@ def is_done(store: Store) -> bool:
     return all(reason_not_text(text) is not None for text in texts)
 
 
-def write_rows(store: Store, sae: BaseSAE | None, rows: Sequence[DatasetRow | None]) -> None:
-    """Commit activations that are known already; what the store holds stays as it is."""
+def write_rows(
+    store: Store,
+    sae: BaseSAE | None,
+    rows: Sequence[DatasetRow | None],
+    failed: Mapping[int, str] | None = None,
+) -> None:
+    """Commit activations that are known already; what the store holds stays as it is.
+
+    ``failed`` says of documents without a row why they cannot have one.
+    """
+    reasons = failed or {}
     known = [row for row in rows if row is not None]
-    if not known:
+    if not known and not reasons:
         return
     widths = {row.activations.shape[1] for row in known}
     if len(widths) > 1:
         raise ValueError(f"rows have different numbers of features: {sorted(widths)}")
-    d_sae = widths.pop()
+    d_sae = widths.pop() if widths else store.d_sae
     fingerprint = None if sae is None else sae.fingerprint()
     with StoreWriter(store, fingerprint, d_sae) as writer:
         for gap in store.ledger.missing:
             for start, stop in store.plan.pieces(*gap):
                 run: list[int] = []
                 for document in range(start, stop + 1):
-                    if document < stop and rows[document] is not None:
+                    if document < stop and (rows[document] is not None or document in reasons):
                         run.append(document)
                     elif run:
-                        chunk = _chunk_of_rows(d_sae, run, [rows[d] for d in run])
+                        chunk = _chunk_of_rows(d_sae or 0, run, [rows[d] for d in run], reasons)
                         writer.write(chunk.with_failures(chunk.beyond_range(store.dtype)))
                         run = []
         finish(writer)
     store.refresh()
 
 
-def _chunk_of_rows(d_sae: int, documents: list[int], rows: Sequence[DatasetRow | None]) -> Chunk:
+def _chunk_of_rows(
+    d_sae: int,
+    documents: list[int],
+    rows: Sequence[DatasetRow | None],
+    reasons: Mapping[int, str],
+) -> Chunk:
+    known = {d: row for d, row in zip(documents, rows, strict=True) if row is not None}
+    failed = [d for d in documents if d not in known]
     tables: list[TokenTable] = []
     vocabulary: dict[int, str] = {}
-    for row in rows:
-        table, strings = _token_table(row)  # type: ignore[arg-type]
+    for row in known.values():
+        table, strings = _token_table(row)
         tables.append(table)
         vocabulary |= strings
-    return Chunk.from_documents(
-        d_sae,
-        [row.activations for row in rows if row is not None],
-        tables,
-        doc_id=documents,
-        vocabulary=vocabulary,
+    without = Chunk.failed(d_sae, failed, [reasons[d] for d in failed])
+    if not known:
+        return without
+    activations = [row.activations for row in known.values()]
+    chunk = Chunk.from_documents(
+        d_sae, activations, tables, doc_id=list(known), vocabulary=vocabulary
     )
+    if not failed:
+        return chunk
+    return Chunk.concatenate([without, chunk]).take(np.argsort([*failed, *known]))
 
 
 def _token_table(row: DatasetRow) -> tuple[TokenTable, dict[int, str]]:
@@ -229,7 +252,8 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
     # Written beside it first: what is at the path is a whole dataset at any time, or nothing for a
     # moment; a crash in that moment is made good by `_recover`.
     fresh = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
-    fresh.mkdir(parents=True)
+    with _naming(text):
+        fresh.mkdir(parents=True)
     try:
         with _locked(fresh):
             _copy(dataset, fresh, dtype)
@@ -239,7 +263,20 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
     _clear_leftovers(root)
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Make errors of the system name the path that was given, not what was tried on the way."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+
+
 def _expanded(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"file_path must be a path or a URL, got {path!r}")
     text = os.fspath(path)
     return text if "://" in text else os.path.expanduser(text)  # noqa: PTH111  (keeps "" as it is)
 
@@ -419,25 +456,22 @@ def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
     def rounded(matrix: Any) -> Any:
         return matrix.astype(np.float32) if dtype == np.float32 else _through(matrix, dtype)
 
-    write_pickle(
-        path,
-        LegacyDataset(
-            dataset=dataset._frame(np.arange(len(dataset))),
-            rows=[None if r is None else rounded(r.activations) for r in rows],
-            aggregate_activations=[
-                None
-                if r is None
-                else {name: rounded(m) for name, m in r.aggregate_activations.items()}
-                for r in rows
-            ],
-            tokenized_documents=[None if r is None else r.tokenized_document for r in rows],
-            field=dataset.field,
-            dataset_description=dataset.dataset_description,
-            id=dataset.id,
-            sae_metadata=dict(dataset._store.attributes["sae"]),
-            feature_labels=dataset.feature_labels(),
-        ),
+    legacy = LegacyDataset(
+        dataset=dataset._frame(np.arange(len(dataset))),
+        rows=[None if r is None else rounded(r.activations) for r in rows],
+        aggregate_activations=[
+            None if r is None else {name: rounded(m) for name, m in r.aggregate_activations.items()}
+            for r in rows
+        ],
+        tokenized_documents=[None if r is None else r.tokenized_document for r in rows],
+        field=dataset.field,
+        dataset_description=dataset.dataset_description,
+        id=dataset.id,
+        sae_metadata=dict(dataset._store.attributes["sae"]),
+        feature_labels=dataset.feature_labels(),
     )
+    with _naming(str(path)):
+        write_pickle(path, legacy)
 
 
 def _through(matrix: Any, dtype: np.dtype[Any]) -> Any:
@@ -493,6 +527,7 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
     from interp_embed.dataset import _TemporaryFolder
     from interp_embed.interop.pickle import read_pickle
     from interp_embed.row import DatasetRow
+    from interp_embed.sae.tokens import reason_not_text
 
     legacy = read_pickle(path)
     records = legacy.dataset.to_dict(orient="records")
@@ -525,7 +560,14 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
         sae=legacy.sae_metadata,
         feature_labels=legacy.feature_labels,
     )
-    write_rows(store, sae, rows)
+    # The pickle says only that these have no activations; what has no text cannot have any.
+    texts = store.frame(columns=[store.field]).iloc[:, 0].tolist()
+    failed = {
+        document: why
+        for document, text in enumerate(texts)
+        if rows[document] is None and (why := reason_not_text(text)) is not None
+    }
+    write_rows(store, sae, rows, failed)
     dataset = cls.__new__(cls)
     dataset._bind(store, sae, np.arange(store.n_documents), {}, legacy.feature_labels, folder)
     dataset._no_sae = reason
@@ -550,16 +592,20 @@ def _said(error: Exception) -> str:
 
 
 def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
-    """Put the SAE on ``device``; on the CPU, with a warning, where there is no such GPU."""
+    """Put the SAE on ``device``; on the CPU where there is no GPU.
+
+    That comes with a warning, unless ``device`` is the default, which nobody need have asked for.
+    """
     if sae is None:
         return
     wanted = [device] if isinstance(device, str) else list(device.values())
     if any(d.startswith("cuda") for d in wanted) and not _sees_gpu():
-        warnings.warn(
-            f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
-            "Pass device='cpu' to say so",
-            stacklevel=3,
-        )
+        if device != DEFAULT_DEVICE:
+            warnings.warn(
+                f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
+                "Pass device='cpu' to say so",
+                stacklevel=3,
+            )
         device = "cpu"
     sae.set_device(device)
 

@@ -11,9 +11,11 @@ import pandas as pd
 
 from interp_embed import saving
 from interp_embed.aggregate.execute import unavailable
+from interp_embed.chunk import DocumentStatus
 from interp_embed.row import DatasetRow
 from interp_embed.rows import Rows
 from interp_embed.selection import positions_of
+from interp_embed.store import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -184,6 +186,27 @@ class View:
             self._labels = stored
         return dict(self._labels)
 
+    def status(self) -> NDArray[np.str_]:
+        """Return what became of each document.
+
+        Returns
+        -------
+        ndarray of str, shape (documents,)
+            ``"ok"``; ``"truncated"``, encoded up to the context length; ``"failed"`` (`failures` says
+            why); or ``"missing"``, not encoded yet.
+        """
+        names = np.full(MISSING + 1, "missing", "<U9")
+        for status in DocumentStatus:
+            names[status] = status.name.lower()
+        return names[self._store.status(self._documents)]
+
+    def _status_counts(self) -> list[str]:
+        """Return how many documents are not "ok", in words; nothing where all are."""
+        status = self.status()
+        words = {"failed": "failed", "missing": "not encoded yet", "truncated": "truncated"}
+        counts = {said: int((status == name).sum()) for name, said in words.items()}
+        return [f"{count:,} {said}" for said, count in counts.items() if count]
+
     def failures(self) -> pd.DataFrame:
         """Return the documents that could not be encoded.
 
@@ -214,6 +237,8 @@ class View:
         ------
         ValueError
             If there is no such column.
+        TypeError
+            If a column holds values that have no order.
         """
         single = columns is None or np.isscalar(columns)
         names: Any = [columns] if single else [*columns]
@@ -222,8 +247,15 @@ class View:
         if not names:
             raise ValueError("give at least one column to sort by")
         frame = self._frame(np.arange(len(self)), names)
-        ordered = frame.sort_values(by=names, ascending=not descending, kind="stable")
-        return self._view(ordered.index.to_numpy(np.int64))
+        for name in reversed(names):  # as all sorts are stable, the first column decides
+            try:
+                frame = frame.sort_values(by=name, ascending=not descending, kind="stable")
+            except TypeError as error:
+                raise TypeError(
+                    f"column {name!r} cannot be sorted by, as its values have no order ({error}); "
+                    "sort by another column"
+                ) from error
+        return self._view(frame.index.to_numpy(np.int64))
 
     def filter_na_rows(self) -> Self:
         """Return the documents that have activations."""

@@ -195,6 +195,14 @@ def test_nothing_to_compare_is_an_error_and_no_difference_an_empty_table():
         assert list(found.columns)[:2] == ["feature", "label"]
 
 
+def test_what_is_no_data_set_is_named():
+    documents = Documents(np.ones((1, 2)))
+    with pytest.raises(TypeError, match="b must be a Dataset, got int: 5"):
+        diff(documents, 5)
+    with pytest.raises(TypeError, match="a must be a Dataset, got NoneType"):
+        diff(None, documents)
+
+
 def test_wide_saes_are_compared_quickly():
     class Wide:
         def __init__(self, seed) -> None:

@@ -6,6 +6,7 @@ import ast
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -245,9 +246,11 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, name):
     ("name", "content", "message"),
     [
         ("notes.txt", b"some text", "cannot tell what this is"),
-        ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: Expecting value"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 1,}\n', "JSON Lines: line 2: "),
+        ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: Expecting value (column 1)\n"),
+        ("a.csv", b"text\na\ncaf\xe9\n", "line 3 is not UTF-8 (byte 0xe9); save it as UTF-8\n"),
         ("a.json", b'["a", "b"]', "record 1 is no object but str"),
-        ("a.csv", b"text\n\xff\xfe", "cannot be read as CSV: 'utf-8' codec"),
+        ("a.csv", b"text\n\xff\xfe", "cannot be read as CSV: line 2 is not UTF-8"),
         ("a.csv", b"", "cannot be read as CSV: No columns"),
         ("a.parquet", b"PAR1 and nothing else", "cannot be read as Parquet"),
     ],
@@ -259,6 +262,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(cli, name, content,
     assert err.startswith(f"error: {name}")
     assert message in err
     assert err.count("\n") == 1
+    assert err.count("line ") <= 1
     assert not Path("s.zarr").exists()
 
 
@@ -267,7 +271,19 @@ def test_a_missing_file_and_a_missing_column_are_named(cli, source):
     assert (code, err) == (1, "error: none.csv: No such file or directory\n")
     code, _, err = cli("encode", source, "s.zarr", "--field", "body", "--sae", "fake_sae:WordSAE")
     assert code == 1
-    assert err == "error: field 'body' not found in data; its columns are ['text', 'n']\n"
+    assert err == (
+        f"error: {source} has no column 'body'; its columns are ['text', 'n']. Give the one that "
+        "holds the text with --field\n"
+    )
+
+
+def test_cells_of_a_csv_are_texts_and_an_empty_one_is_an_empty_text(cli):
+    Path("a.csv").write_text("text,n\nNA,1\n,2\n007,3\n")
+    assert cli("encode", "a.csv", "s.zarr", "--sae", "fake_sae:WordSAE")[0] == 0
+    dataset = Dataset.load_from_file("s.zarr")
+    assert dataset.documents() == ["NA", "", "007"]
+    assert set(dataset.status()) == {"ok"}
+    assert "empty cell is an empty text" in " ".join(cli("encode", "--help")[1].split())
 
 
 def test_failed_documents_are_listed_and_the_others_encoded(cli):
@@ -306,7 +322,8 @@ def test_going_on_with_other_settings_or_documents_is_refused(cli, source, store
     source.write_text(source.read_text().replace("the cat", "the dog"))
     code, _, err = cli(*again)
     assert code == 1
-    assert "documents.text" in err
+    assert "What differs: the texts. Use" in err
+    assert "save_path" not in err
 
 
 def test_float16_halves_the_activations(cli, source):
@@ -331,7 +348,9 @@ def test_an_sae_may_come_from_a_module_in_the_current_folder(cli, source, monkey
         ("embeded", "expected 'embedded', RELEASE/SAE_ID"),
         ("no_such_module:make", "there is no module 'no_such_module'"),
         ("fake_sae:make", "has no attribute 'make'"),
-        ("fake_sae:words", "words() missing"),
+        ("fake_sae:words", "the factory fake_sae:words given with --sae failed"),
+        ("math:sin", "the factory math:sin given with --sae failed"),
+        ("math:pi", "given with --sae returned a float, expected an interp_embed.sae.BaseSAE"),
         ("collections:OrderedDict", "returned a OrderedDict, expected an interp_embed.sae.BaseSAE"),
         (".", "it has no cfg.json in it"),
         ("/no/such/folder", "it has no cfg.json in it"),
@@ -340,7 +359,7 @@ def test_an_sae_may_come_from_a_module_in_the_current_folder(cli, source, monkey
 )
 def test_an_sae_that_cannot_be_found_is_said_before_any_work(cli, source, sae, message):
     code, _, err = cli("encode", source, "s.zarr", "--sae", sae)
-    assert code == (1 if "missing" in message else 2)
+    assert code == (1 if "failed" in message else 2)
     assert message in " ".join(err.split())
     assert not Path("s.zarr").exists()
 
@@ -395,6 +414,15 @@ def test_a_gpu_that_is_not_there_is_refused(cli, source, monkeypatch):
     assert err == (
         "error: --device cuda:0: torch sees no GPU here. Use --device cpu, or auto\n"
     )  # fmt: skip
+    for device, problem in {"cuda:0": "sees no GPU", "gpu": "knows no such device"}.items():
+        code, _, err = cli("encode", source, "s.zarr", "--device", device)
+        assert code == 1
+        assert err == (
+            f"error: --device {device}: torch {problem}{' here' * (device == 'cuda:0')}. "
+            "Use --device cpu, or auto\n"
+        )
+    assert not Path("s.zarr").exists()
+    assert build_sae("fake_sae:WordSAE", "gpu").model_device == "gpu"  # it may know one
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert best_device("auto") == "cuda:0"
 
@@ -540,6 +568,17 @@ def test_top_lists_documents_by_their_activation(cli, letters):
     assert "  1  max 1, document 0" in lowest
     assert "  1  sum 6, document 3" in cli("top", "l.zarr", 0, "--by", "sum")[1]
     assert "active in 0 of 5" in cli("top", "l.zarr", 1)[1]
+
+    full = Dataset.load_from_file("l.zarr")
+    data = [*full.list(), {"text": "cat"}, {"text": "aa"}]
+    rows = [*full, None, None]
+    Dataset(data, full.sae, rows=rows, save_path="p.zarr", compute_activations=False)
+    assert cli("top", "p.zarr", 0)[1].splitlines()[0] == (
+        "feature 0: active in 4 of the 5 encoded documents (2 are not encoded yet)"
+    )
+    data[5]["text"] = None
+    Dataset(data[:6], full.sae, save_path="f.zarr")
+    assert "active in 4 of the 5 encoded documents (1 failed)\n" in cli("top", "f.zarr", 0)[1]
     sys.modules.pop("letters", None)
 
 
@@ -593,6 +632,19 @@ def test_verify_names_what_is_damaged(cli, store):
     assert " error" in out.splitlines()[-1]
 
 
+def test_verify_of_a_folder_that_is_no_store_says_so(cli, store):
+    Path("other").mkdir()
+    Path("other/x").write_text("mine")
+    code, out, err = cli("verify", "other")
+    assert (code, out) == (1, "")
+    assert err == cli("info", "other")[2]
+    assert "there is no store at " in err
+    (store / "zarr.json").unlink()  # of a store that has lost its root the rest is checked
+    code, out, _ = cli("verify", store)
+    assert code == 1
+    assert "error: zarr.json: is missing\n" in out
+
+
 def test_notes_of_verify_are_no_errors(cli):
     Dataset(
         [{"text": "a"}, {"text": "b"}], WordSAE(), save_path="s.zarr", compute_activations=False
@@ -615,6 +667,47 @@ def test_compact_merges_and_changes_nothing_that_is_read(cli):
     assert "10 chunks, now 1; " in out
     np.testing.assert_array_equal(Dataset.load_from_file("s.zarr").latents("sum"), before)
     assert cli("verify", "s.zarr")[0] == 0
+
+
+def test_index_makes_an_index_that_info_shows_and_verify_checks(cli):
+    random_store("s.zarr", documents_per_chunk=2)
+    assert re.search(r"^  index +none$", cli("info", "s.zarr")[1], re.MULTILINE)
+    assert json.loads(cli("info", "s.zarr", "--json")[1])["bytes"]["index"] == 0
+    code, out, err = cli("index", "s.zarr", "--memory", "2G")
+    assert (code, err) == (0, "")
+    assert " of 20 documents in 1 segment; " in out
+    shown = cli("info", "s.zarr")[1]
+    assert re.search(r"^  index +complete$", shown, re.MULTILINE)
+    assert re.search(r"^    index +[0-9.]+ KiB +[0-9.]+$", shown, re.MULTILINE)
+    shards = sum(f.stat().st_size for f in Path("s.zarr/index").rglob("c/0"))
+    assert json.loads(cli("info", "s.zarr", "--json")[1])["bytes"]["index"] == shards
+    assert cli("verify", "s.zarr")[1] == "s.zarr: nothing is damaged\n"
+    before = set(Path("s.zarr/index").iterdir())
+    assert cli("index", "s.zarr")[0] == 0
+    assert set(Path("s.zarr/index").iterdir()) == before
+    next(Path("s.zarr/index").rglob("document/c/0")).write_bytes(b"damaged")
+    code, out, _ = cli("verify", "s.zarr")
+    assert code == 1
+    assert "interp-embed index --rebuild" in out
+    assert cli("index", "s.zarr", "--rebuild")[0] == 0
+    assert cli("verify", "s.zarr")[0] == 0
+
+
+def test_index_of_some_documents(cli):
+    chunk = random_chunk(0, 20, d_sae=50, failures=False)
+    frame = pd.DataFrame({"text": ["x" * 99] * 20})
+    store_from_chunk("s.zarr", chunk.take(np.arange(8)), frame, finished=False)
+    out = cli("index", "s.zarr")[1]
+    assert " of 8 documents in 1 segment; " in out
+    assert "  12 documents are not encoded yet\n" in out
+
+
+@pytest.mark.parametrize("memory", ["much", "-1", "0"])
+def test_index_refuses_what_is_no_size(cli, memory):
+    random_store("s.zarr")
+    code, _, err = cli("index", "s.zarr", f"--memory={memory}")
+    assert code == 1
+    assert "--memory must be a size such as 8G" in err
 
 
 def test_a_pickle_converts_to_a_store_and_back(cli):

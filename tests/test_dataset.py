@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ from interp_embed.errors import (
     UnsafePickleError,
 )
 from interp_embed.store import is_store
+from interp_embed.store.verify import verify
+from interp_embed.testing import random_chunk, store_from_chunk
 
 HERE = Path(__file__).parent
 
@@ -442,6 +446,17 @@ def test_columns_whose_names_are_numbers_sort_too(sae):
         dataset.sort_by_columns(2)
 
 
+def test_a_column_whose_values_have_no_order_is_named(sae):
+    records = [{"text": t, "n": 1, "meta": {"a": i}} for i, t in enumerate("abc")]
+    dataset = Dataset(records, sae)
+    for columns in ("meta", ["n", "meta"], ["meta", "n"]):
+        with pytest.raises(TypeError, match=r"column 'meta' cannot be sorted by, as .*'dict'"):
+            dataset.sort_by_columns(columns)
+    mixed = Dataset([{"text": t, "x": x} for t, x in zip("ab", [1, "one"], strict=True)], sae)
+    with pytest.raises(TypeError, match="column 'x' cannot be sorted by"):
+        mixed.sort_by_columns("x")
+
+
 def test_sorting_by_unknown_columns_is_refused(dataset):
     with pytest.raises(ValueError, match="no column 'size'; the columns are"):
         dataset.sort_by_columns(["score", "size"])
@@ -499,6 +514,12 @@ def test_sorting_by_a_feature_names_it(dataset):
     assert by_extra["feature_activation"].dropna().is_monotonic_increasing
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint16])
+def test_one_feature_may_be_given_as_a_number(dataset, kind):
+    found, want = dataset.sort_by_features(kind(5)), dataset.sort_by_features([5])
+    pd.testing.assert_frame_equal(found.pandas(), want.pandas())
+
+
 def test_ties_between_documents_and_features_go_to_the_first(sae):
     dataset = made(["b the", "the", "c", "the the"], sae)
     feature = int(np.flatnonzero(expected("the")[0] > 0)[0])
@@ -513,8 +534,9 @@ def test_ties_between_documents_and_features_go_to_the_first(sae):
 
 @pytest.mark.parametrize(
     ("features", "error"),
-    [([], TypeError), (3, TypeError), ([1.5], TypeError), (["a"], TypeError), ([True], TypeError),
-     ([D_SAE], IndexError), ([0, -1], IndexError)],
+    [([], TypeError), ([1.5], TypeError), (["a"], TypeError), ([True], TypeError),
+     (1.5, TypeError), (True, TypeError), ("a", TypeError), (None, TypeError),
+     ([D_SAE], IndexError), ([0, -1], IndexError), (D_SAE, IndexError)],
 )  # fmt: skip
 def test_features_that_do_not_exist_are_refused(dataset, features, error):
     with pytest.raises(error, match="feature"):
@@ -570,6 +592,8 @@ def test_top_documents_of_no_such_feature_is_an_index_error(dataset):
         dataset.top_documents_for_feature(32)
     with pytest.raises(IndexError, match="feature -1"):
         dataset.token_activations(-1)
+    with pytest.raises(TypeError, match="feature must be an integer, got 'x'"):
+        dataset.token_activations("x")
 
 
 # --- token strings -------------------------------------------------------------------------------
@@ -640,6 +664,31 @@ def test_failures_are_a_table_of_documents_and_reasons(dataset):
     assert dataset[7:].failures()["document"].tolist() == [1]
     assert len(dataset[:3].failures()) == 0
     assert list(dataset[:3].failures().columns) == ["document", "reason"]
+
+
+def test_status_says_what_became_of_each_document(dataset, data):
+    assert np.flatnonzero(dataset.status() == "failed").tolist() == [3, 8]
+    assert set(dataset.filter_na_rows().status()) == {"ok"}
+    rows = [row if i < 9 else None for i, row in enumerate(dataset)]
+    part = Dataset(data, WideSAE(), rows=rows, compute_activations=False)
+    missing = part.status() == "missing"
+    assert np.flatnonzero(missing).tolist() == [3, 8, 9, 10]
+    assert part[missing][:0].status().tolist() == []
+    assert part.status().dtype == part[:0].status().dtype
+    assert part[::-1].status().tolist() == part.status().tolist()[::-1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_status_and_repr_know_every_kind(seed, tmp_path):
+    chunk = random_chunk(seed, 40, d_sae=20)
+    chunk = replace(chunk, status=np.where(chunk.status == 2, 2, np.arange(40) % 2).astype("u1"))
+    store_from_chunk(tmp_path / "s", chunk)
+    dataset = Dataset.load_from_file(tmp_path / "s")
+    assert dataset.status().tolist() == [("ok", "truncated", "failed")[s] for s in chunk.status]
+    failed, truncated = (int((chunk.status == s).sum()) for s in (2, 1))
+    said = f"{failed} failed, " * (failed > 0) + f"{truncated} truncated"
+    assert f"(40 documents, {said}, 20 features)" in repr(dataset)
+    assert f"40 ({said})" in dataset._repr_html_()
 
 
 def test_filter_na_rows_leaves_failed_documents_out(dataset):
@@ -1012,6 +1061,16 @@ def test_saving_over_something_else_is_refused(dataset, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["copy.zarr", "copy.pkl"])
+def test_saving_where_nothing_can_be_written_names_the_path_given(name, dataset, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / "folder" / name
+    with pytest.raises(OSError, match="Not a directory") as caught:
+        dataset.save_to_file(path)
+    assert caught.value.filename == str(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_float16_halves_are_stored_rounded(dataset, tmp_path):
     dataset.save_to_file(tmp_path / "half", dtype=np.float16)
     loaded = Dataset.load_from_file(tmp_path / "half")
@@ -1068,6 +1127,21 @@ def test_a_pickle_goes_out_and_comes_back(dataset, suffix, tmp_path):
     assert isinstance(loaded.sae, WideSAE)
 
 
+@pytest.mark.parametrize("texts", [["a b", None, 5, f"x {FAIL}", "c", ["d"]], [None, 5]])
+def test_what_has_no_text_comes_back_from_a_pickle_as_failed_with_its_reason(texts, tmp_path):
+    dataset = made(texts, WideSAE())
+    dataset.save_to_file(tmp_path / "d.pkl")
+    loaded = Dataset.load_from_file(tmp_path / "d.pkl")
+    if len(dataset.filter_na_rows()):  # else the pickle does not say how many features there are
+        np.testing.assert_array_equal(loaded.latents(), dataset.latents())
+    reasons = dict(dataset.failures().itertuples(index=False))
+    forgotten = [i for i, text in enumerate(texts) if isinstance(text, str) and FAIL in text]
+    assert [i for i in reasons if i not in forgotten] == loaded.failures()["document"].tolist()
+    assert all(reasons[i] == why for i, why in loaded.failures().itertuples(index=False))
+    assert np.flatnonzero(loaded.status() == "missing").tolist() == forgotten
+    assert [problem for problem in verify(loaded.path) if problem.severity == "error"] == []
+
+
 def test_loading_goes_by_content_not_by_name(dataset, tmp_path):
     dataset.save_to_file(tmp_path / "d.pkl")
     (tmp_path / "d.pkl").rename(tmp_path / "d.zarr")
@@ -1086,6 +1160,8 @@ def test_loading_nonsense_says_what_is_wrong(tmp_path):
             Dataset.load_from_file(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         Dataset.load_from_file(str(tmp_path / "absent"))
+    with pytest.raises(TypeError, match="file_path must be a path or a URL, got None"):
+        Dataset.load_from_file(None)
     (tmp_path / "evil.zarr").write_bytes(pickle.dumps(os.getcwd))
     with pytest.raises(UnsafePickleError, match="getcwd"):
         Dataset.load_from_file(tmp_path / "evil.zarr")
@@ -1173,15 +1249,34 @@ def test_something_else_at_the_save_path_is_refused_naming_what_differs(data, tm
         ({"sae": OtherSAE()}, "class: stored 'fake_sae:WordSAE', given"),
         ({"dtype": np.float16}, "dtype: stored 'float32', given 'float16'"),
         ({"field": "source"}, "field: stored 'text', given 'source'"),
-        ({"data": data[:-1]}, r"documents\.text: stored"),
-        ({"data": [*data[:-1], {**data[-1], "text": "other"}]}, r"documents\.text: stored"),
-        ({"data": [*data[:-1], {**data[-1], "score": 9}]}, r"documents\.columns: stored"),
-        ({"data": data[::-1]}, r"documents\.text: stored"),
+        ({"data": data[:-1]}, r"; the documents \(11 stored, 10 given\)\. Use"),
+        ({"data": [*data[:-1], {**data[-1], "text": "other"}]}, r"; the texts\. Use"),
+        (
+            {"data": [*data[:-1], {**data[-1], "score": 9}]},
+            r"; columns other than the text\. Use",
+        ),
+        ({"data": data[::-1]}, "; the texts; columns other than the text"),
     ]:
         arguments = {"data": data, "sae": NeverSAE(), "save_path": tmp_path / "s", **change}
-        with pytest.raises(FingerprintMismatchError, match=named):
+        with pytest.raises(FingerprintMismatchError, match=named) as caught:
             Dataset(**arguments)
+        assert not re.search("[0-9a-f]{40}|another save_path", str(caught.value))
     assert_same(Dataset.load_from_file(tmp_path / "s"), dataset)
+
+
+def test_hashes_that_differ_are_shortened(tmp_path):
+    class HashedSAE(WordSAE):
+        weights = "a" * 64
+
+        def fingerprint(self):
+            return {**super().fingerprint(), "sha256": self.weights, "folder": f"f:{self.weights}"}
+
+    made(["a"], HashedSAE(), save_path=tmp_path / "s")
+    HashedSAE.weights = "b" * 64
+    with pytest.raises(FingerprintMismatchError) as caught:
+        made(["a"], HashedSAE(), save_path=tmp_path / "s")
+    assert f"sha256: stored '{'a' * 12}…', given '{'b' * 12}…'; " in str(caught.value)
+    assert f"folder: stored 'f:{'a' * 12}…', given" in str(caught.value)
 
 
 def test_encoding_can_be_left_for_later(data, tmp_path):
@@ -1212,11 +1307,15 @@ def test_what_was_left_for_later_is_encoded_by_resuming(data, tmp_path):
     assert_same(Dataset.load_from_file(tmp_path / "s"), done)
 
 
-def test_resuming_asks_for_no_gpu_that_is_not_there(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", [None, "cuda:1", {"model": "cuda:0", "sae": "cuda:0"}])
+def test_resuming_asks_for_no_gpu_that_is_not_there(device, data, tmp_path, monkeypatch):
     Dataset(data, WordSAE(), compute_activations=False, save_path=tmp_path / "s")
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
-    with pytest.warns(UserWarning, match="there is no GPU; encoding on the CPU"):
+    if device is None:  # nobody asked for the default: warnings are errors here
         done = Dataset.load_from_file(tmp_path / "s", resume=True)
+    else:
+        with pytest.warns(UserWarning, match="there is no GPU; encoding on the CPU"):
+            done = Dataset.load_from_file(tmp_path / "s", resume=True, device=device)
     assert done.sae.model_device == "cpu"
     assert len(done.filter_na_rows()) == 11
 
@@ -1360,7 +1459,8 @@ def test_a_module_that_raises_while_imported_leaves_a_dataset_to_read(stranger):
 
 def test_repr_shows_the_ends_and_the_columns(dataset):
     text = repr(dataset)
-    assert f"Dataset {dataset.id} (11 documents, 32 features)" in text
+    assert f"Dataset {dataset.id} (11 documents, 2 failed, 32 features)" in text
+    assert "(1 documents, 32 features)" in repr(dataset[:1])
     assert "columns=['text', 'score', 'source']" in text
     assert "10: DatasetRow('loyal pets sat on python', n_tokens=5)" in text
     assert "..." in text
@@ -1383,7 +1483,7 @@ def test_html_escapes_the_documents():
 
 def test_html_counts_the_failed(dataset):
     html = dataset._repr_html_()
-    assert "11 (2 without activations)" in html
+    assert "11 (2 failed)" in html
     assert "a description" in html
 
 

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from interp_embed import Dataset
@@ -99,7 +100,30 @@ def test_the_description_of_the_format_reads_a_store(tmp_path, monkeypatch):
     first = namespace["commits"][namespace["counts"][0]]
     dense = dataset[first["start"] : first["stop"]].latents("sum")
     np.testing.assert_allclose(namespace["sums"], dense[dense != 0], rtol=1e-6)
-    assert namespace["texts"].tolist() == dataset.documents()
+    assert namespace["texts"] == dataset.documents()
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["a", "", "NA", "b" * 5], "string"),
+        (["a", None, "", "b"], "string"),
+        (["a", None, "\ud800 lone\n", "\\n é"], "escaped"),
+        (["a", None, 5, ["b", None]], "json"),
+        (["a", "", {"b": 1.5}, True], "json"),
+    ],
+)
+def test_the_description_of_the_format_reads_every_kind_of_text(tmp_path, monkeypatch, texts, kind):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("interp_embed.store.writer._BLOCK_DOCUMENTS", 3)
+    frame = pd.DataFrame({"other": range(4), "text": pd.Series(texts, dtype=object)})
+    chunk = random_chunk(0, 4, d_sae=7, failures=False)
+    store = store_from_chunk("corpus.zarr", chunk, frame)
+    assert [c["kind"] for c in store.plan.columns] == ["plain", kind]
+    assert len(store.plan.blocks) == 2
+    namespace = {"__name__": "format.md"}
+    run_blocks(re.findall(r"^```(python)\n(.*?)^```$", FORMAT, re.MULTILINE | re.DOTALL), namespace)
+    assert namespace["texts"] == texts
 
 
 def run_blocks(blocks, namespace):

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from interp_embed.chunk import DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import BaseSAE, LocalSAE, SAEType
-from interp_embed.sae.kinds import parse_device, plain_json
+from interp_embed.sae.kinds import device_problem, parse_device, plain_json
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
 from interp_embed.sae.tokens import token_strings
 
@@ -133,6 +133,37 @@ def test_life_of_an_sae():
     sae.destroy()
     assert not sae.is_loaded()
     assert sae.tokenizer is None
+
+
+def test_repr_says_whether_it_is_loaded():
+    sae = LetterSAE()
+    assert repr(sae) == "LetterSAE(not loaded)"
+    sae.load()
+    assert repr(sae) == "LetterSAE(loaded)"
+    named = LocalSAE(sae_id="a", release="b")
+    assert repr(named) == "LocalSAE(release='b', sae_id='a', not loaded)"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "problem"),
+    [
+        ("cpu", 0, None),
+        ("cuda:0", 0, "torch sees no GPU here"),
+        ("cuda", 0, "torch sees no GPU here"),
+        ("cuda", 1, None),
+        ("cuda:1", 2, None),
+        ("cuda:1", 1, "torch sees 1 GPU here, numbered from 0"),
+        ("cuda:3", 2, "torch sees 2 GPUs here, numbered from 0"),
+        ("gpu", 1, "torch knows no such device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told(device, gpus, problem, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert device_problem(device) == problem
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert device_problem(device) is None
 
 
 def test_the_abstract_methods_must_be_there():

@@ -21,6 +21,7 @@ from sae_helpers import (
     tiny_tokenizer,
 )
 
+from interp_embed import Dataset
 from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import LocalSAE
@@ -320,6 +321,64 @@ def test_bad_arguments_are_refused_at_once():
         LocalSAE(batch_tokens=-1)
     with pytest.raises(ValueError, match="the one SAE"):
         LocalSAE(release="interp-embed-smollm2-135m")
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "gpu", {"model": "auto", "sae": "cuda:0"}])
+def test_a_device_that_is_not_there_is_refused_before_anything_loads(device, folder, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(LocalSAE, "_load_sae", lambda self: pytest.fail("loads the SAE"))
+    sae = LocalSAE(release=folder, device=device)  # it can be named, so that stores are read
+    with pytest.raises(ValueError, match=r"device '(cuda:0|gpu)': torch .*\. Use device='cpu'"):
+        sae.load()
+    with pytest.raises(ValueError, match="Use device='cpu'"):
+        Dataset([{"text": "a"}], sae, save_path=folder / "s")
+    assert not (folder / "s").exists()
+
+
+def test_a_release_that_is_not_there_names_the_argument(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="release='gpt-two' is no release that SAELens knows"):
+        LocalSAE(release="gpt-two", sae_id="x").load()
+    for release, sae_id in [
+        ("blocks.8.hook_resid_pre", "gpt2-small-res-jb"),
+        ("x", "sae"),  # the folder
+    ]:
+        with pytest.raises(ValueError, match=f"but sae_id='{sae_id}' is one: the two are swapped"):
+            LocalSAE(release=release, sae_id=sae_id).load()
+    with pytest.raises(ValueError, match="not found in release gpt2-small-res-jb"):
+        LocalSAE(release="gpt2-small-res-jb", sae_id="sae").load()
+    for release in ("blocks.9.hook_resid_post", "gpt2-small-res-jb"):
+        with pytest.raises(ValueError, match=r"is the name of a release\. .*LocalSAE\.embedded"):
+            LocalSAE(sae_id="interp-embed-smollm2-135m", release=release)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(("shown", "hub"), [(True, True), (True, False), (False, False)])
+def test_bars_of_the_loading_are_hidden_where_nobody_watches(
+    watched, shown, hub, folder, monkeypatch
+):
+    from huggingface_hub import utils
+    from transformers.utils import logging
+
+    seen = []
+    monkeypatch.setattr("interp_embed.progress.show_progress", lambda: watched)
+    monkeypatch.setattr(LocalSAE, "_load_models", lambda self: seen.append(bars()))
+
+    def bars():
+        return logging.is_progress_bar_enabled(), not utils.are_progress_bars_disabled()
+
+    before = bars()
+    try:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        (utils.enable_progress_bars if hub else utils.disable_progress_bars)()
+        LocalSAE(release=folder).load()
+        assert seen == [(shown and watched, hub and watched)]
+        assert bars() == (shown, hub)
+    finally:
+        (logging.enable_progress_bar if before[0] else logging.disable_progress_bar)()
+        (utils.enable_progress_bars if before[1] else utils.disable_progress_bars)()
 
 
 def test_an_sae_without_a_hook_or_a_model_without_it_says_so(tmp_path):

@@ -282,7 +282,7 @@ def test_a_failed_document_without_a_reason_is_stored(tmp_path):
         ({"sae": {"release": "other"}}, "sae.release: stored 'r', given 'other'"),
         ({"truncate": False}, "truncate: stored True, given False"),
         ({"dtype": "float16"}, "dtype: stored 'float32', given 'float16'"),
-        ({"documents": {"text": "0"}}, "documents.text: stored '"),
+        ({"documents": {"text": "0"}}, "What differs: the texts. Use"),
     ],
 )
 def test_what_a_store_was_made_with_must_match_and_the_difference_is_named(tmp_path, changed, part):

@@ -80,6 +80,8 @@ def diff(
 
     Raises
     ------
+    TypeError
+        One is no data set.
     ValueError
         The two do not have the same number of features, or one has no documents.
 
@@ -97,6 +99,9 @@ def diff(
     """
     from scipy.stats import false_discovery_control  # here, for it takes a while to import
 
+    for name, given in (("a", a), ("b", b)):
+        if not hasattr(given, "latents"):
+            raise TypeError(f"{name} must be a Dataset, got {type(given).__name__}: {given!r:.60}")
     active_a, n_a = _count(a, threshold)
     active_b, n_b = _count(b, threshold)
     if len(active_a) != len(active_b):

@@ -118,6 +118,9 @@ def encode(
 
     The same command again encodes what is missing and tries failed documents again. Documents that
     cannot be encoded are recorded with their reason; the others are not affected.
+
+    In CSV and TSV every cell of the text column is a text, NA and 007 too; an empty cell is an empty
+    text.
     """
     from interp_embed.cli.encode import run_encode
 
@@ -183,6 +186,26 @@ def compact(store: StorePath) -> None:
 
 
 @app.command()
+def index(
+    store: StorePath,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Delete the index that there is, and make it anew.")
+    ] = False,
+    memory: Annotated[
+        str, typer.Option(help="What the process should stay within, such as 2G.")
+    ] = "1G",
+) -> None:
+    """Index a store by feature.
+
+    Finding the documents of a feature then takes a few reads instead of a pass over the store. What
+    is indexed already is kept. Encoding and reading may go on meanwhile.
+    """
+    from interp_embed.cli.maintain import run_index
+
+    run_index(store, rebuild=rebuild, memory=memory)
+
+
+@app.command()
 def convert(
     old: Annotated[
         str, typer.Argument(metavar="OLD", help="A pickle of the original library, or a store.")
@@ -198,6 +221,8 @@ def convert(
     """Convert a pickle to a store, or back.
 
     A store can also be copied to another dtype. Pickles are read without running anything they contain.
+
+    A pickle keeps neither why documents failed nor which were truncated. Read back, a document that failed counts as not encoded yet, unless it has no text.
     """
     from interp_embed.cli.maintain import run_convert
 

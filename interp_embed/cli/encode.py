@@ -38,7 +38,13 @@ def run_encode(
     RuntimeError
         If no document could be encoded.
     """
-    frame = as_frame(read_table(source, field), field)
+    table = read_table(source, field)
+    if len(table) and field not in table.columns:
+        raise ValueError(
+            f"{source} has no column {field!r}; its columns are {table.columns.tolist()}. Give the "
+            "one that holds the text with --field"
+        )
+    frame = as_frame(table, field)
     model = build_sae(sae, device)
     quiet_loading()
     if not is_store(check_place(store)):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StoreFacts", "open_store", "read_facts", "thousands"]
 
-PARTS = ("token level", "tokens", "document level", "documents", "everything else")
+PARTS = ("token level", "tokens", "document level", "documents", "index", "everything else")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,9 @@ class StoreFacts:
     bytes : dict of str to int
         Bytes on disk: of the ``token level`` (features, activations and both pointers), the
         ``tokens`` (ids, spans, flags), the ``document level``, the ``documents`` (their columns, the
-        text included) and ``everything else`` (metadata, ledger, statuses).
+        text included), the ``index`` and ``everything else`` (metadata, ledger, statuses).
+    indexed : int
+        Documents that the index covers.
     sae : dict
         What the SAE can be made again from.
     model : str
@@ -63,6 +65,7 @@ class StoreFacts:
     dtype: str
     chunks: int
     bytes: Mapping[str, int]
+    indexed: int
     sae: Mapping[str, Any]
     model: str
     field: Any
@@ -119,6 +122,7 @@ def read_facts(store: Store) -> StoreFacts:
         dtype=store.dtype.name,
         chunks=len(live),
         bytes=_sizes(store),
+        indexed=0 if (index := store.index()) is None else index.documents_covered,
         sae=attributes["sae"],
         model=str(attributes["fingerprint"].get("model") or ""),
         field=store.field,
@@ -143,8 +147,8 @@ def _part(key: str) -> str:
     array = rest.partition("/")[2].removesuffix("/c/0")
     if not key.endswith("/c/0"):
         return "everything else"
-    if folder == "documents":
-        return "documents"
+    if folder in ("documents", "index"):
+        return folder
     if array in ("feature", "activation", "token_ptr", "doc_ptr"):
         return "token level"
     return {"token": "tokens", "pooled": "document level"}.get(

@@ -40,6 +40,7 @@ def _lines(facts: StoreFacts) -> list[str]:
         ("SAE", _sae(facts)),
         ("columns", ", ".join(_column(c, facts) for c in facts.columns)),
         ("chunks", thousands(facts.chunks)),
+        ("index", _index(facts)),
         ("made", f"{facts.created}, id {facts.id}, format {facts.format_version}"),
     ]
     if facts.description:
@@ -55,6 +56,14 @@ def _documents(facts: StoreFacts) -> str:
     }
     extra = ", ".join(f"{thousands(n)} {what}" for what, n in others.items() if n)
     return thousands(facts.documents) + (f" ({extra})" if extra else "")
+
+
+def _index(facts: StoreFacts) -> str:
+    if not facts.indexed:
+        return "none"
+    if facts.indexed == facts.documents - facts.missing:
+        return "complete"
+    return f"of {thousands(facts.indexed)} documents; 'interp-embed index' adds the others"
 
 
 def _nonzeros(facts: StoreFacts) -> str:
@@ -77,7 +86,8 @@ def _column(name: Any, facts: StoreFacts) -> str:
 def size_lines(facts: StoreFacts) -> list[str]:
     """Return a table of the room that the parts of a store take."""
     rows = [("on disk", "bytes", "per nonzero")]
-    for name, size in [*facts.bytes.items(), ("total", facts.total_bytes)]:
+    parts = {name: size for name, size in facts.bytes.items() if size or name != "index"}
+    for name, size in [*parts.items(), ("total", facts.total_bytes)]:
         share = f"{size / facts.nonzeros:.2f}" if facts.nonzeros else ""
         rows.append((f"  {name}", format_bytes(size), share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,24 +1,36 @@
-"""`interp-embed verify`, `compact` and `convert`."""
+"""`interp-embed verify`, `compact`, `index` and `convert`."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 
 import numpy as np
 
 from interp_embed import Dataset
-from interp_embed.aggregate.memory import format_bytes
+from interp_embed.aggregate.memory import format_bytes, parse_size
 from interp_embed.cli.facts import open_store, read_facts, thousands
-from interp_embed.errors import StoreExistsError
+from interp_embed.errors import CorruptStoreError, NotAStoreError, StoreExistsError
 from interp_embed.progress import show_progress
 
-__all__ = ["run_compact", "run_convert", "run_verify"]
+__all__ = ["run_compact", "run_convert", "run_index", "run_verify"]
 
 
 def run_verify(path: str) -> bool:
     """Print what is wrong with a store; return whether nothing is damaged."""
+    from interp_embed.store.layout import PLAN
+    from interp_embed.store.reader import read_root
+    from interp_embed.store.storage import open_storage
     from interp_embed.store.verify import verify
 
+    storage = open_storage(path)
+    with contextlib.suppress(CorruptStoreError):  # what is damaged is for `verify` to say
+        try:
+            read_root(storage)
+        except NotAStoreError:
+            if not storage.exists(PLAN):
+                raise
     problems = verify(path, progress=show_progress())
     for problem in problems:
         print(f"{problem.severity}: {problem.key}: {problem.what}")
@@ -46,6 +58,25 @@ def run_compact(path: str) -> None:
     )
     if after.missing:
         print(f"  {thousands(after.missing)} documents are not encoded yet")
+
+
+def run_index(path: str, *, rebuild: bool, memory: str) -> None:
+    """Index a store by feature and print what that took."""
+    from interp_embed.store.index_writer import build_index
+
+    room = parse_size(memory, "--memory")
+    store = open_store(path)
+    begin = time.perf_counter()
+    index = build_index(store, memory=room, rebuild=rebuild, progress=show_progress())
+    seconds = time.perf_counter() - begin
+    segments = len(index.segments)
+    print(
+        f"{path}: {thousands(index.n_entries)} entries of {thousands(index.documents_covered)} "
+        f"documents in {segments} segment{'s' * (segments != 1)}; {format_bytes(index.nbytes)}, "
+        f"{seconds:.1f} s"
+    )
+    if missing := store.n_documents - index.documents_covered:
+        print(f"  {thousands(missing)} documents are not encoded yet")
 
 
 def run_convert(old: str, new: str, *, dtype: str | None, overwrite: bool) -> None:

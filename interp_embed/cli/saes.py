@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from interp_embed.sae.kinds import device_problem
+
 if TYPE_CHECKING:
     from interp_embed.sae import BaseSAE
 
@@ -46,8 +48,8 @@ def build_sae(spec: str, device: str) -> BaseSAE:
         return LocalSAE(release=folder, sae_id=folder.name, device=best_device(device))
     if _FACTORY.fullmatch(spec):
         sae = _from_factory(spec)
-        if device != "auto":
-            sae.set_device(best_device(device))
+        if device != "auto":  # devices that torch does not know are for such an SAE to judge
+            sae.set_device(best_device(device) if device.startswith("cuda") else device)
         return sae
     if folder.is_dir() or spec.startswith((".", "/", "~")):
         raise typer.BadParameter(f"{spec} is no folder with an SAE: it has no cfg.json in it")
@@ -79,10 +81,19 @@ def _from_factory(spec: str) -> BaseSAE:
             found = getattr(found, part)
     except AttributeError as error:
         raise typer.BadParameter(f"{spec}: {error}") from None
-    sae = found() if callable(found) else found
+    try:
+        sae = found() if callable(found) else found
+    except ImportError:
+        raise  # says which package to install
+    except Exception as error:  # a factory may raise anything
+        raise ValueError(
+            f"the factory {spec} given with --sae failed, called without arguments: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(sae, BaseSAE):
         raise typer.BadParameter(
-            f"{spec} returned a {type(sae).__name__}, expected an interp_embed.sae.BaseSAE"
+            f"the factory {spec} given with --sae returned a {type(sae).__name__}, expected an "
+            "interp_embed.sae.BaseSAE"
         )
     return sae
 
@@ -93,20 +104,16 @@ def best_device(device: str) -> str:
     Raises
     ------
     ValueError
-        If there is no such GPU.
+        If torch cannot use the device here.
     """
-    if device != "auto" and not device.startswith("cuda"):
-        return device
-    try:
-        import torch
-
-        sees_gpu = torch.cuda.is_available()
-    except ImportError:
-        sees_gpu = False  # whether torch is needed is for the SAE to say
     if device == "auto":
-        return "cuda:0" if sees_gpu else "cpu"
-    if not sees_gpu:
-        raise ValueError(f"--device {device}: torch sees no GPU here. Use --device cpu, or auto")
+        try:
+            import torch
+        except ImportError:  # whether torch is needed is for the SAE to say
+            return "cpu"
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if (problem := device_problem(device)) is not None:
+        raise ValueError(f"--device {device}: {problem}. Use --device cpu, or auto")
     return device
 
 

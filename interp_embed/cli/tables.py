@@ -77,7 +77,13 @@ def _kind(data: bytes, suffix: str) -> str | None:
 def _read(data: bytes, kind: str, field: str) -> pd.DataFrame:
     if kind == "parquet":
         return pd.read_parquet(io.BytesIO(data))
-    text = data.decode("utf-8-sig")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
     if kind in ("csv", "tsv"):
         return pd.read_csv(
             io.StringIO(text), sep="," if kind == "csv" else "\t", converters={field: str}
@@ -92,6 +98,8 @@ def _json_lines(text: str) -> list[Any]:
             continue
         try:
             records.append(json.loads(line))
+        except json.JSONDecodeError as error:  # which counts lines within the line
+            raise ValueError(f"line {number}: {error.msg} (column {error.colno})") from None
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     return records

@@ -31,7 +31,7 @@ def run_top(path: str, feature: int, *, k: int, lowest: bool, by: str) -> None:
     )
     label = dataset.feature_labels().get(feature, "")
     name = f"feature {feature}" + (f" ({label})" if label else "")
-    print(f"{name}: active in {thousands(len(active))} of {thousands(len(dataset))} documents")
+    print(f"{name}: active in {thousands(len(active))} of {_documents(dataset)}")
     shown = active[:k]
     values = shown.pandas()["feature_activation"]
     left, right = markers()
@@ -40,6 +40,22 @@ def run_top(path: str, feature: int, *, k: int, lowest: bool, by: str) -> None:
             continue
         print(f"\n{rank + 1:>3}  {by} {values[rank]:.4g}, document {shown._documents[rank]}")
         print("\n".join(document_lines(row, feature, left, right)))
+
+
+def _documents(dataset: Dataset) -> str:
+    """Return how many documents there are to look at, and what became of the others."""
+    status = dataset.status()
+    missing, failed = int((status == "missing").sum()), int((status == "failed").sum())
+    if not missing + failed:
+        return f"{thousands(len(dataset))} documents"
+    others = {
+        f"{thousands(missing)} are not encoded yet": missing,
+        f"{thousands(failed)} failed": failed,
+    }
+    return (
+        f"the {thousands(len(dataset) - missing - failed)} encoded documents "
+        f"({', '.join(said for said, n in others.items() if n)})"
+    )
 
 
 def markers() -> tuple[str, str]:

@@ -66,6 +66,9 @@ class BaseSAE(ABC):
         self._feature_labels: dict[int, str] = {}
         self._d_sae: int | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'loaded' if self.is_loaded() else 'not loaded'})"
+
     @abstractmethod
     def load_models(self) -> None:
         """Load the SAE, the language model and the tokenizer."""

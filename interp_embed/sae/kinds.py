@@ -1,6 +1,6 @@
 """The kinds of SAE that the library knows by name, and the devices they may be put on.
 
-Nothing here knows how an SAE is loaded or run.
+Nothing here knows how an SAE is loaded or run, and torch is asked only whether a device is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SAEType", "parse_device", "plain_json"]
+__all__ = ["SAEType", "device_problem", "parse_device", "plain_json"]
 
 _DEVICE = re.compile(r"[a-z]+(:\d+)?")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -76,6 +76,29 @@ def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
         model if model == "auto" else _named("device['model']", model),
         _named("device['sae']", device["sae"]),
     )
+
+
+def device_problem(device: str) -> str | None:
+    """Return why torch cannot use a device here; None where it can, or is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None  # an SAE that needs it says so
+    try:
+        kind, index = (parsed := torch.device(device)).type, parsed.index
+    except RuntimeError:
+        return "torch knows no such device"
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            return "torch sees no GPU here"
+        if index is not None and index >= (count := torch.cuda.device_count()):
+            return f"torch sees {count} GPU{'s' * (count != 1)} here, numbered from 0"
+        return None
+    try:
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, ImportError):
+        return f"torch sees no {kind} here"
+    return None
 
 
 def plain_json(value: Any) -> Any:

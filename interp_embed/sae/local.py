@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from interp_embed.chunk import DocumentStatus
+from interp_embed.progress import quiet_progress
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.embedded_release import EMBEDDED_RELEASE, EMBEDDED_SAE_ID, embedded_sae_folder
-from interp_embed.sae.kinds import SAEType, plain_json
+from interp_embed.sae.kinds import SAEType, device_problem, plain_json
 from interp_embed.sae.tokens import token_strings
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ class LocalSAE(BaseSAE):
         """Return the SAE that comes with the package, for SmolLM2-135M-Instruct."""
         return cls(sae_id=EMBEDDED_SAE_ID, release=EMBEDDED_RELEASE, **kwargs)
 
+    def __repr__(self) -> str:
+        loaded = "loaded" if self.is_loaded() else "not loaded"
+        return f"{type(self).__name__}(release={self.release!r}, sae_id={self.sae_id!r}, {loaded})"
+
     def _find_folder(self) -> Path | None:
         """Return the folder of an SAE on disk; None for a release of SAELens."""
         if self.release == EMBEDDED_RELEASE:
@@ -142,6 +147,11 @@ class LocalSAE(BaseSAE):
         if Path(self.release).is_absolute() or self.release.startswith((".", "~")):
             raise FileNotFoundError(
                 f"no SAE in {self.release!r}: it has no cfg.json, and no folder {self.sae_id!r} with one"
+            )
+        if self.sae_id == EMBEDDED_RELEASE:
+            raise ValueError(
+                f"sae_id={self.sae_id!r} is the name of a release. Pass release={EMBEDDED_RELEASE!r}, "
+                f"sae_id={EMBEDDED_SAE_ID!r}, or use LocalSAE.embedded()"
             )
         return None
 
@@ -167,7 +177,20 @@ class LocalSAE(BaseSAE):
         }
 
     def load_models(self) -> None:
-        """Load the SAE, then the language model up to the hooked layer."""
+        """Load the SAE, then the language model up to the hooked layer.
+
+        Raises
+        ------
+        ValueError
+            If a device is not there, before anything is loaded.
+        """
+        for device in dict.fromkeys((self.sae_device, self.model_device)):
+            if device != "auto" and (problem := device_problem(device)) is not None:
+                raise ValueError(f"device {device!r}: {problem}. Use device='cpu'")
+        with quiet_progress():
+            self._load_models()
+
+    def _load_models(self) -> None:
         from interp_embed.sae.encoding import ChunkEncoder
         from interp_embed.sae.models import load_hooked_model
         from interp_embed.sae.sparsify import SparseEncoder
@@ -222,10 +245,35 @@ class LocalSAE(BaseSAE):
             if self._folder is not None:
                 sae = SAE.load_from_disk(self._folder, device=self.sae_device, dtype="float32")
             else:
-                sae = SAE.from_pretrained(
-                    self.release, self.sae_id, device=self.sae_device, dtype="float32"
-                )
+                try:
+                    sae = SAE.from_pretrained(
+                        self.release, self.sae_id, device=self.sae_device, dtype="float32"
+                    )
+                except Exception as error:
+                    if (problem := self._unknown_release()) is None:
+                        raise
+                    raise ValueError(problem) from error
         return sae.eval().requires_grad_(False)
+
+    def _unknown_release(self) -> str | None:
+        """Return what is wrong with the release; None if it is known, or may be on the hub."""
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+        known = get_pretrained_saes_directory()
+        if self.release in known:
+            return None
+        folders = (Path(self.sae_id) / self.release, Path(self.sae_id))
+        if self.sae_id in known or any((f / "cfg.json").is_file() for f in folders):
+            return (
+                f"there is no release {self.release!r}, but sae_id={self.sae_id!r} is one: "
+                "the two are swapped"
+            )
+        if "/" in self.release:
+            return None
+        return (
+            f"release={self.release!r} is no release that SAELens knows, no folder with an SAE, and "
+            "no repository on the hub; SAELens's table of pretrained SAEs lists the releases"
+        )
 
     def destroy_models(self) -> None:
         """Let go of the SAE, the language model and the tokenizer."""

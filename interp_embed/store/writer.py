@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ __all__ = [
     "is_store",
 ]
 
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _BLOCK_DOCUMENTS = 2**16
 _BLOCK_CHARACTERS = 2**26
 _GROUP_FOLDERS = (CHUNKS, DOCUMENTS)
@@ -127,8 +129,19 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_fingerprint(store: Store, given: Mapping[str, Any]) -> None:
+def check_fingerprint(
+    store: Store, given: Mapping[str, Any], n_documents: int | None = None
+) -> None:
     """Refuse to go on with a run that was made with something else.
+
+    Parameters
+    ----------
+    store
+        The store.
+    given
+        The fingerprint of the run.
+    n_documents
+        Documents that were given, where the fingerprint says something of them.
 
     Raises
     ------
@@ -137,12 +150,25 @@ def check_fingerprint(store: Store, given: Mapping[str, Any]) -> None:
     """
     differences = fingerprint_differences(store.attributes["fingerprint"], given)
     if differences:
-        parts = "; ".join(f"{name}: stored {a!r}, given {b!r}" for name, a, b in differences)
+        parts = dict.fromkeys(_difference(store, *each, n_documents) for each in differences)
         raise FingerprintMismatchError(
             f"the store at {store.storage.url} was made with something else, so its activations "
-            f"would not match new ones. What differs: {parts}. Use what the store was made with, or "
-            "another save_path"
+            f"would not match new ones. What differs: {'; '.join(parts)}. Use what the store was "
+            "made with, or another place for the store"
         )
+
+
+def _difference(store: Store, name: str, stored: Any, given: Any, n_documents: int | None) -> str:
+    """Return a difference for people, to whom hashes say nothing."""
+    if name.startswith("documents."):
+        if n_documents not in (None, store.n_documents):
+            return f"the documents ({store.n_documents:,} stored, {n_documents:,} given)"
+        return "the texts" if name == "documents.text" else "columns other than the text"
+    return f"{name}: stored {_short(stored)}, given {_short(given)}"
+
+
+def _short(value: Any) -> str:
+    return _HASH.sub(r"\1…", repr(value))
 
 
 def create_store(
