@@ -958,11 +958,11 @@ def test_several_saves_that_were_cut_off_are_named(dataset, tmp_path):
 
 
 def test_a_save_that_is_under_way_elsewhere_is_left_alone(dataset, tmp_path):
-    from interp_embed import saving
+    from interp_embed.saving import replacing
 
     elsewhere = tmp_path / ".s-0123abcd"
     elsewhere.mkdir()
-    with saving._locked(elsewhere) as held:
+    with replacing.locked(elsewhere) as held:
         assert held
         dataset.save_to_file(tmp_path / "s")
         assert elsewhere.exists()

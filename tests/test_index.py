@@ -799,6 +799,19 @@ def test_an_index_commit_that_does_not_fit_is_found_out(copy):
     assert errors(path) == {}
 
 
+def test_a_segment_that_lost_an_object_is_not_kept(copy):
+    path, chunk = copy
+    segments = Store(path).index().segments
+    (path / segments[0].folder.key / "count/c/0").unlink()
+    with StoreWriter(Store(path)) as writer:  # only the last segment's documents change
+        writer.write(chunk.take([19]), generation=1)
+    index = build(path)
+    assert_right(index, chunk)
+    kept = {s.folder.key for s in index.segments} & {s.folder.key for s in segments}
+    assert 0 < len(kept) < len(segments) - 1
+    assert errors(path) == {}
+
+
 def test_a_missing_object_that_the_ledger_does_not_name_is_rebuilt(copy):
     path, chunk = copy
     shutil.rmtree(index_folders(path)[0])

@@ -26,7 +26,7 @@ from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.base import BaseSAE
-from interp_embed.store.writer import fingerprint_differences
+from interp_embed.store.fingerprint import fingerprint_differences
 
 HOOK = "blocks.2.hook_resid_post"
 OK, TRUNCATED, FAILED = DocumentStatus.OK, DocumentStatus.TRUNCATED, DocumentStatus.FAILED

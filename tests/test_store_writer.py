@@ -20,12 +20,12 @@ from interp_embed.errors import (
     UnsupportedFormatError,
 )
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
+from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.layout import library_versions
 from interp_embed.store.ledger import commit_keys
 from interp_embed.store.reader import read_root, root_document
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify import verify
-from interp_embed.store.writer import check_fingerprint
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

@@ -12,7 +12,7 @@ from interp_embed.cli.saes import build_sae, quiet_loading
 from interp_embed.cli.tables import read_table
 from interp_embed.inputs import as_frame
 from interp_embed.store import is_store
-from interp_embed.store.writer import check_place
+from interp_embed.store.creation import check_place
 
 __all__ = ["run_encode"]
 

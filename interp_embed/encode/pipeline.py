@@ -14,8 +14,9 @@ from interp_embed.encode.isolate import encode_isolated
 from interp_embed.progress import show_progress
 from interp_embed.sae.tokens import reason_not_text
 from interp_embed.store.compaction import finish, leftovers
+from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest
-from interp_embed.store.writer import StoreWriter, check_fingerprint
+from interp_embed.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -1,8 +1,9 @@
 """The store: all that knows the format on disk. It knows nothing of models."""
 
 from interp_embed.store.compaction import collect_garbage, compact, finish
+from interp_embed.store.creation import create_store, is_store
 from interp_embed.store.reader import MISSING, Store
-from interp_embed.store.writer import StoreWriter, create_store, is_store
+from interp_embed.store.writer import StoreWriter
 
 __all__ = [
     "MISSING",

@@ -32,6 +32,7 @@ __all__ = [
     "Segment",
     "index_key",
     "index_leftovers",
+    "is_there",
     "read_index_commit",
     "read_index_commits",
     "superseded_indexes",
@@ -153,12 +154,15 @@ class IndexCommit:
     def is_whole(self, storage: Storage) -> bool:
         """Return whether all objects of its folders are there."""
         folders = [segment.folder for segment in self.segments]
-        for folder in [*folders, self.summary] if self.summary else folders:
-            prefix = f"{folder.key}/"
-            found = {key.removeprefix(prefix) for key, _ in storage.list(folder.key)}
-            if not found.issuperset(folder.objects):
-                return False
-        return True
+        every = [*folders, self.summary] if self.summary else folders
+        return all(is_there(storage, folder) for folder in every)
+
+
+def is_there(storage: Storage, folder: Folder) -> bool:
+    """Return whether all objects of a folder are there."""
+    prefix = f"{folder.key}/"
+    found = {key.removeprefix(prefix) for key, _ in storage.list(folder.key)}
+    return found.issuperset(folder.objects)
 
 
 def index_key(state: str) -> str:

@@ -21,6 +21,7 @@ from interp_embed.store.index_ledger import (
     IndexCommit,
     Part,
     Segment,
+    is_there,
     read_index_commit,
     read_index_commits,
     superseded_indexes,
@@ -169,7 +170,11 @@ def _plan(store: Store, limit: int) -> list[Segment | list[Source]]:
     many little segments, and a feature's documents have to be read from each.
     """
     old = store.index()
-    kept = [s for s in (old.segments if old else ()) if _is_unbroken(s, store.ledger)]
+    kept = [
+        segment
+        for segment in (old.segments if old else ())
+        if _is_unbroken(segment, store.ledger) and is_there(store.storage, segment.folder)
+    ]
     runs = _runs(store, kept, limit)
     small = [not isinstance(r, Segment) or r.n_entries < limit // 4 for r in runs]
     merged = {

@@ -1,0 +1,268 @@
+"""Datasets come from a store, from memory or from the original's pickle."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp_embed.errors import NotAStoreError
+from interp_embed.saving.copying import expanded
+from interp_embed.saving.known import write_rows
+from interp_embed.saving.replacing import recover
+from interp_embed.store import Store, create_store, is_store
+from interp_embed.store.creation import check_place
+from interp_embed.store.fingerprint import check_fingerprint
+from interp_embed.store.layout import LABELS
+from interp_embed.store.sealed import seal
+from interp_embed.store.storage import LocalStorage, open_storage
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+    from interp_embed.dataset import Dataset
+    from interp_embed.sae.base import BaseSAE
+
+__all__ = [
+    "DEFAULT_DEVICE",
+    "choose_device",
+    "is_done",
+    "keep_labels",
+    "load",
+    "open_or_create",
+    "reopen",
+]
+
+DEFAULT_DEVICE = "cuda:0"
+"""Where a run is resumed that names no device."""
+
+
+def open_or_create(
+    location: str | os.PathLike[str],
+    frame: pd.DataFrame,
+    sae: BaseSAE,
+    *,
+    field: str,
+    description: str,
+    identifier: str,
+    documents_per_chunk: int,
+    dtype: np.dtype[Any],
+    feature_labels: Mapping[int, str] | None,
+    load: bool,
+) -> Store:
+    """Open the store at ``location`` if it is of these documents, SAE and settings, or create it.
+
+    Where a store is to be created and ``load`` is true, the SAE is loaded before, so that one that
+    cannot be loaded leaves nothing behind.
+    """
+    from interp_embed.sae.loading import sae_record
+    from interp_embed.store.columns import hash_frame, schema_of
+
+    storage = open_storage(location)
+    if isinstance(storage, LocalStorage):
+        recover(storage.root)
+    fingerprint = sae.fingerprint()
+    # Whatever is wrong with the data or the place is said before a model is loaded.
+    hashes = hash_frame(frame, schema_of(frame), field)
+    if is_store(storage):
+        try:
+            store = Store(storage)
+        except NotAStoreError:  # creation was interrupted before the documents were all written
+            store = None
+        if store is not None:
+            given = {**fingerprint, "dtype": dtype.name, "field": field, "documents": hashes}
+            check_fingerprint(store, given, len(frame))
+            if feature_labels:
+                _put_labels(store, feature_labels, wrote=False)
+            return store
+    check_place(storage)
+    if load and not sae.is_loaded():
+        sae.load()
+        fingerprint = sae.fingerprint()
+    return create_store(
+        storage,
+        frame,
+        field=field,
+        identifier=identifier,
+        description=description,
+        documents_per_chunk=documents_per_chunk,
+        dtype=dtype,
+        d_sae=sae.d_sae,
+        fingerprint=fingerprint,
+        sae=sae_record(sae),
+        feature_labels=feature_labels,
+        hashes=hashes,
+    )
+
+
+def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:
+    """Store the labels that the SAE brought, unless the store has labels.
+
+    Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
+    cannot be stored there are left out.
+    """
+    if labels := sae.feature_labels():
+        _put_labels(store, labels, wrote=wrote)
+
+
+def _put_labels(store: Store, labels: Mapping[int, str], *, wrote: bool) -> None:
+    key = f"{LABELS}/labels.json"
+    if store.storage.exists(key):
+        return
+    try:
+        store.storage.put_if_absent(key, seal({"labels": {str(k): v for k, v in labels.items()}}))
+    except OSError as error:
+        read_only = isinstance(error, PermissionError) or error.errno == errno.EROFS
+        if wrote or not read_only:
+            raise
+
+
+def is_done(store: Store) -> bool:
+    """Return whether there is nothing to encode: every document was, or has no text."""
+    from interp_embed.sae.tokens import reason_not_text
+
+    if not store.is_complete:
+        return False
+    failed = np.array(list(store.failures(np.arange(store.n_documents))), np.int64)
+    texts = store.frame(failed, [store.field]).iloc[:, 0].tolist()
+    return all(reason_not_text(text) is not None for text in texts)
+
+
+def load(
+    cls: type[Dataset], path: str | os.PathLike[str], *, import_modules: bool = False
+) -> Dataset:
+    """Open a store or a pickle of the original library, whichever is there.
+
+    The module of the SAE's class is imported only if asked for, and never for a pickle.
+    """
+    from interp_embed.interop.pickle import is_pickle
+
+    text = expanded(path)
+    if "://" not in text and is_pickle(text):
+        return _load_pickle(cls, text)
+    if "://" not in text and Path(text).is_file():
+        raise NotAStoreError(
+            f"{text} is neither a store (a folder) nor a pickle of the original library"
+        )
+    if text and "://" not in text:
+        recover(Path(text).absolute())
+    store = Store(text)
+    dataset = cls.__new__(cls)
+    sae, reason = _rebuild(store.attributes["sae"], import_modules)
+    dataset._bind(store, sae, np.arange(store.n_documents), {}, None, None)
+    dataset._no_sae = reason
+    dataset.id = store.attributes["id"]
+    return dataset
+
+
+def reopen(cls: type[Dataset], path: str, state: Mapping[str, Any]) -> Dataset:
+    """Open the documents of a store that a pickled `Dataset` was of."""
+    store = Store(path)
+    dataset = cls.__new__(cls)
+    sae, reason = _rebuild(store.attributes["sae"])
+    dataset._bind(store, sae, state["documents"], state["extra"], state["labels"], None)
+    dataset._no_sae = reason
+    dataset.dataset_description = state["description"]
+    dataset.id = state["identifier"]
+    return dataset
+
+
+def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
+    from interp_embed.dataset import _TemporaryFolder
+    from interp_embed.interop.pickle import read_pickle
+    from interp_embed.row import DatasetRow
+    from interp_embed.sae.tokens import reason_not_text
+
+    legacy = read_pickle(path)
+    records = legacy.dataset.to_dict(orient="records")
+    rows = [
+        None
+        if matrix is None
+        else DatasetRow(record, tokens or [], matrix, field=legacy.field, low_memory=True)
+        for record, matrix, tokens in zip(
+            records, legacy.rows, legacy.tokenized_documents, strict=True
+        )
+    ]
+    sae, reason = _rebuild(legacy.sae_metadata)
+    fingerprint: dict[str, Any] = {}
+    if sae is not None:
+        try:
+            fingerprint = sae.fingerprint()
+        except Exception as error:  # noqa: BLE001  (its folder has moved, say: it can be read)
+            sae, reason = None, _said(error)
+    folder = _TemporaryFolder()
+    d_sae = next((r.activations.shape[1] for r in rows if r is not None), None)
+    store = create_store(
+        folder.path,
+        legacy.dataset.reset_index(drop=True),
+        field=legacy.field,
+        identifier=legacy.id,
+        description=legacy.dataset_description,
+        documents_per_chunk=40,
+        d_sae=d_sae,
+        fingerprint=fingerprint,
+        sae=legacy.sae_metadata,
+        feature_labels=legacy.feature_labels,
+    )
+    # The pickle says only that these have no activations; what has no text cannot have any.
+    texts = store.frame(columns=[store.field]).iloc[:, 0].tolist()
+    failed = {
+        document: why
+        for document, text in enumerate(texts)
+        if rows[document] is None and (why := reason_not_text(text)) is not None
+    }
+    write_rows(store, sae, rows, failed)
+    dataset = cls.__new__(cls)
+    dataset._bind(store, sae, np.arange(store.n_documents), {}, legacy.feature_labels, folder)
+    dataset._no_sae = reason
+    dataset.id = legacy.id
+    return dataset
+
+
+def _rebuild(
+    metadata: Mapping[str, Any], import_modules: bool = False
+) -> tuple[BaseSAE | None, str]:
+    """Return the SAE that was recorded, not loaded; None and why where that cannot be done here."""
+    from interp_embed.sae.loading import load_sae_from_metadata
+
+    try:
+        return load_sae_from_metadata(metadata, import_modules=import_modules), ""
+    except Exception as error:  # noqa: BLE001  (its folder has moved, a class of a user's raises)
+        return None, _said(error)  # everything can be read without it; encoding says so when asked
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
+    """Put the SAE on ``device``; on the CPU where there is no GPU.
+
+    That comes with a warning, unless ``device`` is the default, which nobody need have asked for.
+    """
+    if sae is None:
+        return
+    wanted = [device] if isinstance(device, str) else list(device.values())
+    if any(d.startswith("cuda") for d in wanted) and not _sees_gpu():
+        if device != DEFAULT_DEVICE:
+            warnings.warn(
+                f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
+                "Pass device='cpu' to say so",
+                stacklevel=3,
+            )
+        device = "cpu"
+    sae.set_device(device)
+
+
+def _sees_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:  # an SAE of the user's own may do without it
+        return False
+    return bool(torch.cuda.is_available())
