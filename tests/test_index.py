@@ -799,7 +799,7 @@ def test_an_index_commit_that_does_not_fit_is_found_out(copy):
     assert errors(path) == {}
 
 
-def test_a_segment_that_lost_an_object_is_not_kept(copy):
+def test_a_segment_that_lost_an_object_is_not_kept(copy, tiny):
     path, chunk = copy
     segments = Store(path).index().segments
     (path / segments[0].folder.key / "count/c/0").unlink()
