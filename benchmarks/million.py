@@ -35,7 +35,10 @@ _OURS = {
     "statistics": ["index", "statistics", "statistics of a tenth"],
     "top": ["index", "top warm", "top warm, numbers only", "top cold rare", "top cold common"],
     "documents": ["documents"],
-    "distributed": ["count most", "count most, 2 processes"],
+    "distributed": [
+        *("count most", "count most, 2 processes"),
+        *("count most per feature", "count most per feature, 2 processes"),
+    ],
 }
 _FITTING = {"count": ["count most, one matrix"], "level": ["max, one matrix"]}
 _TOP_RUNS = ("warm", "cold rare", "cold common")

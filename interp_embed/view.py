@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from interp_embed.store import Store
 
 __all__ = ["View"]
+
+_FEW = 4
+_AT_ONCE = 8
+"""Documents that are read at once."""
 
 
 class View:
@@ -160,22 +165,25 @@ class View:
         documents = self._documents[positions]
         absent = unavailable(self._store, documents)
         records = self._frame(positions).to_dict(orient="records")
-        rows: list[DatasetRow | None] = []
-        for document, missing, record in zip(documents, absent, records, strict=True):
-            if missing:
-                rows.append(None)
-                continue
-            matrix, table, vocabulary = self._store.document(int(document))
-            rows.append(
-                DatasetRow(
-                    row=record,
-                    tokenized_document=token_strings(record[self.field], table, vocabulary),
-                    activations=matrix,
-                    field=self.field,
-                    special_tokens=table.special,
-                )
+
+        def read(number: int) -> DatasetRow | None:
+            if absent[number]:
+                return None
+            record = records[number]
+            matrix, table, vocabulary = self._store.document(int(documents[number]))
+            return DatasetRow(
+                row=record,
+                tokenized_document=token_strings(record[self.field], table, vocabulary),
+                activations=matrix,
+                field=self.field,
+                special_tokens=table.special,
             )
-        return rows
+
+        if len(documents) < _FEW:
+            return [read(number) for number in range(len(documents))]
+        # Beside each other: on a disk they decode, from an object store they wait.
+        with ThreadPoolExecutor(_AT_ONCE, "interp-embed-rows") as executor:
+            return list(executor.map(read, range(len(documents))))
 
     def feature_labels(self) -> dict[int, str]:
         """Return names of features, by feature."""

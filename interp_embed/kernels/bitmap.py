@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["bitmaps", "drain", "touch"]
+__all__ = ["bitmaps", "drain", "drain_counts", "touch"]
 
 _ONE = np.uint64(1)
 _SIX = np.uint64(6)
@@ -77,4 +77,32 @@ def drain(word, summary, out, n):  # type: ignore[no-untyped-def]
             w = (np.uint64(s) << _SIX) | _trailing_zeros(summary[s])
             summary[s] &= summary[s] - _ONE
             n = _drain_word(word, w, out, n)
+    return n
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _drain_word_counts(word, w, count, out, values, n):  # type: ignore[no-untyped-def]
+    bits = word[w]
+    word[w] = np.uint64(0)
+    while bits:
+        f = (w << _SIX) | _trailing_zeros(bits)
+        bits &= bits - _ONE
+        out[n] = f
+        values[n] = count[f]
+        count[f] = 0
+        n += 1
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
+def drain_counts(word, summary, count, out, values, n):  # type: ignore[no-untyped-def]
+    """Like `drain`, and move the features' counts to ``values``: half the time of a second look."""
+    if len(summary) == 0:
+        for i in range(len(word)):
+            n = _drain_word_counts(word, np.uint64(i), count, out, values, n)
+    for s in range(len(summary)):
+        while summary[s]:
+            w = (np.uint64(s) << _SIX) | _trailing_zeros(summary[s])
+            summary[s] &= summary[s] - _ONE
+            n = _drain_word_counts(word, w, count, out, values, n)
     return n

@@ -217,16 +217,17 @@ def pool(
 
 @numba.njit(cache=True, nogil=True)
 def fill_sums(count, highest, own, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` with the sum of every entry, from those that are stored; see `has_own_sum`.
+    """Fill ``out`` with the sum of each entry: its own where one is stored, else its max.
 
-    Return how many stored ones that takes, which may be others than there are in a damaged store.
+    Which entries have one is said by `has_own_sum`. ``own`` has one element more than there are
+    stored: it is looked at without a branch, which would be mispredicted. Return how many are
+    needed, which may be others in a damaged store.
     """
-    m = 0
-    for i in range(len(out)):
-        value = highest[i]
-        if count[i] > 1 or value <= 0:
-            if m < len(own):
-                value = own[m]
-            m += 1
-        out[i] = value
-    return m
+    taken = np.int64(0)
+    last = np.int64(len(own) - 1)
+    for i in range(len(highest)):
+        has_own = np.int64(count[i] > 1) | np.int64(highest[i] <= 0)
+        summed, single = own[min(taken, last)], highest[i]
+        out[i] = summed if has_own else single
+        taken += has_own
+    return taken

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numba
 import numpy as np
 
-from interp_embed.kernels.bitmap import bitmaps, drain, touch
+from interp_embed.kernels.bitmap import bitmaps, drain, drain_counts, touch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,10 +75,7 @@ def _count(  # type: ignore[no-untyped-def]
                 count[f] += 1
                 touch(word, summary, f)
         first = n
-        n = drain(word, summary, columns, n)
-        for j in range(first, n):
-            values[j] = count[columns[j]]
-            count[columns[j]] = 0
+        n = drain_counts(word, summary, count, columns, values, n)
         lengths[d] = n - first
     return n
 

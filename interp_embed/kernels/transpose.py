@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["add_counts", "feature_ranges", "fill_sums", "scatter", "summarize"]
+__all__ = ["add_counts", "feature_ranges", "scatter", "summarize"]
 
 _RANGE = 2048  # features whose write positions a cache holds
 
@@ -26,21 +26,6 @@ def add_counts(feature, total):  # type: ignore[no-untyped-def]
     """Add to ``total`` how often each feature occurs."""
     for f in feature:
         total[f] += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def fill_sums(count, value, own, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` with the sum of each entry: its own where one is stored, else its max.
-
-    Which entries have one is said by `interp_embed.chunk.has_own_sum`. ``own`` has one element more
-    than there are such entries: it is looked at without a branch, which would be mispredicted.
-    """
-    taken = np.int64(0)
-    for i in range(len(value)):
-        has_own = np.int64(count[i] > 1) | np.int64(value[i] <= 0)
-        summed, highest = own[taken], value[i]
-        out[i] = summed if has_own else highest
-        taken += has_own
 
 
 def feature_ranges(total: NDArray[np.int64], shares: int) -> list[NDArray[np.int64]]:

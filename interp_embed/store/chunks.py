@@ -11,6 +11,7 @@ from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, t
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.columns import inner_documents
 from interp_embed.store.layout import chunk_arrays
+from interp_embed.store.shard import INNER_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["StoredChunk", "write_chunk"]
 
 _LARGEST = 2**32 - 1
+_INNER_TOKENS = 2**14
 _FEW = 2**16
 
 
@@ -86,7 +88,7 @@ def write_chunk(
     }
     # The largest arrays first: the disk syncs them while the document level is computed.
     for name, array in values.items():
-        folder.add(name, specs[name], array)
+        folder.add(name, specs[name], array, _inner(specs[name]))
     level = _write_document_level(folder, specs, chunk, has_negative, pooled, executor)
     for name, array in level.items():
         folder.add(name, specs[name], array)
@@ -105,6 +107,14 @@ def write_chunk(
         "n_truncated": int((chunk.status == DocumentStatus.TRUNCATED).sum()),
         "has_negative": has_negative,
     }
+
+
+def _inner(spec: ArraySpec) -> int:
+    """Return the elements of an inner chunk: fewer of what is only read for single documents.
+
+    A document's few tokens stand in five arrays; whole passes read one of them, a small one.
+    """
+    return _INNER_TOKENS if spec.dimension in ("token", "token_ptr") else INNER_ELEMENTS
 
 
 def _write_document_level(
@@ -147,16 +157,20 @@ def _write_document_level(
 def _all_sums(
     count: NDArray[np.unsignedinteger], highest: NDArray[np.floating], own: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the sum of every entry, from those that are stored; see `has_own_sum`."""
+    """Return the sum of every entry, from those that are stored and one element more."""
     single = highest.astype(np.float32)
     if len(single) < _FEW:  # not worth a compiler
-        single[has_own_sum(count, single)] = own
-        return single
-    from interp_embed.kernels.pooling import fill_sums
+        which = has_own_sum(count, single)
+        needed = int(which.sum())
+        if needed == len(own) - 1:
+            single[which] = own[:-1]
+    else:
+        from interp_embed.kernels.pooling import fill_sums
 
-    if (needed := fill_sums(count, single, own, single)) != len(own):
+        needed = fill_sums(count, single, own, single)
+    if needed != len(own) - 1:
         raise CorruptStoreError(
-            f"a chunk has {len(own)} sums where {needed} are needed. Run 'interp-embed verify' on the "
+            f"a chunk has {len(own) - 1} sums where {needed} are needed. Run 'interp-embed verify' on the "
             "store, and encode the chunk's documents again"
         )
     return single
@@ -307,7 +321,8 @@ class StoredChunk:
             found[name] = stored(name)
         if "sum" in wanted:
             first, last = self.span("pooled/sum_ptr", start, stop)
-            own = self.array("pooled/sum").read(first, last)
+            own = np.zeros(last - first + 1, np.float32)
+            self.array("pooled/sum").read_into(own[:-1], first)
             found["sum"] = _all_sums(found["count"], found["max"], own)
         if "positive" in wanted:
             found["positive"] = stored("positive" if self.commit.has_negative else "count")

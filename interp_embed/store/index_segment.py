@@ -178,7 +178,8 @@ def write_segment(
     advance
         Called with the number of entries done since the last call.
     """
-    from interp_embed.kernels.transpose import feature_ranges, fill_sums, scatter
+    from interp_embed.kernels.pooling import fill_sums
+    from interp_embed.kernels.transpose import feature_ranges, scatter
 
     workers = os.cpu_count() or 1
     used = [source.chunk.commit for source in sources if source.n_entries]
