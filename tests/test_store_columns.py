@@ -17,7 +17,7 @@ from dateutil.zoneinfo import get_zonefile_instance
 from hypothesis import HealthCheck, given, settings
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store import Store, create_store, writer
+from interp_embed.store import Store, create_store, creation
 from interp_embed.store.columns import Column, decode_frame, encode_frame, hash_frame, schema_of
 from interp_embed.store.storage import open_storage
 from interp_embed.testing import frames
@@ -138,7 +138,7 @@ def test_a_column_comes_back(name):
 
 
 def test_all_columns_come_back_through_a_store_cut_into_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr(creation, "_BLOCK_DOCUMENTS", 3)
     frame = pd.concat(
         [pd.DataFrame({n: s.reset_index(drop=True) for n, s in COLUMNS.items()})] * 4,
         ignore_index=True,
