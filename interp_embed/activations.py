@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 import numpy as np
@@ -136,10 +135,9 @@ class Activations(Latents):
         list of str or None
             None for documents without activations.
         """
-        try:
-            feature, width = operator.index(feature), self._width()
-        except TypeError:
-            raise TypeError(f"feature must be an integer, got {feature!r}") from None
+        if isinstance(feature, bool) or not isinstance(feature, (int, np.integer)):
+            raise TypeError(f"feature must be an integer, got {feature!r}")
+        feature, width = int(feature), self._width()
         if not 0 <= feature < width:
             raise IndexError(f"feature {feature} is not among the {width} features of the SAE")
         held = holders(self._store, self._documents, feature)

@@ -228,8 +228,9 @@ class Latents(View):
               each power of two from 2^-16 to 2^16; the outer bins hold what is beyond, too. Reads
               the tokens.
         quantiles
-            From 0 to 1: quantiles of the activations above zero, from the histogram, and so within
-            1/16 of their value. Reads the tokens.
+            From 0 to 1: the activation that so large a share of the activations above zero does not
+            exceed (numpy's method ``"inverted_cdf"``: one that occurs, no mean of two), read off the
+            histogram and so within 1/16 of its value. Reads the tokens.
         activated_threshold
             0 or more; for the frequencies.
         memory

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import tracemalloc
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,6 +288,27 @@ def test_reductions_over_tokens_of_documents_that_failed(corpus):
     encoded = found.sel(doc=found["status"] < 2)
     assert np.isfinite(values(encoded["max"])).all()
     assert encoded.sizes["doc"] == 60 - len(corpus.failures())
+
+
+def test_a_sum_holds_no_more_than_what_is_listed(tmp_path):
+    chunk = random_chunk(5, 40, d_sae=50_000, mean_tokens=40, active=3)
+    dataset = opened(tmp_path / "store", chunk)
+    activations = dataset.to_xarray()["activations"]
+    expected = np.nan_to_num(dataset.latents("sum"))
+    activations[:2].sum("token").compute()  # what is compiled is not what is measured
+    tracemalloc.start()
+    try:
+        found = activations.sum("token").compute()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(found.data.todense(), expected, rtol=1e-5)
+    assert peak < activations.nbytes // 4, "as much as a dense block"
+    np.testing.assert_allclose(
+        values(activations.isel(token=slice(0, 2)).sum(["token", "doc"])),
+        np.nansum(densify(activations.isel(token=slice(0, 2))).values, axis=(0, 1)),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
 
 
 def test_masks_and_weights_say_where_the_tokens_are(corpus):

@@ -124,6 +124,13 @@ def test_a_dataset_gives_statistics_of_its_documents(tmp_path):
     for wrong in ({"statistics": "median"}, {"quantiles": [2]}, {"activated_threshold": -1}):
         with pytest.raises(ValueError, match=r"median|2\.0|-1"):
             dataset.feature_statistics(**wrong)
+    for wrong in (
+        *({"quantiles": 0.5}, {"quantiles": "0.5"}, {"statistics": None}),
+        *({"activated_threshold": "3"}, {"activated_threshold": True}),
+    ):
+        (name,) = wrong
+        with pytest.raises(TypeError, match=name):
+            dataset.feature_statistics(**wrong)
     with pytest.raises(ResultTooLargeError, match="histogram"):
         dataset.feature_statistics("histogram", memory="10K")
 

@@ -112,8 +112,7 @@ def aggregate_sparse(
         # Pieces of a column and a value each, then the matrix; once more to put rows in order.
         upper * ((6 + 8) if order.back is None else (6 + 8 + 8)) + 24 * len(documents),
         f"{reduction.name} of {len(documents)} documents as a sparse matrix",
-        "Pass lazy=True, go through it block by block with iter_latents(), or select fewer documents "
-        "or features",
+        "Pass lazy=True, go through it block by block with iter_latents(), or select fewer documents",
     )
     parts = list(_run(store, order.ascending, reduction, threshold, features, workers))
     matrix = _assemble(parts, absent, width)

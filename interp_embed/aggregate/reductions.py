@@ -145,10 +145,16 @@ def check_threshold(threshold: float) -> float:
 
     Raises
     ------
+    TypeError
+        If it is a string or a truth value.
     ValueError
-        If it is negative or not a number. Every feature is 0 on nearly every token, so a negative
+        If it is negative or NaN. Every feature is 0 on nearly every token, so a negative
         threshold would mark everything and nothing could stay sparse.
     """
+    if isinstance(
+        threshold, str | bytes | bool | np.bool_
+    ):  # what float() would take, but no number
+        raise TypeError(f"activated_threshold must be a number, got {threshold!r}")
     value = float(threshold)
     if not value >= 0:
         raise ValueError(

@@ -196,7 +196,9 @@ def count_features(
     require_memory(
         held * sum(total.nbytes for total in totals.values()),
         f"statistics of {width} features",
-        "Leave out the histogram and quantiles",
+        "Leave out the histogram and quantiles"
+        if "histogram" in totals
+        else "Ask for fewer statistics at a time, or give it more memory",
     )
     tokens = any(s.needs_tokens(threshold) for s in chosen)
     rest = np.sort(documents, kind="stable")

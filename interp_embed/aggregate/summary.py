@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,13 +36,22 @@ def check_statistics(
 
     Raises
     ------
+    TypeError
+        If they are not lists of names and of numbers.
     ValueError
         If a name is unknown or a quantile is not from 0 to 1.
     """
-    names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    try:
+        names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    except TypeError:
+        raise TypeError(
+            f"statistics must be a list of names among {list(_NEEDS)}, got {statistics!r}"
+        ) from None
     for name in names:
         if name not in _NEEDS:
             raise ValueError(f"statistics must be among {list(_NEEDS)}, got {name!r}")
+    if isinstance(quantiles, str | bytes) or not isinstance(quantiles, Iterable):
+        raise TypeError(f"quantiles must be a list such as [0.5, 0.9], got {quantiles!r}")
     wanted = tuple(float(q) for q in quantiles)
     for q in wanted:
         if not 0 <= q <= 1:

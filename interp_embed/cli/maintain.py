@@ -66,6 +66,7 @@ def run_index(path: str, *, rebuild: bool, memory: str) -> None:
 
     room = parse_size(memory, "--memory")
     store = open_store(path)
+    there = store.index()
     begin = time.perf_counter()
     index = build_index(store, memory=room, rebuild=rebuild, progress=show_progress())
     seconds = time.perf_counter() - begin
@@ -75,6 +76,8 @@ def run_index(path: str, *, rebuild: bool, memory: str) -> None:
         f"documents in {segments} segment{'s' * (segments != 1)}; {format_bytes(index.nbytes)}, "
         f"{seconds:.1f} s"
     )
+    if there is not None and there.commit.key == index.commit.key and not rebuild:
+        print("  it was there and is kept, its bytes unread; --rebuild makes it anew")
     if missing := store.n_documents - index.documents_covered:
         print(f"  {thousands(missing)} documents are not encoded yet")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import sparse
 import xarray as xr
 from typing_extensions import override
 from xarray.core.indexing import ExplicitlyIndexed
@@ -13,7 +14,7 @@ from interp_embed.lazy.array import Selection, selection_of, stored_array
 from interp_embed.lazy.partition import chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,6 +68,35 @@ class StoredVariable(xr.Variable):
             array = stored_array(Selection(held.source, documents, features))
             narrowed = type(self)(self.dims, array, self._attrs, self._encoding, fastpath=True)
         return xr.Variable.__getitem__(narrowed, tuple(left))
+
+    @override
+    def reduce(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> xr.Variable:  # type: ignore[override]
+        """Reduce as any variable; a sum that skips NaN leaves NaN out of the blocks first.
+
+        xarray puts zeros in the place of NaN, and for that makes a block of zeros of which sparse
+        lists every coordinate: 24 bytes for each element of the dense array.
+        """
+        skips = kwargs.get("skipna") in (None, True) and kwargs.get("min_count") is None
+        sums = getattr(func, "__name__", "") == "sum" and skips
+        array: Any = self._data
+        if not (sums and isinstance(getattr(array, "_meta", None), sparse.COO)):
+            return super().reduce(func, *args, **kwargs)
+        summed = xr.Variable(self.dims, array.map_blocks(_without_nan), self._attrs)
+        return summed.reduce(func, *args, **{**kwargs, "skipna": False})
+
+
+def _without_nan(block: sparse.COO) -> sparse.COO:
+    """Drop what is NaN: it counts as 0, which the block is where nothing is listed."""
+    missing = np.isnan(block.data)
+    if not missing.any():
+        return block
+    return sparse.COO(
+        block.coords[:, ~missing],
+        block.data[~missing],
+        shape=block.shape,
+        has_duplicates=False,
+        sorted=True,
+    )
 
 
 def _parts(key: Any, dims: Sequence[Any]) -> list[Any] | None:
