@@ -14,6 +14,7 @@ from interp_embed.aggregate.execute import (
     aggregate_dense,
     aggregate_sparse,
     entries,
+    feature_count,
     unavailable,
 )
 from interp_embed.aggregate.memory import memory_budget, require_memory
@@ -108,7 +109,7 @@ class Latents(View):
             be. See docs/lazy.md.
         memory
             Bytes that may be used, or a size such as ``"2G"``; by default what
-            ``INTERP_EMBED_MEMORY`` says, or most of what is free.
+            ``INTERP_EMBED_MEMORY`` says, or most of what is free. Not for ``lazy``.
 
         Returns
         -------
@@ -125,19 +126,23 @@ class Latents(View):
         ResultTooLargeError
             If the result would not fit in memory; nothing is computed.
         ValueError
-            If ``lazy`` and ``compress`` are both given.
+            If ``lazy`` is given with ``compress`` or ``memory``.
         """
         check_method(aggregation_method, also=("all",))
         threshold = check_threshold(activated_threshold)
         if lazy:
             if compress:
                 raise ValueError("a lazy array is of sparse blocks anyway: leave out compress=True")
+            if memory is not None:
+                raise ValueError(
+                    "memory is for results in memory: the blocks of a lazy array are as large as "
+                    "dask's setting array.chunk-size says"
+                )
             from interp_embed.lazy import convert
 
-            with memory_budget(memory):
-                return convert.latents(
-                    self._store, self._documents, aggregation_method, threshold, self._folder
-                )
+            return convert.latents(
+                self._store, self._documents, aggregation_method, threshold, self._folder
+            )
         with memory_budget(memory):
             if aggregation_method == "all":
                 return self._all_latents(compress)
@@ -230,7 +235,8 @@ class Latents(View):
         quantiles
             From 0 to 1: the activation that so large a share of the activations above zero does not
             exceed (numpy's method ``"inverted_cdf"``: one that occurs, no mean of two), read off the
-            histogram and so within 1/16 of its value. Reads the tokens.
+            histogram and so within 1/16 of its value, where that is from 2^-16 to 2^16. Reads the
+            tokens.
         activated_threshold
             0 or more; for the frequencies.
         memory
@@ -264,7 +270,7 @@ class Latents(View):
     def _all_latents(self, compress: bool) -> NDArray[np.object_] | list[csr_matrix]:
         from scipy.sparse import csr_matrix as csr
 
-        width = self.d_sae or 0
+        width = feature_count(self._store)
         absent = unavailable(self._store, self._documents)
         size = 4 * width * (self.token_count + int(absent.sum()))
         if compress:

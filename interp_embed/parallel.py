@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Executor, Future
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from concurrent.futures import Executor
 
-__all__ = ["bounded_map"]
+__all__ = ["REQUESTS", "Flights", "available_cpus", "bounded_map", "request_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+REQUESTS = 32
+"""Requests in flight to storages that are far away."""
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def available_cpus() -> int:
+    """Return how many cores this process may use, which on a cluster is not all that there are."""
+    try:
+        return len(os.sched_getaffinity(0)) or 1
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def request_pool() -> ThreadPoolExecutor:
+    """Return the threads that wait for storages that are far away; one pool a process.
+
+    What runs there makes one request and hands nothing to the pool in turn: it could wait for itself.
+    """
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(REQUESTS, "interp-embed-request")
+        return _pool
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+class Flights:
+    """Makes threads that want the same thing at the same time wait for the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flying: dict[Hashable, Future[Any]] = {}
+
+    def do(self, key: Hashable, run: Callable[[], R]) -> R:
+        """Return ``run()``, or what another thread that is running it under ``key`` gets."""
+        with self._lock:
+            future = self._flying.get(key)
+            if future is None:
+                mine: Future[Any] = Future()
+                self._flying[key] = mine
+        if future is not None:
+            found: R = future.result()
+            return found
+        try:
+            found = run()
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        else:
+            mine.set_result(found)
+            return found
+        finally:
+            with self._lock:
+                del self._flying[key]
 
 
 def bounded_map(

@@ -13,6 +13,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from interp_embed import Dataset
 from interp_embed.chunk import Chunk
 from interp_embed.errors import CorruptIndexError
 from interp_embed.store import (
@@ -31,7 +32,7 @@ from interp_embed.store.compaction import leftovers
 from interp_embed.store.index_writer import build_index
 from interp_embed.store.layout import index_arrays
 from interp_embed.store.sealed import seal, unseal
-from interp_embed.store.storage import open_storage
+from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing import (
     FaultyStorage,
@@ -797,6 +798,37 @@ def test_an_index_commit_that_does_not_fit_is_found_out(copy):
     assert "says n_tokens 7" in found(lambda d: d.update(n_tokens=7))
     assert "no summary of them" in found(lambda d: d.update(summary=None))
     assert errors(path) == {}
+
+
+def test_an_index_that_may_not_be_read_costs_time_and_nothing_else(copy, monkeypatch):
+    path, _ = copy
+    expected = Dataset.load_from_file(path).top_documents_for_feature(3, k=5)
+    get = LocalStorage.get
+
+    def guarded(self, key):
+        if key.startswith("index/"):
+            raise PermissionError(13, "Permission denied", key)
+        return get(self, key)
+
+    monkeypatch.setattr(LocalStorage, "get", guarded)
+    dataset = Dataset.load_from_file(path)
+    with pytest.warns(UserWarning, match="chunks are read instead"):
+        assert dataset.top_documents_for_feature(3, k=5) == expected
+
+
+def test_a_damaged_index_is_made_anew_on_request(copy):
+    path, chunk = copy
+    (folder,) = [f for f in index_folders(path) if (f / "summary").exists()][:1]
+    file = folder / "summary/document_frequency/c/0"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    dataset = Dataset.load_from_file(path)
+    dataset.build_index()
+    assert errors(path) != {}
+    dataset.build_index(rebuild=True)
+    assert errors(path) == {}
+    assert_right(Store(path).index(), chunk)
 
 
 def test_a_segment_that_lost_an_object_is_not_kept(copy, tiny):

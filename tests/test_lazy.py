@@ -304,6 +304,10 @@ def test_a_sum_holds_no_more_than_what_is_listed(tmp_path):
         tracemalloc.stop()
     np.testing.assert_allclose(found.data.todense(), expected, rtol=1e-5)
     assert peak < activations.nbytes // 4, "as much as a dense block"
+    shifted = dataset.to_xarray()["max"]
+    shifted.data = shifted.data + 1
+    summed = np.nansum(densify(shifted).values, 0)
+    np.testing.assert_allclose(values(shifted.sum("doc")), summed, rtol=1e-5)
     np.testing.assert_allclose(
         values(activations.isel(token=slice(0, 2)).sum(["token", "doc"])),
         np.nansum(densify(activations.isel(token=slice(0, 2))).values, axis=(0, 1)),
@@ -393,6 +397,14 @@ def test_a_store_without_documents_or_features(tmp_path, corpus):
     )
     with pytest.raises(ValueError, match="number of features is unknown"):
         Dataset.load_from_file(unknown.path).to_xarray()
+
+
+def test_blocks_know_no_limit_of_memory(corpus, monkeypatch):
+    expected = corpus.latents("max")
+    monkeypatch.setenv("INTERP_EMBED_MEMORY", "2K")
+    np.testing.assert_array_equal(values(corpus.latents("max", lazy=True)), expected)
+    with pytest.raises(ValueError, match=r"array\.chunk-size"):
+        corpus.latents("max", lazy=True, memory="2K")
 
 
 def test_compress_is_refused(corpus):

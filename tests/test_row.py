@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from interp_embed import DatasetRow
+from interp_embed import Dataset, DatasetRow
+from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.row import highlight
+from interp_embed.testing import random_chunk, store_from_chunk
 
 TOKENS = ["The", " cat", " sat", " on", " the", " mat"]
 TEXT = "The cat sat on the mat"
@@ -102,6 +104,17 @@ def test_aggregates_count_absent_features_as_zero():
     assert made.latents("count", activated_threshold=0.5).tolist() == [[2, 0, 0, 0]]
     assert made.latents("binarize", activated_threshold=2.5).tolist() == [[0, 0, 0, 0]]
     np.testing.assert_array_equal(made.latents("all"), DENSE)
+    np.testing.assert_array_equal(made.latents("nnz")[0], (DENSE != 0).sum(axis=0))
+    np.testing.assert_allclose(made.latents("var")[0], np.var(DENSE, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", list(REDUCTIONS))
+def test_a_row_has_every_reduction_that_a_dataset_has(tmp_path, method):
+    store_from_chunk(tmp_path / "a.zarr", random_chunk(7, 20, d_sae=30))
+    dataset = Dataset.load_from_file(tmp_path / "a.zarr")
+    for row, expected in zip(dataset.rows, dataset.latents(method), strict=True):
+        if row is not None:
+            np.testing.assert_allclose(row.latents(method)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "all"])

@@ -31,7 +31,7 @@ def expected_statistics(documents, d_sae, threshold):
         "document_frequency": sum(((m > threshold).any(axis=0) for m in present), np.zeros(d_sae)),
         "token_frequency": (tokens > threshold).sum(axis=0),
         "mean": tokens.mean(axis=0) if len(tokens) else np.full(d_sae, np.nan),
-        "max": np.max(highest, axis=0) if highest else np.zeros(d_sae),
+        "max": np.max(highest, axis=0) if highest else np.full(d_sae, np.nan),
         "histogram": histogram,
         "n_documents": len(present),
         "n_tokens": len(tokens),
@@ -133,6 +133,18 @@ def test_a_dataset_gives_statistics_of_its_documents(tmp_path):
             dataset.feature_statistics(**wrong)
     with pytest.raises(ResultTooLargeError, match="histogram"):
         dataset.feature_statistics("histogram", memory="10K")
+
+
+def test_what_iterating_gives_can_be_changed(tmp_path):
+    chunk = random_chunk(2, 40, d_sae=30, negative=False, failures=False)
+    store_from_chunk(tmp_path / "a.zarr", chunk)
+    dataset = Dataset.load_from_file(tmp_path / "a.zarr")
+    before = dataset.latents("max")
+    for method in ("max", "mean", "count"):
+        for _, matrix in dataset.iter_latents(method):
+            matrix.data[:] = -1
+            matrix.indices[:] = 0
+    np.testing.assert_array_equal(dataset.latents("max"), before)
 
 
 def test_iterating_gives_every_document_once_with_its_row(tmp_path, monkeypatch):

@@ -13,15 +13,16 @@ from interp_embed.aggregate.stream import stream_tokens
 from interp_embed.chunk import feature_dtype, gather_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from interp_embed.aggregate.reductions import Reduction
     from interp_embed.store.chunks import StoredChunk
+    from interp_embed.store.readahead import ReadAhead, Wanted
     from interp_embed.store.reader import Store
 
-__all__ = ["Block", "BlockRows", "clusters", "cut_documents", "reduce_block"]
+__all__ = ["Block", "BlockRows", "block_ahead", "clusters", "cut_documents", "reduce_block"]
 
 _GAP = 2**16
 """Entries that are read over rather than skipped, as they share an inner chunk anyway."""
@@ -109,6 +110,25 @@ def cut_documents(
 
 def _entries_a_document(commit: Any, tokens: bool) -> float:
     return float((commit.nnz if tokens else commit.pooled_nnz) / max(1, commit.stop - commit.start))
+
+
+def block_ahead(block: Block) -> ReadAhead:
+    """Read what `reduce_block` will read. To be closed."""
+    reduction = block.reduction
+    tokens = reduction.needs_tokens(block.threshold)
+
+    def plans() -> Iterator[Iterator[Iterable[Wanted]]]:
+        for chunk, positions, _ in block.store.parts(np.asarray(block.documents, np.int64)):
+            for which in clusters(chunk, positions, tokens=tokens):
+                low, high = int(positions[which.start]), int(positions[which.stop - 1]) + 1
+                if tokens:
+                    yield chunk.steps_of_nonzeros(low, high, entries=True)
+                else:
+                    yield chunk.steps_of_pooled(
+                        reduction.arrays, low, high, n_tokens=reduction.uses_n_tokens
+                    )
+
+    return block.store.ahead(plans())
 
 
 def reduce_block(block: Block) -> BlockRows:

@@ -16,7 +16,6 @@ import numpy as np
 from interp_embed.aggregate.execute import aggregate_dense, entries, unavailable
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.aggregate.scheduler import worker_count
-from interp_embed.errors import CorruptIndexError
 from interp_embed.parallel import bounded_map
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ T = TypeVar("T")
 _READ_ENTRIES = 2**16
 """What the documents of one feature take at least: the elements of an inner chunk are read together."""
 _ATTEMPTS = 3
+_FAR_WORKERS = 8
 _STORED = frozenset({"max", "count", "positive"})
 
 
@@ -144,16 +144,16 @@ def _ask(store: Store, read: Callable[[FeatureIndex], T | None]) -> T | None:
     """
     failure: OSError | None = None
     for _ in range(_ATTEMPTS):
-        ledger, index = store.ledger, store.index()
-        if index is None:
-            return None
         try:
+            ledger, index = store.ledger, store.index()
+            if index is None:
+                return None
             found = read(index)
         except FileNotFoundError as error:
             failure = error
             store.refresh(manifest=False)  # and look for the index again
             continue
-        except CorruptIndexError as error:
+        except OSError as error:  # damaged, or not for this user to read
             failure = error
             break
         if store.ledger is ledger or store.ledger.state == ledger.state:
@@ -161,7 +161,7 @@ def _ask(store: Store, read: Callable[[FeatureIndex], T | None]) -> T | None:
     if failure is not None:
         warnings.warn(
             f"the index of {store.storage.url} cannot be read, and the chunks are read instead, which "
-            f"takes longer. To make it anew: interp-embed index --rebuild. ({failure})",
+            f"takes longer. To make it anew: interp-embed index --rebuild, or build_index(rebuild=True). ({failure})",
             stacklevel=4,
         )
     return None
@@ -198,7 +198,7 @@ class _Columns:
         require_memory(
             4 * len(self.features) * rows,
             f"a dense array of {len(self.ascending)} documents x {len(self.features)} features",
-            "Select fewer documents or features",
+            "Select fewer documents, for instance dataset[:100000], or ask for fewer features",
         )
         reduction, threshold = self.reduction, self.threshold
         known = not reduction.needs_tokens(threshold) and _STORED.issuperset(reduction.arrays)
@@ -273,7 +273,9 @@ class _Columns:
             )
 
     def _for_each_feature(self, run: Callable[[int], None]) -> None:
-        workers = min(worker_count(None), len(self.features))
+        # Far away, most of the time is waiting.
+        most = _FAR_WORKERS if self.store.storage.remote else worker_count(None)
+        workers = min(most, len(self.features))
         with ThreadPoolExecutor(max(1, workers), "interp-embed-columns") as executor:
             for _ in bounded_map(executor, run, range(len(self.features)), ahead=2 * workers):
                 pass

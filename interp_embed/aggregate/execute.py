@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.aggregate.blocks import Block, BlockRows, cut_documents, reduce_block
+from interp_embed.aggregate.blocks import (
+    Block,
+    BlockRows,
+    block_ahead,
+    cut_documents,
+    reduce_block,
+)
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.aggregate.scheduler import active_client, run_tasks
 from interp_embed.chunk import DocumentStatus, gather_ranges, trusted_csr
@@ -223,6 +229,7 @@ def _run(
         description=reduction.name,
         total=len(ascending),
         size=len,
+        ahead=block_ahead if store.storage.remote else None,
     )
 
 
@@ -238,7 +245,12 @@ def _assemble(parts: Sequence[BlockRows], absent: NDArray[np.bool_], width: int)
         columns: Any = parts[0].columns[0]
         if columns.dtype == index_dtype:  # taken as they are
             shape = len(filled), width
-            return trusted_csr(parts[0].values[0], columns, indptr.astype(index_dtype), shape)
+            values = parts[0].values[0]
+            if not values.flags.writeable:  # the store's cache has them
+                values = values.copy()
+            if not columns.flags.writeable:
+                columns = columns.copy()
+            return trusted_csr(values, columns, indptr.astype(index_dtype), shape)
     indices, data = np.empty(total, index_dtype), np.empty(total, np.float32)
     gaps = bool(absent.any())
     at = 0

@@ -33,8 +33,12 @@ def parse_size(size: int | str, name: str = "memory") -> int:
         If it is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(size), re.IGNORECASE)
-    if not match or isinstance(size, bool) or float(match[1]) == 0:
+    if not match or isinstance(size, bool) or _bytes(match) < 1:
         raise ValueError(f"{name} must be a size such as 8G or a number of bytes, got {size!r}")
+    return _bytes(match)
+
+
+def _bytes(match: re.Match[str]) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

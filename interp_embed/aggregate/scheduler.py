@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tqdm.auto import tqdm
 
-from interp_embed.parallel import bounded_map
+from interp_embed.aggregate.memory import available_memory
+from interp_embed.parallel import available_cpus, bounded_map
 from interp_embed.progress import show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     import distributed
 
@@ -26,6 +29,10 @@ __all__ = ["active_client", "run_tasks", "worker_count"]
 _QUIET_SECONDS = 2.0
 _TASKS_A_THREAD = 2
 """Tasks that a cluster's thread has before it: one is computed while the other's result travels."""
+_TASKS_AHEAD = 16
+"""Tasks whose bytes are read before they are computed, at most."""
+_TASK_BYTES = 6 * 2**22
+"""What the bytes of a large task take, compressed."""
 
 
 def active_client() -> distributed.Client | None:
@@ -52,7 +59,17 @@ def active_client() -> distributed.Client | None:
 
 def worker_count(workers: int | None = None) -> int:
     """Return how many tasks run at once in this process."""
-    return workers or os.cpu_count() or 1
+    return workers or _threads()
+
+
+def _threads() -> int:
+    """Return how many threads are for this process, or for the task of a cluster that this is."""
+    if (module := sys.modules.get("distributed")) is not None:
+        try:
+            return int(module.get_worker().state.nthreads)
+        except ValueError:
+            pass
+    return available_cpus()
 
 
 def run_tasks(
@@ -64,6 +81,7 @@ def run_tasks(
     total: int | None = None,
     size: Callable[[T], int] = lambda _: 1,
     unit: str = "doc",
+    ahead: Callable[[T], AbstractContextManager[Any]] | None = None,
 ) -> Iterator[R]:
     """Yield ``run(task)`` in order; the number of results that wait is bounded.
 
@@ -76,6 +94,9 @@ def run_tasks(
         workers, or else a thread for each core.
     description, total, size, unit
         Of the progress that is shown once it has taken two seconds: ``size(task)`` of ``total``.
+    ahead
+        ``ahead(task)`` reads what ``run(task)`` will need, which it holds until it is closed. Called
+        for a few tasks before their turn, as memory allows.
     """
     bar = tqdm(
         total=total,
@@ -94,22 +115,86 @@ def run_tasks(
             yield task
 
     with bar:
-        for result in _ordered(run, noted(), workers):
+        for result in _ordered(run, noted(), workers, ahead):
             yield result
             bar.update(sizes.popleft())
 
 
-def _ordered(run: Callable[[T], R], tasks: Iterable[T], workers: int | None) -> Iterator[R]:
-    if workers == 1:
-        yield from map(run, tasks)
-        return
+def _ordered(
+    run: Callable[[T], R],
+    tasks: Iterable[T],
+    workers: int | None,
+    ahead: Callable[[T], AbstractContextManager[Any]] | None,
+) -> Iterator[R]:
     client = active_client() if workers is None else None
     if client is not None:
-        yield from _on_cluster(client, run, tasks)
+        yield from _on_cluster(client, run if ahead is None else _Fetched(run, ahead), tasks)
         return
-    threads = worker_count(workers)
-    with ThreadPoolExecutor(threads, "interp-embed-aggregate") as executor:
+    threads = 1 if workers == 1 else worker_count(workers)
+    with contextlib.ExitStack() as stack:
+        if ahead is not None:
+            fetching = stack.enter_context(_Fetching(ahead))
+            run, tasks = fetching.using(run), fetching.before(tasks)
+        if workers == 1:
+            yield from map(run, tasks)
+            return
+        executor = stack.enter_context(ThreadPoolExecutor(threads, "interp-embed-aggregate"))
         yield from bounded_map(executor, run, tasks, ahead=threads)
+
+
+class _Fetching(Generic[T]):
+    """Reads the bytes of tasks before their turn, and lets go of them after it."""
+
+    def __init__(self, ahead: Callable[[T], AbstractContextManager[Any]]) -> None:
+        self._ahead = ahead
+        self._depth = min(max(available_memory() // 4 // _TASK_BYTES, 2), _TASKS_AHEAD)
+        self._executor = ThreadPoolExecutor(self._depth, "interp-embed-ahead")
+        self._fetched: dict[int, Future[AbstractContextManager[Any]]] = {}
+
+    def before(self, tasks: Iterable[T]) -> Iterator[Any]:
+        """Yield tasks, numbered, once their bytes are there."""
+        waiting: deque[tuple[int, T]] = deque()
+        for number, task in enumerate(tasks):
+            self._fetched[number] = self._executor.submit(self._ahead, task)
+            waiting.append((number, task))
+            if len(waiting) > self._depth:
+                wait([self._fetched[waiting[0][0]]])
+                yield waiting.popleft()
+        while waiting:
+            wait([self._fetched[waiting[0][0]]])
+            yield waiting.popleft()
+
+    def using(self, run: Callable[[T], R]) -> Callable[[Any], R]:
+        """Return ``run`` for the tasks that `before` yields."""
+
+        def with_bytes(numbered: tuple[int, T]) -> R:
+            number, task = numbered
+            with self._fetched.pop(number).result():
+                return run(task)
+
+        return with_bytes
+
+    def __enter__(self) -> _Fetching[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+        for future in self._fetched.values():
+            if not future.cancelled() and future.exception() is None:
+                with future.result():
+                    pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fetched(Generic[T, R]):
+    """A task and its bytes, on a worker of a cluster."""
+
+    run: Callable[[T], R]
+    ahead: Callable[[T], AbstractContextManager[Any]]
+
+    def __call__(self, task: T) -> R:
+        with self.ahead(task):
+            return self.run(task)
 
 
 def _on_cluster(

@@ -19,12 +19,13 @@ from interp_embed.aggregate.scheduler import run_tasks, worker_count
 from interp_embed.aggregate.stream import stream_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from interp_embed.aggregate.stream import TokenPiece
     from interp_embed.store.chunks import StoredChunk
+    from interp_embed.store.readahead import ReadAhead, Wanted
     from interp_embed.store.reader import Store
 
     Level = Mapping[str, NDArray[Any]]
@@ -214,10 +215,33 @@ def count_features(
             description="statistics",
             total=len(single),
             size=len,
+            ahead=_task_ahead if store.storage.remote else None,
         ):
             for name, values in counted.items():
                 STATISTICS[name].combine(totals[name], values, out=totals[name])
     return totals
+
+
+def _task_ahead(task: _Task) -> ReadAhead:
+    """Read what `_count_block` will read. To be closed."""
+    chosen = [STATISTICS[name] for name in task.statistics]
+    tokens = any(s.needs_tokens(task.threshold) for s in chosen)
+    from_documents = [s for s in chosen if not s.needs_tokens(task.threshold)]
+
+    def plans() -> Iterator[Iterator[Iterable[Wanted]]]:
+        for chunk, positions, _ in task.store.parts(np.asarray(task.documents, np.int64)):
+            if from_documents:
+                rules = [_rule(s, chunk, task.threshold) for s in from_documents]
+                names = sorted({name for rule in rules for name in rule.arrays})
+                for which in clusters(chunk, positions, tokens=False):
+                    low, high = int(positions[which.start]), int(positions[which.stop - 1]) + 1
+                    yield chunk.steps_of_pooled(names, low, high)
+            if tokens:
+                for which in clusters(chunk, positions, tokens=True):
+                    low, high = int(positions[which.start]), int(positions[which.stop - 1]) + 1
+                    yield chunk.steps_of_nonzeros(low, high)
+
+    return task.store.ahead(plans())
 
 
 def _count_block(task: _Task) -> Totals:
@@ -252,20 +276,22 @@ def _count_documents(
     totals: Totals,
 ) -> None:
     low, high = int(positions[0]), int(positions[-1]) + 1
-    rules = []
-    for statistic in statistics:
-        rule = statistic
-        if statistic.name == "document_frequency" and threshold == 0:
-            # Without negative activations a feature is above zero wherever it has an entry, so that
-            # the values need not be read.
-            rule = statistic if chunk.commit.has_negative else STATISTICS["entries"]
-        rules.append((rule, totals[statistic.name]))
+    rules = [(_rule(s, chunk, threshold), totals[s.name]) for s in statistics]
     level = chunk.pooled(sorted({name for rule, _ in rules for name in rule.arrays}), low, high)
     rows = positions - low
     begin, end = level["doc_ptr"][rows], level["doc_ptr"][rows + 1]
     for rule, out in rules:
         assert rule.from_documents is not None
         rule.from_documents(level, begin, end, threshold, out)
+
+
+def _rule(statistic: Statistic, chunk: StoredChunk, threshold: float) -> Statistic:
+    """Return how a statistic is counted in a chunk."""
+    if statistic.name == "document_frequency" and threshold == 0 and not chunk.commit.has_negative:
+        # Without negative activations a feature is above zero wherever it has an entry, so that the
+        # values need not be read.
+        return STATISTICS["entries"]
+    return statistic
 
 
 def availability(store: Store, documents: NDArray[np.int64]) -> tuple[int, int]:

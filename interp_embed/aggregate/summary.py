@@ -99,6 +99,8 @@ def feature_statistics(
         # A document without the feature counts as 0.
         everywhere = totals["entries"] >= max(1, n_documents)
         highest = np.where(everywhere, totals["highest"], np.maximum(totals["highest"], 0))
+        if n_documents == 0:
+            highest = np.full(width, np.nan)
         variables["max"] = ("feature", highest.astype(np.float32))
     if "histogram" in names:
         edges = kernels.bin_edges()

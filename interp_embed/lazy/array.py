@@ -16,6 +16,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import parse_bytes
 
 from interp_embed.lazy.partition import block_edges
+from interp_embed.lazy.transfer import register
 
 if TYPE_CHECKING:
     from interp_embed.lazy.partition import Positions
@@ -99,6 +100,7 @@ def selection_of(array: Any) -> Selection | None:
 
 
 def _read(block: Selection) -> sparse.COO:
+    register()
     if block.features is None:
         return block.source.read(block.documents, None)
     features, where = np.unique(np.asarray(block.features, np.int64), return_inverse=True)

@@ -18,6 +18,7 @@ import sparse
 
 from interp_embed.aggregate.blocks import clusters
 from interp_embed.aggregate.execute import aggregate_sparse
+from interp_embed.aggregate.memory import memory_budget
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.chunk import DocumentStatus, gather_ranges
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from interp_embed.store.chunks import StoredChunk
 
 __all__ = ["Pooled", "Source", "TokenWeights", "Tokens"]
+
+_UNLIMITED = 2**62
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,14 +61,15 @@ class Pooled:
 
     def read(self, documents: Positions, features: Positions | None) -> sparse.COO:
         """Return (documents, features)."""
-        matrix = aggregate_sparse(
-            self.store,
-            np.asarray(documents, np.int64),
-            REDUCTIONS[self.reduction],
-            self.threshold,
-            None if features is None else np.asarray(features, np.int64),
-            workers=1,  # dask runs the tasks side by side
-        )
+        with memory_budget(_UNLIMITED):  # how large blocks are was decided when they were cut
+            matrix = aggregate_sparse(
+                self.store,
+                np.asarray(documents, np.int64),
+                REDUCTIONS[self.reduction],
+                self.threshold,
+                None if features is None else np.asarray(features, np.int64),
+                workers=1,  # dask runs the tasks side by side
+            )
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         return _coo([rows, matrix.indices], matrix.data, matrix.shape)
 
@@ -110,17 +114,23 @@ class Tokens:
             column_of = np.full(self.width, -1, np.int64)
             column_of[np.asarray(features, np.int64)] = np.arange(width)
         absent = np.ones(len(documents), np.bool_)
-        entries = []
+        entries, runs, plans = [], [], []
         for chunk, positions, where in self.store.parts(documents):
-            failed = chunk.commit.n_failed > 0
-            absent[where] = failed and chunk.status()[positions] == DocumentStatus.FAILED
+            if chunk.commit.n_failed:
+                plans.append(chunk.steps_of("status"))
             order = np.argsort(positions, kind="stable")
             unique, first = np.unique(positions[order], return_index=True)
             last = np.append(first[1:], len(order))
             for run in clusters(chunk, unique, tokens=True):
                 members = order[first[run.start] : last[run.stop - 1]]
-                part = _entries(chunk, positions[members], where[members])
-                entries.append(part.of_features(column_of))
+                runs.append((chunk, positions[members], where[members]))
+                low, high = int(unique[run.start]), int(unique[run.stop - 1]) + 1
+                plans.append(chunk.steps_of_nonzeros(low, high))
+        with self.store.ahead(plans):
+            for chunk, positions, where in runs:
+                failed = chunk.commit.n_failed > 0
+                absent[where] = failed and chunk.status()[positions] == DocumentStatus.FAILED
+                entries.append(_entries(chunk, positions, where).of_features(column_of))
         entries.append(_Entries.of_nan(np.flatnonzero(absent), width))
         joined = _Entries.joined(entries)
         if (longest := int(joined.token.max(initial=-1))) >= self.length:

@@ -86,14 +86,18 @@ class StoredVariable(xr.Variable):
 
 
 def _without_nan(block: sparse.COO) -> sparse.COO:
-    """Drop what is NaN: it counts as 0, which the block is where nothing is listed."""
+    """Let what is NaN count as 0, which is what most blocks are where nothing is listed."""
     missing = np.isnan(block.data)
     if not missing.any():
         return block
+    coordinates, values = block.coords, np.where(missing, block.dtype.type(0), block.data)
+    if block.fill_value == 0:
+        coordinates, values = coordinates[:, ~missing], values[~missing]
     return sparse.COO(
-        block.coords[:, ~missing],
-        block.data[~missing],
+        coordinates,
+        values,
         shape=block.shape,
+        fill_value=block.fill_value,
         has_duplicates=False,
         sorted=True,
     )

@@ -8,7 +8,6 @@ be able to do without.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,23 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.errors import CorruptIndexError, CorruptStoreError
+from interp_embed.store.arrays import OpenFolder
 from interp_embed.store.index_ledger import (
     read_index_commit,
     read_index_commits,
     valid_segments,
 )
 from interp_embed.store.layout import INDEX_TOP
+from interp_embed.store.readahead import ReadAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.arrays import Folder
     from interp_embed.store.index_ledger import IndexCommit, Segment
     from interp_embed.store.ledger import Ledger
+    from interp_embed.store.readahead import Wanted
     from interp_embed.store.reader import Store
-    from interp_embed.store.shard_reader import BlockCache, ShardedArray
+    from interp_embed.store.shard_reader import BlockCache
     from interp_embed.store.storage import Storage
 
 __all__ = ["FeatureIndex", "Postings", "read_index"]
@@ -65,29 +66,16 @@ class Postings:
         return {name: values for name, values in found.items() if values is not None}
 
 
-class _Arrays:
-    """The arrays of a folder, opened once."""
-
-    def __init__(self, storage: Storage, folder: Folder, cache: BlockCache) -> None:
-        self.folder = folder
-        self._storage = storage
-        self._cache = cache
-        self._opened: dict[str, ShardedArray] = {}
-        self._lock = threading.Lock()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.folder.arrays
+class _Arrays(OpenFolder):
+    """The arrays of a folder of the index."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        with self._lock:
-            if name not in self._opened:
-                self._opened[name] = self.folder.open(self._storage, name, self._cache)
-        array = self._opened[name]
+        array = self.array(name)
         try:
             return array.read(start, array.length if stop is None else stop)
         except CorruptStoreError as error:
             raise CorruptIndexError(
-                f"the index of {self._storage.url} is damaged. It can be made again from the "
+                f"the index of {self.storage.url} is damaged. It can be made again from the "
                 f"chunks, with 'interp-embed index --rebuild'. ({error})"
             ) from error
 
@@ -133,6 +121,7 @@ class FeatureIndex:
         self.segments = tuple(segments)
         self.is_complete = is_complete
         self.d_sae = commit.d_sae
+        self._storage = storage
         self._arrays = [_Arrays(storage, s.folder, cache) for s in self.segments]
         self._summary: _Arrays | None = None
         if is_complete:
@@ -225,17 +214,37 @@ class FeatureIndex:
         values: dict[str, list[NDArray[Any]]] = {
             name: [np.empty(0, np.float32 if name == "max" else np.uint32)] for name in columns
         }
-        for arrays in self._arrays:
-            begin, end = (int(x) for x in arrays.read("feature_ptr", feature, feature + 2))
-            if begin == end:
-                continue
-            documents.append(arrays.read("document", begin, end).astype(np.int64))
-            for name, parts in values.items():
-                stored = "count" if name == "positive" and name not in arrays else name
-                parts.append(arrays.read(stored, begin, end).astype(parts[0].dtype))
+        with self._ahead(self._steps_of_postings(a, feature, columns) for a in self._arrays):
+            for arrays in self._arrays:
+                begin, end = (int(x) for x in arrays.read("feature_ptr", feature, feature + 2))
+                if begin == end:
+                    continue
+                documents.append(arrays.read("document", begin, end).astype(np.int64))
+                for name, parts in values.items():
+                    stored = _stored(arrays, name)
+                    parts.append(arrays.read(stored, begin, end).astype(parts[0].dtype))
         return Postings(
             np.concatenate(documents), **{name: np.concatenate(v) for name, v in values.items()}
         )
+
+    def _ahead(self, plans: Iterable[Iterator[Iterable[Wanted]]]) -> ReadAhead:
+        return ReadAhead(self._storage).follow(plans)
+
+    def _steps_of_postings(
+        self, arrays: _Arrays, feature: int, columns: Sequence[str]
+    ) -> Iterator[Iterable[Wanted]]:
+        names = ["document", *(_stored(arrays, name) for name in columns)]
+        soon = [(arrays.array(name), 0, 0) for name in names]
+        yield [(arrays.array("feature_ptr"), feature, feature + 2), *soon]
+        begin, end = (int(x) for x in arrays.read("feature_ptr", feature, feature + 2))
+        yield [(arrays.array(name), begin, end) for name in names]
+
+    def _steps_of_top(self, arrays: _Arrays, feature: int, k: int) -> Iterator[Iterable[Wanted]]:
+        names = ("summary/top_document", "summary/top_max")
+        soon = [(arrays.array(name), 0, 0) for name in names]
+        yield [(arrays.array("summary/top_ptr"), feature, feature + 2), *soon]
+        begin, end = (int(x) for x in arrays.read("summary/top_ptr", feature, feature + 2))
+        yield [(arrays.array(name), begin, min(end, begin + k)) for name in names]
 
     # What it says of all documents together
 
@@ -261,13 +270,14 @@ class FeatureIndex:
         self._check(np.array([feature]))
         if self._summary is None:
             return None
-        pointer = self._summary.read("summary/top_ptr", feature, feature + 2)
-        begin, end = int(pointer[0]), int(pointer[1])
-        if k > end - begin == INDEX_TOP and self.frequency(np.array([feature]))[0] > INDEX_TOP:
-            return None
-        end = min(end, begin + k)
-        documents = self._summary.read("summary/top_document", begin, end)
-        values = self._summary.read("summary/top_max", begin, end)
+        with self._ahead([self._steps_of_top(self._summary, feature, k)]):
+            pointer = self._summary.read("summary/top_ptr", feature, feature + 2)
+            begin, end = int(pointer[0]), int(pointer[1])
+            if k > end - begin == INDEX_TOP and self.frequency(np.array([feature]))[0] > INDEX_TOP:
+                return None
+            end = min(end, begin + k)
+            documents = self._summary.read("summary/top_document", begin, end)
+            values = self._summary.read("summary/top_max", begin, end)
         return documents.astype(np.int64), values.astype(np.float32)
 
     def statistics(self) -> dict[str, NDArray[Any]] | None:
@@ -284,19 +294,32 @@ class FeatureIndex:
         """
         if self._summary is None:
             return None
-        found = {}
-        for name in ("document_frequency", "token_frequency"):
-            found[name] = self._summary.read(f"summary/{name}").astype(np.int64)
-        for name, same in (
-            ("nonzero_documents", "document_frequency"),
-            ("nonzero_tokens", "token_frequency"),
-        ):
-            known = f"summary/{name}" in self._summary
-            stored = self._summary.read(f"summary/{name}").astype(np.int64) if known else None
-            found[name] = found[same].copy() if stored is None else stored
-        for name in ("sum", "max"):
-            found[name] = self._summary.read(f"summary/{name}").copy()
-        return found
+        summary = self._summary
+        named = [name for name in summary.folder.arrays if name.startswith("summary/")]
+        named = [name for name in named if not name.startswith("summary/top_")]
+        with self._ahead([iter([[(summary.array(n), 0, self.d_sae) for n in named]])]):
+            return _statistics(summary)
+
+
+def _statistics(summary: _Arrays) -> dict[str, NDArray[Any]]:
+    found = {}
+    for name in ("document_frequency", "token_frequency"):
+        found[name] = summary.read(f"summary/{name}").astype(np.int64)
+    for name, same in (
+        ("nonzero_documents", "document_frequency"),
+        ("nonzero_tokens", "token_frequency"),
+    ):
+        known = f"summary/{name}" in summary
+        stored = summary.read(f"summary/{name}").astype(np.int64) if known else None
+        found[name] = found[same].copy() if stored is None else stored
+    for name in ("sum", "max"):
+        found[name] = summary.read(f"summary/{name}").copy()
+    return found
+
+
+def _stored(arrays: _Arrays, name: str) -> str:
+    """Return which array has a column: all counts are of positive activations where none says so."""
+    return "count" if name == "positive" and name not in arrays else name
 
 
 def read_index(store: Store, ledger: Ledger) -> FeatureIndex | None:

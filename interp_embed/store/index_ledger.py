@@ -172,10 +172,19 @@ def index_key(state: str) -> str:
 
 def read_index_commit(storage: Storage, state: str) -> IndexCommit | None:
     """Read the index of a state of the ledger; None where there is none, or it is damaged."""
-    key = index_key(state)
     try:
-        value = unseal(storage.get(key), f"{key} in {storage.url}")
-    except (FileNotFoundError, CorruptStoreError):
+        data = storage.get(index_key(state))
+    except FileNotFoundError:
+        return None
+    return _parsed(storage, state, data)
+
+
+def _parsed(storage: Storage, state: str, data: bytes | None) -> IndexCommit | None:
+    if data is None:
+        return None
+    try:
+        value = unseal(data, f"{index_key(state)} in {storage.url}")
+    except CorruptStoreError:
         return None  # derived: the chunks say the same
     return IndexCommit(
         state=state,
@@ -191,7 +200,8 @@ def read_index_commit(storage: Storage, state: str) -> IndexCommit | None:
 def read_index_commits(storage: Storage) -> dict[str, IndexCommit | None]:
     """Read every index commit, by key; None for one that is damaged."""
     keys = sorted(key for key, _ in storage.list(INDEX) if _NAME.fullmatch(key))
-    return {key: read_index_commit(storage, key[len(INDEX) + 1 : -5]) for key in keys}
+    found = zip(keys, storage.get_several(keys), strict=True)
+    return {key: _parsed(storage, key[len(INDEX) + 1 : -5], data) for key, data in found}
 
 
 def valid_segments(commit: IndexCommit, ledger: Ledger) -> list[Segment]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from interp_embed.chunk import feature_dtype
 from interp_embed.errors import CorruptStoreError
-from interp_embed.parallel import bounded_map
+from interp_embed.parallel import available_cpus, bounded_map
 from interp_embed.store.index_ledger import Part
 from interp_embed.store.layout import INDEX_TOP, index_arrays
 
@@ -181,7 +180,7 @@ def write_segment(
     from interp_embed.kernels.pooling import fill_sums
     from interp_embed.kernels.transpose import feature_ranges, scatter
 
-    workers = os.cpu_count() or 1
+    workers = available_cpus()
     used = [source.chunk.commit for source in sources if source.n_entries]
     signed = any(commit.has_negative for commit in used)
     counts = [np.dtype(c.folder.arrays["pooled/count"].dtype) for c in used]

@@ -6,7 +6,6 @@ and then copied there block by block, while threads decode the next blocks.
 
 from __future__ import annotations
 
-import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import DocumentStatus, feature_dtype
+from interp_embed.parallel import available_cpus
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.index_ledger import (
@@ -123,7 +123,7 @@ def _build(store: Store, memory: int, progress: bool) -> None:
     written: list[str] = []  # folders that nothing names yet
     try:
         with (
-            ThreadPoolExecutor((os.cpu_count() or 1) + 2, "interp-embed-index") as executor,
+            ThreadPoolExecutor(available_cpus() + 2, "interp-embed-index") as executor,
             tqdm(total=sum(sizes), desc="Indexing", unit_scale=True, disable=not progress) as bar,
         ):
             for run in plan:
@@ -297,6 +297,5 @@ def _delete_all(store: Store) -> None:
 
 def _discard(storage: Storage, keys: Iterable[str], folders: Iterable[str]) -> None:
     """Delete index commits: first, so that no reader is sent to a hole."""
-    for key in keys:
-        storage.delete(key)
+    storage.delete_several(keys)
     storage.delete_folders(folders)
