@@ -1,21 +1,25 @@
 """A process that has everything imported and forks one child for each line it is sent.
 
-``STORE LOG`` on standard input starts a child that encodes into STORE; its process id is printed.
+A line of JSON on standard input starts a child that encodes into a store, or runs the command line;
+its process id is printed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from fake_sae import FAIL, LOG, WordSAE
 
 from interp_embed import Dataset
+from interp_embed.cli import run
 from interp_embed.store import compaction
 
 N_DOCUMENTS = 48
@@ -52,7 +56,18 @@ class Server:
 
     def start(self, path, log):
         """Have a child encode into ``path``, and return its process id."""
-        self.process.stdin.write(f"{path}\t{log}\n")
+        return self._send({"store": str(path), "log": str(log)})
+
+    def start_cli(self, arguments, log, **environment):
+        """Have a child run a command, and return its process id.
+
+        What it prints goes to a file beside ``log``, and its exit code follows in another.
+        """
+        task = {"cli": [str(a) for a in arguments], "log": str(log), "environment": environment}
+        return self._send(task)
+
+    def _send(self, task):
+        self.process.stdin.write(f"{json.dumps(task)}\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -78,21 +93,33 @@ def wait_for(pids, seconds=60):
         time.sleep(0.005)
 
 
+def do(task, log):
+    """Do what a child is asked for."""
+    os.environ.update({LOG: log, **task.get("environment", {})})
+    in_small_steps()
+    if "store" in task:
+        encode(task["store"], 0.002)
+        return 0
+    compaction._INDEXED_ENTRIES = 1
+    number = os.getpid()
+    with Path(f"{log}.out-{number}").open("w") as out, redirect_stdout(out), redirect_stderr(out):
+        code = run(task["cli"])
+    Path(f"{log}.code-{number}").write_text(str(code))
+    return code
+
+
 def main():
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     os.fsync = lambda descriptor: None  # only a power cut could tell
     for line in sys.stdin:
-        path, log = line.rstrip("\n").split("\t")
+        task = json.loads(line)
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                os.environ[LOG] = log
-                in_small_steps()
-                encode(path, 0.002)
-                code = 0
+                code = do(task, task["log"])
             except BaseException:
-                Path(f"{log}.error").write_text(traceback.format_exc())
+                Path(f"{task['log']}.error").write_text(traceback.format_exc())
                 raise
             finally:
                 os._exit(code)
@@ -104,5 +131,8 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as warm:  # imports and compiles what children need
         encode(f"{warm}/s", 0.0).latents()
+        with redirect_stdout(sys.stderr):
+            assert run(["encode", f"{warm}/s", "--log", "none"]) == 0
+            assert run(["finish", f"{warm}/s"]) == 0
     print("ready", flush=True)
     main()

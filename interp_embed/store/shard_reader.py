@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.parallel import bounded_map
+from interp_embed.parallel import Flights, bounded_map
 from interp_embed.store.shard import CRC_BYTES, INDEX_ENTRY, InnerCodec, crc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from numpy.typing import DTypeLike, NDArray
@@ -105,6 +105,8 @@ class ShardedArray:
         Size of the shard in bytes, from the commit.
     cache
         Where `read` keeps decoded inner chunks.
+    index
+        Gives the shard's index where it is known from elsewhere; asked on storages that are far away.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class ShardedArray:
         metadata: dict[str, Any],
         size: int,
         cache: BlockCache | None = None,
+        index: Callable[[], bytes | None] | None = None,
     ) -> None:
         self.storage = storage
         self._cache = cache or BlockCache(0)
@@ -121,6 +124,14 @@ class ShardedArray:
         self.size = size
         self._metadata = metadata
         self.length = int(metadata["shape"][0])
+        self._known_index = index
+        self._parsed: NDArray[np.uint64] | None = None
+        self._flights = Flights()
+        # What was read ahead: bytes by their place in the shard, and inner chunks by number. Replaced
+        # as a whole, so that readers need no lock.
+        self._held: tuple[tuple[int, NDArray[np.uint8]], ...] = ()
+        self._pinned: tuple[dict[int, NDArray[Any]], ...] = ()
+        self._lock = threading.Lock()
 
     @cached_property
     def _codec(self) -> InnerCodec:
@@ -156,6 +167,8 @@ class ShardedArray:
 
     def _fetch(self, start: int, length: int) -> NDArray[np.uint8]:
         """Read bytes into memory that this thread's next call uses again."""
+        if (ahead := self._ahead(start, length)) is not None:
+            return ahead
         data = _scratch.room(length)
         if self.storage.get_range_into(self.key, start, data) != length:
             raise self._damaged(f"bytes {start}:{start + length} are missing")
@@ -174,9 +187,91 @@ class ShardedArray:
     def _index_bytes(self) -> int:
         return self._inner_count * INDEX_ENTRY + CRC_BYTES
 
-    @cached_property
+    @property
     def _index(self) -> NDArray[np.uint64]:
+        if self._parsed is None:
+            self._parsed = self._flights.do("index", self._read_index)
+        return self._parsed
+
+    def _read_index(self) -> NDArray[np.uint64]:
+        if self._known_index is not None and self.storage.remote:
+            known = self._known_index()
+            if known is not None and len(known) == self._index_bytes:
+                body = np.frombuffer(known, np.uint8)
+                if crc(body[:-CRC_BYTES]) == known[-CRC_BYTES:]:
+                    return self._parse_index(body)
         return self._parse_index(self._fetch(self.size - self._index_bytes, self._index_bytes))
+
+    # Reading ahead; see `interp_embed.store.readahead`
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a range can be read without another request first."""
+        return self._parsed is not None or self._inner_count <= 1
+
+    def prepare(self) -> None:
+        """Read what has to be known before a range can be read."""
+        if self.length and self._inner_count > 1:
+            self._index  # noqa: B018
+
+    def bytes_of(self, start: int, stop: int) -> tuple[int, int]:
+        """Return where the inner chunks of elements ``start:stop``, at least one, lie in the shard."""
+        if self._inner_count == 1:
+            return 0, self.size
+        index, inner = self._index, self._codec.inner
+        return int(index[start // inner, 0]), int(index[(stop - 1) // inner].sum())
+
+    def hold(self, begin: int, data: NDArray[np.uint8]) -> None:
+        """Read from ``data``, the bytes from ``begin`` on, instead of from the storage."""
+        with self._lock:
+            self._held = (*self._held, (begin, data))
+
+    def pin(self, start: int, stop: int) -> dict[int, NDArray[Any]] | None:
+        """Keep the decoded inner chunks of elements ``start:stop`` if the cache has them all."""
+        numbers = range(start // self._codec.inner, (stop - 1) // self._codec.inner + 1)
+        found = {number: self._cache.get((self.key, number)) for number in numbers}
+        blocks = {number: block for number, block in found.items() if block is not None}
+        if len(blocks) < len(numbers):
+            return None
+        with self._lock:
+            self._pinned = (*self._pinned, blocks)
+        return blocks
+
+    def let_go(self, what: NDArray[np.uint8] | dict[int, NDArray[Any]]) -> None:
+        """Forget what `hold` was given, or what `pin` returned, once."""
+        with self._lock:
+            if isinstance(what, dict):
+                at = next(i for i, blocks in enumerate(self._pinned) if blocks is what)
+                self._pinned = self._pinned[:at] + self._pinned[at + 1 :]
+            else:
+                at = next(i for i, (_, data) in enumerate(self._held) if data is what)
+                self._held = self._held[:at] + self._held[at + 1 :]
+
+    def held(self, begin: int, end: int) -> tuple[int, NDArray[np.uint8]] | None:
+        """Return bytes that are held, and where they begin, if ``begin:end`` is among them."""
+        for start, data in self._held:
+            if start <= begin and end <= start + len(data):
+                return start, data
+        return None
+
+    def _ahead(self, start: int, length: int) -> NDArray[np.uint8] | None:
+        found = self.held(start, start + length) if self._held else None
+        return None if found is None else found[1][start - found[0] : start - found[0] + length]
+
+    def fetch(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """Return bytes of the shard; of threads that want the same bytes one reads."""
+
+        def read() -> NDArray[np.uint8]:
+            data = np.empty(end - begin, np.uint8)
+            self.fetch_into(begin, data)
+            return data
+
+        return self._flights.do((begin, end, "bytes"), read)
+
+    def fetch_into(self, begin: int, data: NDArray[np.uint8]) -> None:
+        """Fill ``data`` with bytes of the shard from ``begin`` on."""
+        if self.storage.get_range_into(self.key, begin, data) != len(data):
+            raise self._damaged(f"bytes {begin}:{begin + len(data)} are missing")
 
     def _decode(
         self, number: int, data: NDArray[np.uint8], out: NDArray[Any] | None = None
@@ -275,12 +370,21 @@ class ShardedArray:
             return self.read_all()  # the whole of a large array would only flush the cache
         inner = self._codec.inner
         first, last = start // inner, (stop - 1) // inner
-        parts = [self._cache.get((self.key, number)) for number in range(first, last + 1)]
+        parts = [self._block(number) for number in range(first, last + 1)]
         if any(part is None for part in parts):
-            parts = list(self._read_blocks(first, last))
+            if self.storage.remote:
+                parts = self._flights.do((first, last), lambda: [*self._read_blocks(first, last)])
+            else:
+                parts = [*self._read_blocks(first, last)]
         blocks = [part for part in parts if part is not None]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return joined[start - first * inner : stop - first * inner]
+
+    def _block(self, number: int) -> NDArray[Any] | None:
+        block = self._cache.get((self.key, number))
+        if block is None and self._pinned:
+            block = next((b[number] for b in self._pinned if number in b), None)
+        return block
 
     def _read_blocks(self, first: int, last: int) -> Iterator[NDArray[Any]]:
         whole = self._fetch(0, self.size) if self._inner_count == 1 else None

@@ -48,6 +48,8 @@ class ArrayWriter:
         Of the bytes so far.
     metadata : dict
         The array's ``zarr.json``, once finished.
+    index : bytes
+        The shard's index, once finished.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ArrayWriter:
         self.length = 0
         self.size = 0
         self.crc32c = 0
+        self.index = b""
         self.finished = False
         self._create = create
         self._sink: Sink | None = None
@@ -113,8 +116,8 @@ class ArrayWriter:
         self.crc32c = google_crc32c.extend(self.crc32c, piece)
         self.size += len(piece)
 
-    def finish(self) -> None:
-        """Write what is left and the index."""
+    def finish(self, *, land: bool = True) -> None:
+        """Write what is left and the index; without ``land``, the caller calls `land` later."""
         if len(self._carry):
             if self.length < self.inner:
                 self.inner = self.length
@@ -128,10 +131,16 @@ class ArrayWriter:
         if self.length:
             sizes = np.array(self._sizes, "<u8")
             index = np.stack([np.cumsum(sizes, dtype="<u8") - sizes, sizes], axis=1).tobytes()
-            self._put(index + crc(index))
+            self.index = index + crc(index)
+            self._put(self.index)
+        self.finished = True
+        if land:
+            self.land()
+
+    def land(self) -> None:
+        """Close what the shard is written to."""
         if self._sink is not None:
             self._sink.close()
-        self.finished = True
 
     def abandon(self) -> None:
         """Stop writing, after a failure."""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from interp_embed.store.storage_base import Sink, Storage
 from interp_embed.store.storage_local import LocalStorage
-from interp_embed.store.storage_remote import FsspecStorage, ObjectStorage
+from interp_embed.store.storage_remote import FsspecStorage, ObjectStorage, object_store
 
 __all__ = ["FsspecStorage", "LocalStorage", "ObjectStorage", "Sink", "Storage", "open_storage"]
 
@@ -35,9 +35,9 @@ def open_storage(location: str | os.PathLike[str] | Storage) -> Storage:
         return LocalStorage(text.split("://", 1)[1] if scheme else text)
     if scheme not in _OBSTORE_SCHEMES:
         return FsspecStorage(text)
-    from obstore.store import MemoryStore, from_url
-
     url = text.rstrip("/")
-    if scheme == "memory":
-        return ObjectStorage(_memory_stores.setdefault(url, MemoryStore()), url)
-    return ObjectStorage(from_url(url), url)
+    if scheme != "memory":
+        return ObjectStorage(object_store(url), url)
+    from obstore.store import MemoryStore
+
+    return ObjectStorage(_memory_stores.setdefault(url, MemoryStore()), url)

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
+from interp_embed.parallel import REQUESTS, bounded_map, request_pool
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
     from zarr.abc.store import Store
@@ -49,7 +52,9 @@ class Sink:
 
     def close(self) -> None:
         """Finish writing."""
-        self._put(b"".join(self._pieces))
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._put(data)
 
     def abandon(self) -> None:
         """Let go of what was written; nothing needs to be readable."""
@@ -57,9 +62,22 @@ class Sink:
 
 
 class Storage(ABC):
-    """A flat namespace of ``/``-separated keys, each holding bytes."""
+    """A flat namespace of ``/``-separated keys, each holding bytes.
+
+    Attributes
+    ----------
+    url : str
+        Where it is; `open_storage` finds it by that.
+    remote : bool
+        Whether a request takes so long that many should be under way at once.
+    """
 
     url: str
+    remote: bool = False
+
+    def requests(self) -> Executor | None:
+        """Return threads for requests that do not depend on each other; None where none are worth it."""
+        return request_pool() if self.remote else None
 
     @abstractmethod
     def get(self, key: str) -> bytes:
@@ -74,6 +92,17 @@ class Storage(ABC):
         data = self.get_range(key, start, len(out))
         out[: len(data)] = np.frombuffer(data, np.uint8)
         return len(data)
+
+    def get_several(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+        """Yield all bytes of each key, in order; None where there is none."""
+
+        def read(key: str) -> bytes | None:
+            try:
+                return self.get(key)
+            except FileNotFoundError:
+                return None
+
+        yield from bounded_map(self.requests(), read, keys, ahead=REQUESTS)
 
     @abstractmethod
     def size(self, key: str) -> int:
@@ -106,6 +135,11 @@ class Storage(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Delete ``key``; a missing one is no error."""
+
+    def delete_several(self, keys: Iterable[str]) -> None:
+        """Delete several keys; missing ones are no error."""
+        for _ in bounded_map(self.requests(), self.delete, keys, ahead=REQUESTS):
+            pass
 
     @abstractmethod
     def delete_folder(self, prefix: str) -> None:

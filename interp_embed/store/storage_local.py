@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from interp_embed.errors import DiskFullError
 from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage
 
 if TYPE_CHECKING:
@@ -24,19 +26,25 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalStorage"]
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 class _FileSink(Sink):
     """A file that nobody reads before it is closed."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb", buffering=0)
+    def __init__(self, root: Path, key: str) -> None:
+        self._root, self._key, self._size = root, key, 0
+        with _room(root, key, 0):
+            (root / key).parent.mkdir(parents=True, exist_ok=True)
+            self._file = (root / key).open("wb", buffering=0)
 
     @override
     def write(self, piece: bytes) -> None:
+        self._size += len(piece)
         view = memoryview(piece)
-        while view:
-            view = view[self._file.write(view) :]
+        with _room(self._root, self._key, self._size):
+            while view:
+                view = view[self._file.write(view) :]
 
     @override
     def close(self) -> None:
@@ -95,13 +103,14 @@ class LocalStorage(Storage):
     def _write_aside(self, key: str, data: bytes) -> Path:
         """Write and sync ``data`` to a file next to ``key`` that no reader looks at."""
         path = self._path(key)
-        _make_folder(path.parent)
         aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            with aside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            with _room(self.root, key, len(data)):
+                _make_folder(path.parent)
+                with aside.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -116,12 +125,25 @@ class LocalStorage(Storage):
     @override
     def put_new(self, key: str, data: bytes) -> None:
         sink = self.create(key)
-        sink.write(data)
-        sink.close()
+        try:
+            sink.write(data)
+        finally:
+            sink.close()
 
     @override
     def create(self, key: str) -> Sink:
-        return _FileSink(self._path(key))
+        return _FileSink(self.root, key)
+
+    def link(self, source: Path, key: str) -> bool:
+        """Make ``key`` another name of a file that nobody changes; False where that cannot be done."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:  # another disk, or a file system without hard links
+            return False
+        return True
 
     @override
     def blocks(self, key: str) -> Iterator[bytes]:
@@ -186,16 +208,44 @@ class LocalStorage(Storage):
                 folders.add(parent)
         # A file system syncs many files together in about the time of one, if asked at once.
         with ThreadPoolExecutor(AT_ONCE) as executor:
-            for _ in executor.map(_sync_path, files):
+            for _ in executor.map(self._sync_file, files):
                 pass
             for _ in executor.map(_sync_folder, folders):
                 pass
+
+    def _sync_file(self, path: Path) -> None:
+        # Some file systems say only now that there is no room.
+        with _room(self.root, path.relative_to(self.root).as_posix(), path.stat().st_size):
+            _sync_path(path)
 
     @override
     def zarr_store(self, *, read_only: bool = True) -> Store:
         from zarr.storage import LocalStore
 
         return LocalStore(self.root, read_only=read_only)
+
+
+@contextlib.contextmanager
+def _room(root: Path, key: str, size: int) -> Iterator[None]:
+    """Say in words that there is no room for ``size`` bytes of ``key``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        message = (
+            f"{error.strerror}: {size:,} bytes of {key} could not be written to the store at {root}, "
+            f"where {_free(root)}. What was committed before is safe. Make room, and go on with the "
+            "same call again"
+        )
+        raise DiskFullError(error.errno, message) from error
+
+
+def _free(root: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(root).free:,} bytes are free"
+    except OSError:
+        return "nothing is free"
 
 
 def _sync_path(path: Path) -> None:

@@ -1,15 +1,22 @@
 """What tests of this library, and of code that builds on it, are made of.
 
-Random documents, one dense float64 oracle, stores of given documents, and storages that fail on
-demand. hypothesis is imported by `interp_embed.testing.strategies` alone.
+Random documents, one dense float64 oracle, stores of given documents, an SAE without a model, and
+storages that fail on demand, are slow, or count what is asked of them. hypothesis is imported by `interp_embed.testing.strategies` alone.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage
+from interp_embed.testing.faults import (
+    FaultyStorage,
+    InjectedError,
+    LostResponseStorage,
+    TornStorage,
+)
 from interp_embed.testing.oracle import dense, oracle
+from interp_embed.testing.saes import ReplaySAE
+from interp_embed.testing.slow import CountingStorage, SlowStorage
 from interp_embed.testing.stores import (
     assert_chunks_equal,
     read_everything,
@@ -21,9 +28,13 @@ if TYPE_CHECKING:
     from interp_embed.testing.strategies import chunks, frames, random_chunk
 
 __all__ = [
+    "CountingStorage",
     "FaultyStorage",
     "InjectedError",
     "LostResponseStorage",
+    "ReplaySAE",
+    "SlowStorage",
+    "TornStorage",
     "assert_chunks_equal",
     "chunks",
     "dense",

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from interp_embed.store.storage import Storage
+from interp_embed.store.storage_wrapped import WrappedStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from interp_embed.store.storage import Storage
 
-    from zarr.abc.store import Store
-
-__all__ = ["FaultyStorage", "InjectedError", "LostResponseStorage"]
+__all__ = ["FaultyStorage", "InjectedError", "LostResponseStorage", "TornStorage", "WrappedStorage"]
 
 
 class InjectedError(OSError):
@@ -29,80 +27,6 @@ class InjectedError(OSError):
     def __init__(self, message: str, *, first: bool = True) -> None:
         super().__init__(message)
         self.first = first
-
-
-class WrappedStorage(Storage):
-    """Passes every call on to another storage."""
-
-    def __init__(self, inner: Storage) -> None:
-        self.inner = inner
-        self.url = inner.url
-
-    def _call(self, name: str, key: str) -> None:
-        """Run before each call."""
-
-    @override
-    def get(self, key: str) -> bytes:
-        self._call("get", key)
-        return self.inner.get(key)
-
-    @override
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        self._call("get_range", key)
-        return self.inner.get_range(key, start, length)
-
-    @override
-    def size(self, key: str) -> int:
-        self._call("size", key)
-        return self.inner.size(key)
-
-    @override
-    def put(self, key: str, data: bytes) -> None:
-        self._call("put", key)
-        self.inner.put(key, data)
-
-    @override
-    def put_new(self, key: str, data: bytes) -> None:
-        self._call("put_new", key)
-        self.inner.put_new(key, data)
-
-    @override
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._call("put_if_absent", key)
-        return self.inner.put_if_absent(key, data)
-
-    @override
-    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        self._call("list", prefix)
-        yield from self.inner.list(prefix)
-
-    @override
-    def folders(self, prefix: str) -> set[str]:
-        self._call("folders", prefix)
-        return self.inner.folders(prefix)
-
-    @override
-    def delete(self, key: str) -> None:
-        self._call("delete", key)
-        self.inner.delete(key)
-
-    @override
-    def delete_folder(self, prefix: str) -> None:
-        self._call("delete_folder", prefix)
-        self.inner.delete_folder(prefix)
-
-    @override
-    def sync(self, keys: Iterable[str]) -> None:
-        self._call("sync", "")
-        self.inner.sync(keys)
-
-    @override
-    def arbitrates(self) -> bool:
-        return self.inner.arbitrates()
-
-    @override
-    def zarr_store(self, *, read_only: bool = True) -> Store:
-        return self.inner.zarr_store(read_only=read_only)
 
 
 class FaultyStorage(WrappedStorage):
@@ -203,3 +127,28 @@ class LostResponseStorage(WrappedStorage):
                 raise InjectedError(f"no answer to the creation of {key}")
             return False
         return created
+
+
+class TornStorage(WrappedStorage):
+    """Keeps only the first half of what one `put_new` writes, and says that all went well.
+
+    Parameters
+    ----------
+    inner
+        The storage that does the work.
+    tear_at
+        Number of the call of `put_new` that is affected, from 0.
+    """
+
+    def __init__(self, inner: Storage, tear_at: int = 0) -> None:
+        super().__init__(inner)
+        self.tear_at = tear_at
+        self._lock = threading.Lock()
+        self._written = 0
+
+    @override
+    def put_new(self, key: str, data: bytes) -> None:
+        with self._lock:
+            torn = self._written == self.tear_at
+            self._written += 1
+        super().put_new(key, data[: len(data) // 2] if torn else data)

@@ -1,0 +1,117 @@
+"""Storages that count their requests, and that take their time over each, around a real one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from interp_embed.store.storage_wrapped import WrappedStorage
+
+if TYPE_CHECKING:
+    from interp_embed.store.storage import Storage
+
+__all__ = ["CountingStorage", "SlowStorage"]
+
+
+class CountingStorage(WrappedStorage):
+    """Counts requests.
+
+    Every call is one request, but for `sync`, which an object store does without; deleting a folder
+    is one as well.
+
+    Parameters
+    ----------
+    inner
+        The storage that does the work.
+    remote
+        Whether it is to be read like a storage far away; by default as ``inner`` is.
+
+    Attributes
+    ----------
+    requests_by_kind : Counter of str
+        By the name of the method: ``get``, ``get_range``, ``put_new``, ``list`` and so on.
+    keys : list of (str, str)
+        Method and key of each request.
+    bytes_read : int
+        Bytes of all ``get`` and ``get_range``.
+    in_flight, most_in_flight : int
+        Requests under way, and the most that ever were at once.
+    """
+
+    def __init__(self, inner: Storage, *, remote: bool | None = None) -> None:
+        super().__init__(inner)
+        if remote is not None:
+            self.remote = remote
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.requests_by_kind: Counter[str] = Counter()
+        self.keys: list[tuple[str, str]] = []
+        self.bytes_read = 0
+        self.in_flight = self.most_in_flight = 0
+
+    @property
+    def n_requests(self) -> int:
+        """Number of requests so far."""
+        return self.requests_by_kind.total()
+
+    @override
+    def _call(self, name: str, key: str) -> None:
+        if name == "sync":
+            return
+        with self._lock:
+            self.requests_by_kind[name] += 1
+            self.keys.append((name, key))
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            self._wait()
+        finally:
+            with self._lock:
+                self.in_flight -= 1
+
+    def _wait(self) -> None:
+        """Take the time of a request."""
+
+    @override
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        with self._lock:
+            self.bytes_read += len(data)
+        return data
+
+    @override
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        data = super().get_range(key, start, length)
+        with self._lock:
+            self.bytes_read += len(data)
+        return data
+
+
+class SlowStorage(CountingStorage):
+    """Counts requests, and lets each take a given time, as an object store does.
+
+    Any number of requests are under way at once.
+
+    Parameters
+    ----------
+    inner
+        The storage that does the work.
+    latency
+        Seconds that each request takes at least.
+    """
+
+    def __init__(self, inner: Storage, latency: float = 0.05) -> None:
+        super().__init__(inner, remote=True)
+        self.latency = latency
+
+    @override
+    def _wait(self) -> None:
+        if self.latency:
+            time.sleep(self.latency)
