@@ -9,14 +9,11 @@ empty string and no string stay two things.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-import numcodecs
 import numpy as np
 import pandas as pd
 
@@ -27,13 +24,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Column", "decode_frame", "encode_frame", "hash_frame", "inner_documents", "schema_of"]
+__all__ = [
+    "ARROW_STRING",
+    "SPLIT_CHARACTER",
+    "Column",
+    "column_names",
+    "decode",
+    "decode_frame",
+    "encodable",
+    "encode",
+    "encode_frame",
+    "inner_documents",
+    "json_values",
+    "missing_values",
+    "plain_value",
+    "restored_dtype",
+]
 
 _TEXT_INNER_BYTES = 2**18  # about this much text is decoded to read one document's
-_ARROW_STRING = "arrow[string]"  # pandas has "string[pyarrow]" for another dtype
+ARROW_STRING = "arrow[string]"  # pandas has "string[pyarrow]" for another dtype
 _MISSING: dict[str, Any] = {"none": None, "nan": float("nan"), "na": pd.NA, "nat": pd.NaT}
 # JSON reads a high and a low surrogate in a row as the one character that they stand for.
-_SPLIT_CHARACTER = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+SPLIT_CHARACTER = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +58,11 @@ class Column:
         As in the data frame.
     key : str
         Name of its array, safe in a path.
-    kind : {"plain", "masked", "time", "codes", "string", "escaped", "date", "json"}
+    kind : {"plain", "masked", "time", "codes", "string", "escaped", "date", "json", "null", "mixed"}
         How values are stored. ``masked`` are pandas' nullable numbers and booleans; ``escaped`` are
-        strings that UTF-8 cannot hold (lone surrogates), as Python writes them.
+        strings that UTF-8 cannot hold (lone surrogates), as Python writes them. ``null`` are values
+        that are all missing, and ``mixed``, in the schema of a whole store, what is stored in other
+        ways in other blocks; neither has arrays.
     dtype : str
         The dtype to restore; of a categorical column, that of its categories.
     nullable : bool
@@ -77,108 +91,19 @@ class Column:
     @property
     def arrays(self) -> list[str]:
         """Names of the arrays of the column."""
+        if self.kind in ("null", "mixed"):
+            return []
         return [f"row/{self.key}", *([f"null/{self.key}"] if self.nullable else [])]
 
 
-def schema_of(frame: pd.DataFrame) -> list[Column]:
-    """Decide how each column of ``frame`` is stored.
-
-    Raises
-    ------
-    ValueError
-        If two columns have one name.
-    TypeError
-        If a column holds values that cannot be stored.
-    """
-    if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()].unique().tolist()
-        raise ValueError(f"columns {twice} occur more than once; rename them")
-    columns = []
-    for number, name in enumerate(frame.columns):
-        if isinstance(name, np.generic):
-            name = name.item()
-        if not isinstance(name, (str, int, float, bool, type(None))):
-            raise TypeError(f"column names must be strings or numbers, got {name!r}")
-        if isinstance(name, str) and _SPLIT_CHARACTER.search(name):
-            raise TypeError(f"column name {name!r} holds a character split into two surrogates")
-        columns.append(_column(frame.iloc[:, number], name, _key(name, number)))
-    if len({c.key.lower() for c in columns}) < len(columns):  # file systems may fold case
-        columns = [replace(c, key=f"column-{i}") for i, c in enumerate(columns)]
-    return columns
-
-
-def _key(name: Any, number: int) -> str:
-    """Return the name of a column's array: the column's own, or its number where that is unsafe."""
-    if not isinstance(name, str) or not name:
-        return f"column-{number}"
-    key = quote(name, safe=" ", errors="surrogatepass")
-    unsafe = key[0] in ". " or key[-1] in ". " or key.startswith("__") or key == "zarr.json"
-    return f"column-{number}" if unsafe or len(key) > 100 else key
-
-
-def _column(series: pd.Series[Any], name: Any, key: str) -> Column:
-    dtype = series.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        categories = [json.loads(c) for c in _json_values(dtype.categories, name)]
-        stored = _dtype_name(dtype.categories.dtype)
-        return Column(
-            name, key, "codes", stored, categories=categories, ordered=bool(dtype.ordered)
-        )
-    if isinstance(dtype, np.dtype) and dtype.kind in "biuf" and dtype.itemsize <= 8:
-        return Column(name, key, "plain", dtype.name)
-    if isinstance(dtype, np.dtype) and dtype.kind in "mM":
-        return Column(name, key, "time", str(dtype))
-    if isinstance(dtype, pd.DatetimeTZDtype):
-        return Column(name, key, "time", f"datetime64[{dtype.unit}, {_zone_name(dtype.tz, name)}]")
-    absent = series.isna().to_numpy(np.bool_)
-    nullable = bool(absent.any())
-    if _is_masked(dtype):
-        return Column(name, key, "masked", str(dtype), nullable)
-    values = series[~absent].tolist()
-    kind = "json"
-    if values and all(type(v) is str for v in values):
-        kind = "string" if _encodable(values) else "escaped"
-    elif values and all(type(v) is dt.date for v in values):
-        kind = "date"
-    if isinstance(dtype, np.dtype) and dtype.kind == "O":
-        nulls = {_null_of(v) for v in series[absent]}
-        null = nulls.pop() if len(nulls) == 1 else "none"
-        if nulls or (kind == "json" and null in {"none", "nan"}):  # JSON has both of these
-            kind, nullable, null = "json", False, "none"
-        return Column(name, key, kind, "object", nullable, null)
-    column = Column(name, key, kind, _dtype_name(dtype), nullable and kind != "json")
-    _check_restores(series, column)
-    return column
-
-
-def _null_of(value: Any) -> str:
-    if value is None:
-        return "none"
-    return "na" if value is pd.NA else "nat" if value is pd.NaT else "nan"
-
-
-def _is_masked(dtype: Any) -> bool:
-    return isinstance(getattr(dtype, "numpy_dtype", None), np.dtype) and not hasattr(
-        dtype, "pyarrow_dtype"
-    )
-
-
-def _dtype_name(dtype: Any) -> str:
-    """Return a name from which `_dtype` makes the same dtype, under any version of pandas."""
-    if isinstance(dtype, pd.StringDtype):
-        return "str" if dtype.na_value is not pd.NA else f"string[{dtype.storage}]"
-    if str(dtype) == "string[pyarrow]":
-        return _ARROW_STRING
-    return str(dtype)
-
-
-def _dtype(name: str) -> Any:
+def restored_dtype(name: str) -> Any:
+    """Return the dtype that a column's ``dtype`` names, under any version of pandas."""
     if name == "str":  # the default of pandas 3; not what ``astype("str")`` means before
         try:
             return pd.StringDtype(na_value=np.nan)
         except TypeError:  # pandas 2.2 knows no such dtype
             return np.dtype(object)
-    if name == _ARROW_STRING:
+    if name == ARROW_STRING:
         import pyarrow as pa
 
         return pd.ArrowDtype(pa.string())
@@ -190,40 +115,8 @@ def _dtype(name: str) -> Any:
         raise
 
 
-def _zone_name(zone: Any, name: Any) -> str:
-    """Return a time zone's name from which pandas makes an equivalent one."""
-    try:
-        pd.api.types.pandas_dtype(f"datetime64[ns, {zone}]")
-    except (TypeError, ValueError):
-        offset = zone.utcoffset(None)
-        if offset is None:
-            raise TypeError(
-                f"column {name!r}: the time zone {zone!r} has no name to store; convert the column "
-                "with .dt.tz_convert('UTC') or to a named zone first"
-            ) from None
-        return str(dt.timezone(offset))
-    return str(zone)
-
-
-def _check_restores(series: pd.Series[Any], column: Column) -> None:
-    """Refuse an extension dtype whose values would not come back."""
-    head = series.iloc[:8]
-    try:
-        values, missing = _encode(head, column)
-        restored = _decode(values, missing if column.nullable else None, column)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise TypeError(
-            f"column {column.name!r} has dtype {series.dtype}, which cannot be stored ({error}). "
-            "Convert it to numbers, strings, dates, lists or dicts first"
-        ) from error
-    if restored.dtype != series.dtype:
-        raise TypeError(
-            f"column {column.name!r} has dtype {series.dtype}, which would come back as "
-            f"{restored.dtype}. Convert it to numbers, strings, dates, lists or dicts first"
-        )
-
-
-def _encodable(values: Iterable[str]) -> bool:
+def encodable(values: Iterable[str]) -> bool:
+    """Return whether UTF-8 can hold all strings: whether none has a lone surrogate."""
     try:
         for value in values:
             value.encode()
@@ -232,11 +125,21 @@ def _encodable(values: Iterable[str]) -> bool:
     return True
 
 
-def _json_values(values: Iterable[Any], name: Any) -> list[str]:
+def json_values(
+    values: Iterable[Any], name: Any, *, sort_keys: bool = False, first: int = 0
+) -> list[str]:
+    """Return each value as JSON text; ``first`` is the number of the first row, for errors.
+
+    Raises
+    ------
+    TypeError
+        If one would not come back, naming the column ``name`` and the row.
+    """
     texts = []
-    for number, value in enumerate(values):
+    encoder = json.JSONEncoder(sort_keys=sort_keys)  # once: json.dumps may make one a call
+    for number, value in enumerate(values, first):
         try:
-            texts.append(json.dumps(_plain(value)))
+            texts.append(encoder.encode(plain_value(value)))
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
                 f"column {name!r}, row {number}: a value of type {type(value).__name__} cannot be "
@@ -246,12 +149,12 @@ def _json_values(values: Iterable[Any], name: Any) -> list[str]:
     return texts
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return ``value`` as JSON has it; refuse what would come back as another value."""
     if value is None or value is pd.NA or value is pd.NaT:
         return None
     if isinstance(value, str):
-        if _SPLIT_CHARACTER.search(value):
+        if not value.isascii() and SPLIT_CHARACTER.search(value):
             raise TypeError("a string with a character split into two surrogates has no JSON form")
         return value
     if isinstance(value, bool | int | float):
@@ -259,15 +162,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         converted = value.tolist()
         if type(converted) is not type(value):  # a type that Python lacks gives itself
-            return _plain(converted)
+            return plain_value(converted)
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain_value(v) for v in value]
     if isinstance(value, set | frozenset):  # in an order that is the same in every process
-        return [_plain(v) for v in sorted(value, key=lambda v: (type(v).__name__, repr(v)))]
+        return [plain_value(v) for v in sorted(value, key=lambda v: (type(v).__name__, repr(v)))]
     if isinstance(value, dict):
         if odd := [k for k in value if not isinstance(k, str)]:
             raise TypeError(f"the key {odd[0]!r} of a dict is not a string")
-        return {_plain(k): _plain(v) for k, v in value.items()}
+        return {plain_value(k): plain_value(v) for k, v in value.items()}
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
@@ -277,7 +180,9 @@ def encode_frame(
     """Return the arrays to write for the rows of ``frame``, by name."""
     arrays: dict[str, tuple[NDArray[Any], ArraySpec]] = {}
     for number, column in enumerate(schema):
-        values, missing = _encode(frame.iloc[:, number], column)
+        if column.kind == "null":
+            continue
+        values, missing = encode(frame.iloc[:, number], column)
         text = values.dtype == object
         spec = ArraySpec("string", "text", "doc") if text else ArraySpec(
             values.dtype.name, "zstd", "doc"
@@ -288,7 +193,8 @@ def encode_frame(
     return arrays
 
 
-def _encode(series: pd.Series[Any], column: Column) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def encode(series: pd.Series[Any], column: Column) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the values to store, and which are missing."""
     missing = series.isna().to_numpy(np.bool_)
     if column.kind == "codes":
         return series.cat.codes.to_numpy(), missing
@@ -302,7 +208,7 @@ def _encode(series: pd.Series[Any], column: Column) -> tuple[NDArray[Any], NDArr
             series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().view("int64")
         ), missing  # fmt: skip
     if column.kind == "json":
-        return _objects(_json_values(series, column.name)), missing
+        return _objects(json_values(series, column.name)), missing
     out = np.full(len(series), "", object)
     present = series[~missing].tolist()
     if column.kind == "date":
@@ -347,26 +253,45 @@ def decode_frame(
     n_documents
         Number of rows.
     """
-    series = [_decode(arrays[f"row/{c.key}"], arrays.get(f"null/{c.key}"), c) for c in schema]
+    series = [
+        decode(arrays[f"row/{c.key}"], arrays.get(f"null/{c.key}"), c)
+        if c.kind != "null"
+        else missing_values(c, n_documents)
+        for c in schema
+    ]
     frame = pd.DataFrame(dict(enumerate(series)), index=pd.RangeIndex(n_documents))
-    frame.columns = _names([c.name for c in schema])
+    frame.columns = column_names([c.name for c in schema])
     return frame
 
 
-def _names(names: Sequence[Any]) -> pd.Index[Any]:
+def column_names(names: Sequence[Any]) -> pd.Index[Any]:
+    """Return the names of a data frame's columns, each as it was."""
     if not names:
         return pd.RangeIndex(0)
     # What pandas would turn into other names, or refuse, in an index of strings.
-    kept = None in names or not _encodable(n for n in names if isinstance(n, str))
+    kept = None in names or not encodable(n for n in names if isinstance(n, str))
     index: pd.Index[Any] = pd.Index(list(names), dtype=object if kept else None)
     return index
 
 
-def _decode(
+def missing_values(column: Column, n_documents: int) -> pd.Series[Any]:
+    """Return a series of a column's dtype in which everything is missing."""
+    if column.kind == "codes":
+        return decode(np.full(n_documents, -1, np.int8), None, column)
+    if column.dtype == "object":
+        return pd.Series(np.full(n_documents, _MISSING[column.null], object), dtype=object)
+    if column.kind == "plain":  # of which only floats have a missing value
+        dtype = np.dtype(column.dtype)
+        return pd.Series(np.full(n_documents, np.nan if dtype.kind == "f" else 0, dtype))
+    return pd.Series([None] * n_documents, dtype=restored_dtype(column.dtype))
+
+
+def decode(
     values: NDArray[Any], missing: NDArray[np.bool_] | None, column: Column
 ) -> pd.Series[Any]:
+    """Return what `encode` was given."""
     if column.kind == "codes":
-        categories = pd.Index(list(column.categories or ()), dtype=_dtype(column.dtype))
+        categories = pd.Index(list(column.categories or ()), dtype=restored_dtype(column.dtype))
         return pd.Series(pd.Categorical.from_codes(values, categories, ordered=column.ordered))
     if column.kind == "plain":
         return pd.Series(values.astype(np.dtype(column.dtype), copy=False))
@@ -388,7 +313,7 @@ def _decode(
     if missing is not None:
         out[missing] = _MISSING[column.null]
     series: pd.Series[Any] = pd.Series(out, dtype=object)
-    return series if column.dtype == "object" else series.astype(_dtype(column.dtype))
+    return series if column.dtype == "object" else series.astype(restored_dtype(column.dtype))
 
 
 def _decode_time(values: NDArray[np.int64], dtype: str) -> pd.Series[Any]:
@@ -397,29 +322,3 @@ def _decode_time(values: NDArray[np.int64], dtype: str) -> pd.Series[Any]:
         naive = pd.Series(values.astype("int64").view(f"datetime64[{parsed.unit}]"))
         return naive.dt.tz_localize("UTC").dt.tz_convert(parsed.tz)
     return pd.Series(values.astype("int64").view(str(parsed)))
-
-
-def hash_frame(frame: pd.DataFrame, schema: Sequence[Column], field: str) -> dict[str, str]:
-    """Return SHA-256 of the field's values (``text``) and of the other columns (``columns``).
-
-    Two frames with equal hashes hold equal values. The field's hash does not depend on the dtype
-    that a version of pandas gives to strings, nor on what stands for a missing one.
-    """
-    hashes = {"text": hashlib.sha256(), "columns": hashlib.sha256()}
-    for number, column in enumerate(schema):
-        is_text = column.name == field
-        state = hashes["text" if is_text else "columns"]
-        values, missing = _encode(frame.iloc[:, number], column)
-        identity = [column.name, column.kind, column.categories]
-        if not is_text:
-            identity += [column.dtype, column.ordered, column.null]
-        # Lengths first, so that no two sequences of columns run into the same bytes.
-        if values.dtype == object:
-            data = bytes(numcodecs.VLenUTF8().encode(values))
-        else:
-            data = np.ascontiguousarray(values).tobytes()
-        state.update(json.dumps([*identity, len(values), len(data), column.nullable]).encode())
-        state.update(data)
-        if column.nullable:
-            state.update(missing.tobytes())
-    return {name: state.hexdigest() for name, state in hashes.items()}

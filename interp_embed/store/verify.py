@@ -6,6 +6,7 @@ and numpy. A mistake in the writer that the reader makes too is found here.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from interp_embed.errors import NotAStoreError, UnsupportedFormatError
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify_arrays import Arrays, check_chunk, decode, metadata_differs
+from interp_embed.store.verify_documents import PlannedBlock, check_columns, check_documents
 from interp_embed.store.verify_index import check_indexes
 
 if TYPE_CHECKING:
@@ -136,8 +138,8 @@ class Verifier:
         with tqdm(
             total=len(blocks) + len(commits), desc="Verifying", unit="folder", disable=not progress
         ) as bar:
-            for start, stop, folder in blocks:
-                self.guarded(folder["key"], lambda s=start, e=stop, f=folder: self._block(s, e, f))  # type: ignore[misc]
+            for block in blocks:
+                self.guarded(block.folder["key"], lambda b=block: self._block(b))  # type: ignore[misc]
                 bar.update()
             for key, commit in commits:
                 self.guarded(key, lambda k=key, c=commit: self._commit(k, c))  # type: ignore[misc]
@@ -230,10 +232,42 @@ class Verifier:
         if self.plan is None:
             return
         self._known_version("plan.json", self.plan)
-        if self.attributes is not None:
-            hashes = self.attributes.get("fingerprint", {}).get("documents")
-            if hashes != self.plan.get("hashes"):
-                self.error("plan.json", "its documents are not those of the root's fingerprint")
+        self._check_hashes("plan.json", self.plan["blocks"])
+        number = 1
+        while (key := f"plan-{number:06d}.json") in self.present:
+            added = self.sealed(key)
+            if added is None:
+                return
+            self._known_version(key, added)
+            if added["documents_per_chunk"] != self.plan["documents_per_chunk"]:
+                self.error(key, "has other documents_per_chunk than plan.json")
+            before = self.plan["blocks"]
+            if (
+                added["columns"] != self.plan["columns"]
+            ):  # what blocks of before do not say of theirs
+                own = self.plan["columns"]
+                before = [
+                    [
+                        *block[:3],
+                        {
+                            **block[3],
+                            "columns": own if block[3]["columns"] is None else block[3]["columns"],
+                        },
+                    ]
+                    for block in before
+                ]
+            self.plan = {**added, "blocks": [*before, *added["blocks"]]}
+            self._check_hashes(key, self.plan["blocks"])
+            number += 1
+
+    def _check_hashes(self, key: str, blocks: list[Any]) -> None:
+        stop = blocks[-1][1] if blocks else 0
+        if stop != (self.plan or {}).get("n_documents"):
+            self.error(key, f"its blocks end at document {stop}")
+        for name in ("text", "columns"):
+            hashes = json.dumps([b[3]["hashes"].get(name) for b in blocks], separators=(",", ":"))
+            if hashlib.sha256(hashes.encode()).hexdigest() != (self.plan or {})["hashes"].get(name):
+                self.error(key, f"its hash of {name} is not that of its blocks")
 
     def _read_commits(self) -> None:
         for key in sorted(k for k in self.present if k.startswith("commits/")):
@@ -368,7 +402,26 @@ class Verifier:
         attributes = document.pop("attributes", {})
         if document != _GROUP:
             self.error(f"{folder['key']}/zarr.json", "is not the document of a Zarr group")
+        self._shard_indexes(folder, attributes.pop("shard_indexes", {}))
         return dict(attributes)
+
+    def _shard_indexes(self, folder: Mapping[str, Any], stated: Mapping[str, str]) -> None:
+        """Compare what a group says of its shards' indexes with the shards."""
+        large = {n for n, entry in folder["arrays"].items() if entry["length"] > entry["inner"]}
+        for name in sorted(large & set(stated)):
+            entry, key = folder["arrays"][name], f"{folder['key']}/{name}/c/0"
+            length = 16 * -(-entry["length"] // entry["inner"]) + 4  # offset and size each; crc32c
+            try:
+                found = self.storage.get_range(key, entry["size"] - length, length)
+            except OSError:
+                continue  # the shard is reported for itself
+            if base64.b64encode(found).decode() != stated[name]:
+                self.error(f"{folder['key']}/zarr.json", f"says another index of {name} than {key}")
+        for name in sorted(large ^ set(stated)):
+            self.error(
+                f"{folder['key']}/zarr.json",
+                f"should {'' if name in large else 'not '}say the index of the shard of {name}",
+            )
 
     def _decoded(self, owner: str, folder: Mapping[str, Any], held: Mapping[str, bytes]) -> Arrays:
         arrays: Arrays = {}
@@ -387,38 +440,37 @@ class Verifier:
                 self.error(f"{key}/c/0", f"Zarr cannot decode it: {error!r}")
         return arrays
 
-    def _named_blocks(self) -> list[tuple[int, int, dict[str, Any]]]:
-        blocks = (self.plan or {}).get("blocks", [])
+    def _named_blocks(self) -> list[PlannedBlock]:
+        """Return the blocks that name a folder, after checking what the plan says of them."""
+        found: list[PlannedBlock] = []
         at = 0
-        for start, stop, folder in blocks:
+        for start, stop, folder, more in (self.plan or {}).get("blocks", []):
             if start != at or stop < start:
                 self.error("plan.json", f"its blocks do not follow each other at document {start}")
             at = stop
             if not _is_folder(folder):
                 self.error("plan.json", f"names no folder for documents {start}:{stop}")
-        if self.plan is not None and at != self.plan.get("n_documents"):
-            self.error("plan.json", f"its blocks end at document {at}")
-        return [(start, stop, folder) for start, stop, folder in blocks if _is_folder(folder)]
+            found.append(PlannedBlock(start, stop, folder, more["columns"], more["hashes"]))
+        if self.plan is not None:
+            for where, what in check_columns(self.plan["columns"], found):
+                self.error("plan.json", f"{what}{where}")
+        return [block for block in found if _is_folder(block.folder)]
 
-    def _block(self, start: int, stop: int, folder: dict[str, Any]) -> None:
+    def _block(self, block: PlannedBlock) -> None:
+        folder = block.folder
         arrays, _ = self._folder("plan.json", folder)
-        columns = (self.plan or {})["columns"]
-        names = {f"row/{c['key']}" for c in columns}
-        names |= {f"null/{c['key']}" for c in columns if c["nullable"]}
-        if names != set(folder["arrays"]):
-            odd = sorted(names ^ set(folder["arrays"]))
-            self.error(folder["key"], f"its arrays are not those of the columns: {odd[0]}")
-        for name, values in arrays.items():
-            if len(values) != stop - start:
-                self.error(
-                    f"{folder['key']}/{name}",
-                    f"has {len(values)} elements for {stop - start} documents",
-                )
+        columns = (self.plan or {})["columns"] if block.columns is None else block.columns
+        for name, what in check_documents(arrays, columns, block, set(folder["arrays"])):
+            self.error(f"{folder['key']}/{name}".rstrip("/"), what)
 
     def _commit(self, key: str, commit: dict[str, Any]) -> None:
         folder = commit["folder"]
         arrays, attributes = self._folder(key, folder)
         stated = {name: commit[name] for name in ("d_sae", "start", "stop", *_STATISTICS)}
+        shift = commit.get("shift", 0)
+        stated |= {name: commit[name] - shift for name in ("start", "stop")}
+        if not isinstance(shift, int) or not 0 <= shift <= commit["start"]:
+            self.error(key, f"has shift {shift!r}, for documents from {commit['start']} on")
         if attributes and attributes != stated:
             odd = next(n for n in {**stated, **attributes} if attributes.get(n) != stated.get(n))
             self.error(f"{folder['key']}/zarr.json", f"its {odd} is not what {key} says")
@@ -457,6 +509,10 @@ class Verifier:
             parts = key.split("/")
             if _is_temporary(key):
                 self.note(key, "is a temporary object that a killed process left")
+            elif parts[0] == "planning":
+                self.note(key, "is a record that a killed process left while it wrote documents")
+            elif key == "saving.json":
+                self.note(key, "is what a save left that was killed when it was done")
             elif key == "writer.json":
                 self.note(
                     key, "says that a process is writing to the store, or was killed doing so"

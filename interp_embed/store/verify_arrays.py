@@ -112,8 +112,9 @@ def check_chunk(
 def _check_documents(
     a: Arrays, commit: Mapping[str, Any], _dtype: str | None
 ) -> Iterator[tuple[str, str]]:
-    if "doc_id" in a and (a["doc_id"] != np.arange(commit["start"], commit["stop"])).any():
-        yield "doc_id", f"does not count from {commit['start']} to {commit['stop']}"
+    first, last = (commit[name] - commit.get("shift", 0) for name in ("start", "stop"))
+    if "doc_id" in a and (a["doc_id"] != np.arange(first, last)).any():
+        yield "doc_id", f"does not count from {first} to {last}"
     if "status" in a:
         status = a["status"]
         if not np.isin(status, (_OK, _TRUNCATED, _FAILED)).all():

@@ -1,0 +1,59 @@
+"""What is checked of a call before any work starts."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from interp_embed.row import DatasetRow
+
+__all__ = ["check_positive", "check_rows", "check_sae"]
+
+
+def check_sae(sae: object) -> None:
+    """Raise TypeError unless ``sae`` is an SAE."""
+    from interp_embed.sae.base import BaseSAE
+
+    if not isinstance(sae, BaseSAE):
+        hint = " (an instance, not the class)" if isinstance(sae, type) else ""
+        raise TypeError(f"sae must be an instance of a subclass of BaseSAE{hint}, got {sae!r:.100}")
+
+
+def check_rows(rows: Sequence[DatasetRow | None], frame: pd.DataFrame, field: Any) -> None:
+    """Make sure that rows that are known already belong to the documents.
+
+    Raises
+    ------
+    TypeError
+        If one is neither a row nor None.
+    ValueError
+        If there are more or fewer than documents, or one is of another text than its document.
+    """
+    from interp_embed.row import DatasetRow
+
+    if len(rows) != len(frame):
+        raise ValueError(f"{len(rows)} rows for {len(frame)} documents")
+    for number, (row, text) in enumerate(zip(rows, frame[field].tolist(), strict=True)):
+        if row is None:
+            continue
+        if not isinstance(row, DatasetRow):
+            raise TypeError(
+                f"rows[{number}] must be a DatasetRow or None, got {type(row).__name__}"
+            )
+        if isinstance(text, str) and row.data != text:
+            raise ValueError(
+                f"rows[{number}] is of another text than document {number}: "
+                f"{row.data!r:.60} is not {text!r:.60}"
+            )
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raise ValueError unless every number is a positive integer."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name} must be a positive integer, got {number!r}")

@@ -1,0 +1,122 @@
+"""CSV and TSV: two passes, the first of which finds the type of every column.
+
+A type is one for all files that are read together: a column that is a number in the first million
+rows and a word in the next is text from the beginning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp_embed.inputs.pieces import FramePiece
+from interp_embed.store.blocks import document_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from interp_embed.inputs.files import DocumentFile
+
+__all__ = ["DelimitedReader"]
+
+_FIRST_ROWS = 16
+_MOST_ROWS = 2**13
+_PIECE_CHARACTERS = 2**22
+
+
+class DelimitedReader:
+    """Reads files of separated values.
+
+    Parameters
+    ----------
+    files
+        All that are read together.
+    field
+        The column that holds the text, whose cells are texts as they are written.
+    """
+
+    def __init__(self, files: Sequence[DocumentFile], field: Any) -> None:
+        self._files = files
+        self._field = field
+        self._types: dict[str, str] | None = None
+
+    def pieces(self, file: DocumentFile) -> Iterator[FramePiece]:
+        """Yield the documents of one of the files."""
+        names = _names(file)
+        yield FramePiece(pd.DataFrame({name: pd.Series([], dtype=object) for name in names}))
+        if self._types is None:
+            self._types = self._found_types()
+        types: dict[str, Any] = {n: self._types.get(n, "text") for n in names if n != self._field}
+        dtypes = {name: str if kind == "text" else kind for name, kind in types.items()}
+        converters = {self._field: str} if self._field in names else None
+        for frame in _chunks(file, dtype=dtypes, converters=converters):
+            yield FramePiece(frame)
+
+    def _found_types(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for file in self._files:
+            others = [name for name in _names(file) if name != self._field]
+            if not others:
+                continue
+            try:
+                for frame in _chunks(file, usecols=others, dtype_backend="numpy_nullable"):
+                    for name in frame.columns:
+                        kind = _kind(frame[name])
+                        if kind is not None:
+                            found[name] = _common(found.get(name, kind), kind)
+            except ValueError as error:
+                raise file.damaged(error) from error
+        return found
+
+
+def _names(file: DocumentFile) -> list[str]:
+    with file.open_text() as text:
+        return list(pd.read_csv(text, sep=_separator(file), nrows=0).columns)
+
+
+def _separator(file: DocumentFile) -> str:
+    return "," if file.format == "csv" else "\t"
+
+
+def _chunks(file: DocumentFile, **options: Any) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a file, more at a time where they are short."""
+    with (
+        file.open_text() as text,
+        pd.read_csv(
+            text, sep=_separator(file), iterator=True, low_memory=False, index_col=False, **options
+        ) as reader,
+    ):
+        rows = _FIRST_ROWS
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", pd.errors.ParserWarning)
+                    frame = reader.get_chunk(rows)
+            except StopIteration:
+                return
+            except pd.errors.ParserWarning:
+                raise ValueError("its rows have more cells than its header") from None
+            if not len(frame):
+                return
+            yield frame
+            mean = max(1, int(document_sizes(frame).sum()) // len(frame))
+            rows = int(np.clip(_PIECE_CHARACTERS // mean, 1, min(8 * rows, _MOST_ROWS)))
+
+
+def _kind(series: pd.Series[Any]) -> str | None:
+    """Return the dtype to read a column as; None where nothing is known of it."""
+    if series.isna().all():
+        return None
+    dtype = str(series.dtype)
+    return dtype if dtype in ("Int64", "UInt64", "Float64", "boolean") else "text"
+
+
+def _common(a: str, b: str) -> str:
+    if a == b:
+        return a
+    if {a, b} == {"Int64", "Float64"}:
+        return "Float64"
+    return "text"

@@ -1,0 +1,88 @@
+"""Dictionaries as a data frame with a dtype for each column."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["frame_of_records", "typed"]
+
+_EXACT = 2**53
+_INTEGER = (int, np.integer)
+_NUMBER = (int, float, np.integer, np.floating)
+_TIMES = (dt.datetime, dt.timedelta, np.datetime64, np.timedelta64)
+
+
+def frame_of_records(records: Sequence[dict[Any, Any]]) -> pd.DataFrame:
+    """Return dictionaries as a data frame; what a dictionary lacks is missing.
+
+    Integers stay integers where some are missing. Columns are in order of their first appearance.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record))
+    columns = [typed([record.get(name) for record in records]) for name in names]
+    frame = pd.DataFrame(dict(enumerate(columns)), index=pd.RangeIndex(len(records)))
+    frame.columns = pd.Index(names, dtype=object, tupleize_cols=False)
+    return frame
+
+
+def typed(values: Sequence[Any]) -> pd.Series[Any]:
+    """Return values of any kind with the dtype that they have in common."""
+    present: list[Any] = [v for v in values if not _is_missing(v)]
+    types = set(map(type, present))
+    whole = len(present) == len(values)
+    found: pd.Series[Any] | None = None
+    if types and types <= {bool, np.bool_}:
+        found = pd.Series(list(values), dtype="bool" if whole else "boolean")
+    elif types and bool not in types and all(issubclass(t, _INTEGER) for t in types):
+        found = _integers(values, present, whole)
+    elif types and bool not in types and all(issubclass(t, _NUMBER) for t in types):
+        if all(abs(int(v)) <= _EXACT for v in present if isinstance(v, _INTEGER)):
+            dtype = np.dtype(next(iter(types))) if len(types) == 1 else np.dtype(np.float64)
+            filled = [np.nan if _is_missing(v) else v for v in values]
+            found = pd.Series(np.array(filled, dtype))
+    elif types and all(issubclass(t, _TIMES) for t in types):
+        found = _times(values, types)
+    if found is not None:
+        return found
+    out = np.empty(len(values), object)
+    for number, value in enumerate(values):
+        out[number] = None if _is_missing(value) else value
+    return pd.Series(out, dtype=object)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT
+
+
+def _integers(values: Sequence[Any], present: Sequence[Any], whole: bool) -> pd.Series[Any] | None:
+    types = set(map(type, present))
+    dtype: np.dtype[Any] = np.dtype(np.int64)
+    if len(types) == 1 and issubclass(kind := next(iter(types)), np.integer):
+        dtype = np.dtype(kind)
+    elif not -(2**63) <= min(present) <= max(present) < 2**63:
+        if not 0 <= min(present) <= max(present) < 2**64:
+            return None  # Python's integers have no bounds
+        dtype = np.dtype(np.uint64)
+    if whole:
+        return pd.Series(np.array(values, dtype))
+    missing = np.array([_is_missing(v) for v in values])
+    filled = np.array([0 if _is_missing(v) else v for v in values], dtype)
+    array_type = pd.arrays.IntegerArray
+    return pd.Series(array_type(filled, missing))
+
+
+def _times(values: Sequence[Any], types: set[type]) -> pd.Series[Any] | None:
+    plain: list[Any] = [pd.NaT if _is_missing(v) else v for v in values]
+    if types == {dt.datetime} and all(v is pd.NaT or v.tzinfo is None for v in plain):
+        return pd.Series(np.array([None if v is pd.NaT else v for v in plain], "datetime64[us]"))
+    try:
+        series: pd.Series[Any] = pd.Series(plain)
+    except (TypeError, ValueError, OverflowError):  # of several zones, or beyond what pandas holds
+        return None
+    return series if getattr(series.dtype, "kind", "O") in "mM" else None
