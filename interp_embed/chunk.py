@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 
+_LONG_RANGE = 128  # elements that are sooner copied than their numbers written down
 _CACHED_ELEMENTS = 2**18  # a block of activations that a processor's cache holds
 
 
@@ -216,17 +217,25 @@ class Chunk:
     def take(self, positions: Sequence[int] | NDArray[np.integer]) -> Chunk:
         """Return the documents at ``positions``, in that order."""
         rows = np.asarray(positions, np.int64)
-        tokens = gather_ranges(self.doc_ptr[rows], self.doc_ptr[rows + 1])
-        entries = gather_ranges(self.token_ptr[tokens], self.token_ptr[tokens + 1])
+        first, last = self.doc_ptr[rows], self.doc_ptr[rows + 1]
+        length, *columns = _ranges(
+            [np.diff(self.token_ptr)]
+            + [getattr(self.tokens, name) for name in TokenTable.__slots__],
+            first,
+            last,
+        )
+        feature, activation = _ranges(
+            [self.feature, self.activation], self.token_ptr[first], self.token_ptr[last]
+        )
         return Chunk(
             d_sae=self.d_sae,
             doc_id=self.doc_id[rows],
             status=self.status[rows],
             doc_ptr=_pointer(np.diff(self.doc_ptr)[rows]),
-            token_ptr=_pointer(np.diff(self.token_ptr)[tokens]),
-            feature=self.feature[entries],
-            activation=self.activation[entries],
-            tokens=self.tokens.take(tokens),
+            token_ptr=_pointer(length),
+            feature=feature,
+            activation=activation,
+            tokens=TokenTable(*columns),
             reasons={
                 new: self.reasons[int(old)]
                 for new, old in enumerate(rows)
@@ -265,7 +274,11 @@ class Chunk:
         if rounded is self.activation and self.extent[0] > 0:
             return self
         if rounded.all():
-            return replace(self, activation=rounded)
+            same = replace(self, activation=rounded)
+            if rounded is not self.activation:  # rounding keeps order, and numpy is slow on float16
+                with np.errstate(over="ignore"):
+                    same.__dict__["extent"] = tuple(dtype.type(e).item() for e in self.extent)
+            return same
         kept = rounded != 0
         before = np.concatenate([[0], np.cumsum(kept)])
         return replace(
@@ -393,6 +406,22 @@ class Chunk:
             tokens=TokenTable.empty(),
             reasons=dict(enumerate(reasons)),
         )
+
+
+def _ranges(
+    arrays: Sequence[NDArray[Any]], start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> list[NDArray[Any]]:
+    """Return the ranges ``start[i]:stop[i]`` of each array end to end; a view where they adjoin."""
+    if len(start) == 0:
+        return [array[:0] for array in arrays]
+    if np.array_equal(start[1:], stop[:-1]):
+        whole = slice(int(start[0]), int(stop[-1]))
+        return [array[whole] for array in arrays]
+    if int((stop - start).sum()) >= _LONG_RANGE * len(start):  # copied whole, not one by one
+        bounds = list(zip(start.tolist(), stop.tolist(), strict=True))
+        return [np.concatenate([array[a:b] for a, b in bounds]) for array in arrays]
+    index = gather_ranges(start, stop)
+    return [array[index] for array in arrays]
 
 
 def _pointer(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,16 +1,62 @@
-"""When to show progress: to a person at a terminal or in a notebook, not in a log file."""
+"""When to show progress, and how: to a person at a terminal or in a notebook, not in a log file."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import warnings
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["quiet_progress", "show_progress"]
+__all__ = ["chosen_log", "log_as", "logged_worker", "quiet_progress", "show_progress"]
+
+_LOGS = ("bar", "json", "none")
+_log: ContextVar[str | None] = ContextVar("log", default=None)
+_worker: ContextVar[str | None] = ContextVar("worker", default=None)
+
+
+def chosen_log(log: str | None = None) -> str:
+    """Return how to report progress: ``"bar"``, ``"json"`` or ``"none"``.
+
+    Parameters
+    ----------
+    log
+        What was asked for; None for what `log_as` says, or else a bar where somebody is watching.
+
+    Raises
+    ------
+    ValueError
+        If it is none of the three.
+    """
+    log = _log.get() if log is None else log
+    if log is None:
+        return "bar" if show_progress() else "none"
+    if log not in _LOGS:
+        raise ValueError(f"log must be one of {', '.join(_LOGS)}, got {log!r}")
+    return log
+
+
+@contextlib.contextmanager
+def log_as(log: str | None, worker: str | None = None) -> Iterator[None]:
+    """Have encoding that happens inside report its progress so, and say which worker it is.
+
+    None leaves either as it is.
+    """
+    before = _log.set(_log.get() if log is None else chosen_log(log))
+    nobody = _worker.set(_worker.get() if worker is None else worker)
+    try:
+        yield
+    finally:
+        _worker.reset(nobody)
+        _log.reset(before)
+
+
+def logged_worker() -> str | None:
+    """Return the worker that progress is reported of, where it is one of several."""
+    return _worker.get()
 
 
 def show_progress() -> bool:

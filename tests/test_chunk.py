@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,20 @@ def test_taking_documents_takes_what_they_have(chunk, data):
             )
 
 
+@pytest.mark.parametrize(
+    "wanted", [[3, 1, 1, 0], [2, 3, 4], [5], [], [0, 1, 2, 3, 4, 5], [4, 5, 0]]
+)
+def test_long_documents_are_taken_as_short_ones_are(wanted):
+    chunk = random_chunk(5, 6, mean_tokens=90, active=9, failures=False)
+    assert chunk.nnz > 3 * 128 * chunk.n_documents
+    part = chunk.take(wanted)
+    for position, original in enumerate(wanted):
+        np.testing.assert_array_equal(part.csr(position).toarray(), chunk.csr(original).toarray())
+    assert_chunks_equal(part, Chunk.concatenate([chunk.take([i]) for i in [*wanted, 0]]).take(
+        range(len(wanted))
+    ))  # fmt: skip
+
+
 @settings(deadline=None, max_examples=60)
 @given(chunks(), st.data())
 def test_joining_the_parts_of_a_chunk_gives_the_chunk(chunk, data):
@@ -98,6 +113,7 @@ def test_rounding_drops_what_becomes_zero_and_names_what_overflows(chunk):
     rounded = chunk.as_dtype(half)
     assert rounded.activation.dtype == half
     assert rounded.activation.all()
+    assert rounded.extent == replace(rounded).extent
     for found, right in zip(documents(rounded), expected, strict=True):
         np.testing.assert_array_equal(found, right)
     beyond = {i for i, m in enumerate(expected) if not np.isfinite(m).all()}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +74,27 @@ def test_a_failing_batch_is_halved_until_the_document_to_blame_is_alone():
         np.testing.assert_array_equal(dataset[i].latents("all"), expected(texts[i]))
 
 
-def test_a_batch_too_large_for_memory_is_encoded_in_halves():
-    texts = [f"doc{i}" for i in range(16)]
+def test_batches_too_large_for_memory_become_smaller_and_recover_step_by_step():
+    texts = [f"doc{i}" for i in range(80)]
     sae = PickySAE(most=3)
     dataset = Dataset(records(texts), sae, batch_size=16)
     assert len(dataset.failures()) == 0
-    assert sorted(sae.batches) == [2] * 8 + [4] * 4 + [8] * 2 + [16]
+    assert sae.batches[:4] == [16, 8, 4, 2]
+    assert sum(n > 3 for n in sae.batches) <= 8, "the same mistake again and again"
+
+
+def test_batches_grow_again_once_there_is_memory():
+    class Mending(PickySAE):
+        def encode_chunk(self, texts):
+            self.most = 3 if len(self.batches) < 4 else 10**9
+            return super().encode_chunk(texts)
+
+    mending = Mending()
+    Dataset(records([f"doc{i}" for i in range(400)]), mending, batch_size=16, save_every_batch=40)
+    assert mending.batches[:4] == [16, 8, 4, 2]
+    steps = sorted(set(mending.batches[3:]))
+    assert steps[-1] == 16
+    assert all(b <= a + max(1, a // 4) for a, b in pairwise(steps)), "it does not grow step by step"
 
 
 def test_every_document_may_fail():
@@ -96,7 +112,7 @@ def test_batches_hold_neighbours_in_length_and_results_keep_the_order():
     lengths = []
     rng = np.random.default_rng(0)
     texts = [" ".join(["word"] * int(n)) + f" {i}" for i, n in enumerate(rng.integers(1, 40, 20))]
-    dataset = Dataset(records(texts), Noting(), batch_size=4)
+    dataset = Dataset(records(texts), Noting(), batch_size=4, save_every_batch=10)
     assert lengths == [sorted(batch) for batch in lengths]
     assert [n for batch in lengths for n in batch] == sorted(map(len, texts))
     assert dataset.documents() == texts

@@ -18,9 +18,11 @@ TOKENIZER = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
 UNTRIMMED = tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace(" | trim", ""))
 
 
-def documents(texts, *, tokenizer=TOKENIZER, bos=0, max_tokens=None, truncate=True, role=None):
+def documents(
+    texts, *, tokenizer=TOKENIZER, bos=0, max_tokens=None, overflow="truncate", role=None
+):
     tokenize = DocumentTokenizer(
-        tokenizer, bos=bos, max_tokens=max_tokens, truncate=truncate, role=role
+        tokenizer, bos=bos, max_tokens=max_tokens, overflow=overflow, role=role
     )
     found = tokenize.documents(texts)
     return found, [
@@ -113,7 +115,7 @@ def test_an_empty_text_has_no_tokens_not_even_bos():
 
 @pytest.mark.parametrize("text", [None, 3.5, b"bytes", float("nan")])
 def test_what_is_not_a_string_fails_alone(text):
-    tokenize = DocumentTokenizer(TOKENIZER, bos=0, max_tokens=None, truncate=True, role=None)
+    tokenize = DocumentTokenizer(TOKENIZER, bos=0, max_tokens=None, overflow="truncate", role=None)
     good, bad = tokenize.documents(["fox", text])
     assert good.reason is None
     assert (bad.reason or "").startswith(("the text is missing", "the text is not a string"))
@@ -137,7 +139,7 @@ def test_exactly_as_long_as_the_limit_is_not_truncated():
 
 
 def test_without_truncation_only_the_long_document_fails():
-    (short, long), _ = documents(["fox", TEXTS[5]], max_tokens=7, truncate=False)
+    (short, long), _ = documents(["fox", TEXTS[5]], max_tokens=7, overflow="fail")
     assert short.reason is None
     assert long.reason is not None
     assert "more than the 7" in long.reason

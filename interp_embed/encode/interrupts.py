@@ -1,4 +1,4 @@
-"""Ctrl-C that is never lost.
+"""Ctrl-C that is never lost, and SIGTERM that is like it.
 
 Python raises `KeyboardInterrupt` wherever the main thread happens to be, and where that is a callback
 or a destructor the exception is printed and dropped. A run of hours must not go on after that.
@@ -14,32 +14,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["kept_interrupts"]
+__all__ = ["TerminatedError", "kept_interrupts"]
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The process was sent SIGTERM, as batch systems do before they kill it."""
+
+    signal = signal.SIGTERM
 
 
 @contextmanager
 def kept_interrupts() -> Iterator[Callable[[], None]]:
-    """Give a function that raises `KeyboardInterrupt` if one was swallowed since the context began.
+    """Have SIGTERM raise like SIGINT; give a function that raises what was swallowed of either.
 
-    Outside of the main thread, or where SIGINT is ignored, it does nothing.
+    Outside of the main thread it does nothing; a signal that is ignored, or a SIGTERM that somebody
+    else handles, stays as it is.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    interrupted = False
+    arrived: list[KeyboardInterrupt] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    on_interrupt = before[signal.SIGINT]
 
-    def remember(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        before(number, frame)
+    def interrupt(number: int, frame: Any) -> None:
+        arrived.append(KeyboardInterrupt())
+        if callable(on_interrupt):
+            on_interrupt(number, frame)
+
+    def terminate(number: int, frame: Any) -> None:
+        arrived.append(TerminatedError())
+        raise arrived[-1]
 
     def check() -> None:
-        if interrupted:
-            raise KeyboardInterrupt
+        if arrived:
+            raise arrived[-1]
 
-    signal.signal(signal.SIGINT, remember)
+    changed = []
+    if callable(on_interrupt):
+        signal.signal(signal.SIGINT, interrupt)
+        changed.append(signal.SIGINT)
+    if before[signal.SIGTERM] is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
+        changed.append(signal.SIGTERM)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in changed:
+            signal.signal(number, before[number])

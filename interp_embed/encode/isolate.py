@@ -2,73 +2,218 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp_embed.chunk import Chunk
+from interp_embed.sae.memory import free_cached, is_out_of_memory
 from interp_embed.sae.tokens import reason_not_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from interp_embed.sae.base import BaseSAE
+    from interp_embed.sae.memory import Budget
 
-__all__ = ["encode_isolated"]
+__all__ = ["EncodedDocuments", "PreparedDocuments", "encode_isolated", "prepare_isolated"]
 
-_FATAL = (KeyboardInterrupt, SystemExit, GeneratorExit)
+_PREPARED_AT_ONCE = 64
 
 
-def encode_isolated(
-    sae: BaseSAE, doc_ids: Sequence[int], texts: Sequence[Any], batch_size: int
-) -> Chunk:
-    """Encode documents in batches of similar length, keeping every failure to its document.
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedDocuments:
+    """Documents ready for the device.
+
+    Attributes
+    ----------
+    count : int
+        How many documents, those that failed already included.
+    items : dict of int to object
+        What the SAE made of each document's text, by position.
+    order : list of int
+        Positions of the items, in the order in which they are encoded.
+    reasons : dict of int to str
+        Why documents failed already, by position.
+    """
+
+    count: int
+    items: dict[int, Any]
+    order: list[int]
+    reasons: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedDocuments:
+    """Documents as they came from the device: in batches, not in their order.
+
+    Attributes
+    ----------
+    parts : list of (Chunk, list of int)
+        Chunks, and the positions of their documents.
+    reasons : dict of int to str
+        Why documents failed, by position.
+    """
+
+    parts: list[tuple[Chunk, list[int]]]
+    reasons: dict[int, str]
+
+    def chunk(self, start: int, d_sae: int | None) -> Chunk:
+        """Return the documents as one chunk, in order and numbered from ``start``.
+
+        Parameters
+        ----------
+        start
+            Number of the first document.
+        d_sae
+            Number of features, where known: documents that all failed do not tell.
+        """
+        parts = [chunk for chunk, _ in self.parts]
+        positions = [p for _, members in self.parts for p in members]
+        if self.reasons:
+            width = next((c.d_sae for c in parts if c.d_sae), d_sae or 0)
+            parts.append(Chunk.failed(width, list(self.reasons), list(self.reasons.values())))
+            positions += list(self.reasons)
+        order = np.argsort(positions, kind="stable")
+        joined = parts[0] if len(parts) == 1 else Chunk.concatenate(parts)
+        numbers = np.arange(start, start + len(order))
+        return joined.take(order).with_doc_id(numbers)
+
+
+def prepare_isolated(
+    sae: BaseSAE, texts: Sequence[Any], check: Callable[[], None] = lambda: None
+) -> PreparedDocuments:
+    """Tokenise documents, keeping every failure to its document.
 
     Parameters
     ----------
     sae
         A loaded SAE.
-    doc_ids, texts
-        Document numbers and texts; a text that is no string makes its document fail.
-    batch_size
-        Documents a batch.
-
-    Returns
-    -------
-    Chunk
-        The documents in the order given.
+    texts
+        The documents; one that is no string fails.
+    check
+        Called now and then, to raise what should end this.
     """
     reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
+    wanted = [i for i in range(len(texts)) if i not in reasons]
+    items: dict[int, Any] = {}
+
+    def prepare(batch: list[int]) -> None:
+        found = sae.prepare([texts[i] for i in batch])
+        _require_count(len(found), len(batch))
+        items.update(zip(batch, found, strict=True))
+
+    if _encodes_texts(sae):
+        items = {i: texts[i] for i in wanted}
+    else:
+        _in_batches(wanted, lambda: _PREPARED_AT_ONCE, prepare, reasons, check)
     # Neighbours in length waste least on padding.
-    order = sorted((i for i in range(len(texts)) if i not in reasons), key=lambda i: len(texts[i]))
-    parts: list[Chunk] = []
-    positions: list[int] = []
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        for chunk, members in _halving(sae, batch, texts):
-            parts.append(chunk)
-            positions += members
-    d_sae = next((c.d_sae for c in parts if c.d_sae), sae.d_sae or 0)
-    if reasons:
-        parts.append(Chunk.failed(d_sae, list(reasons), list(reasons.values())))
-        positions += list(reasons)
-    joined = Chunk.concatenate(parts).take(np.argsort(positions, kind="stable"))
-    return joined.with_doc_id(np.asarray(doc_ids, np.int64))
+    order = sorted(items, key=lambda i: len(texts[i]))
+    return PreparedDocuments(len(texts), items, order, reasons)
 
 
-def _halving(sae: BaseSAE, batch: list[int], texts: Sequence[str]) -> list[tuple[Chunk, list[int]]]:
-    try:
-        chunk = sae.encode_chunk([texts[i] for i in batch])
-        if chunk.n_documents != len(batch):
-            raise ValueError(
-                f"the SAE returned {chunk.n_documents} documents for a batch of {len(batch)}"
-            )
-    except _FATAL:
-        raise
-    except Exception as error:  # noqa: BLE001  (whatever a model raises is this batch's failure)
-        if len(batch) == 1:
+def encode_isolated(
+    sae: BaseSAE,
+    prepared: PreparedDocuments,
+    budget: Budget,
+    check: Callable[[], None] = lambda: None,
+) -> EncodedDocuments:
+    """Encode documents, keeping every failure to its document.
+
+    Parameters
+    ----------
+    sae
+        A loaded SAE.
+    prepared
+        The documents.
+    budget
+        How many documents an SAE that makes no batches by itself is given at once.
+    check
+        Called before each batch, to raise what should end this.
+    """
+    encode = sae.encode_chunk if _encodes_texts(sae) else sae.encode_prepared
+    reasons = dict(prepared.reasons)
+    parts: list[tuple[Chunk, list[int]]] = []
+
+    def run(batch: list[int]) -> None:
+        try:
+            chunk = encode([prepared.items[i] for i in batch])
+        except Exception as error:
+            if is_out_of_memory(error):
+                budget.fell_short(len(batch))
+            raise
+        _require_count(chunk.n_documents, len(batch))
+        budget.sufficed(len(batch))
+        parts.append((chunk, batch))
+
+    def most() -> int:
+        return len(prepared.order) if sae.makes_batches else budget.now
+
+    _in_batches(prepared.order, most, run, reasons, check)
+    return EncodedDocuments(parts, reasons)
+
+
+def _in_batches(
+    order: list[int],
+    most: Callable[[], int],
+    run: Callable[[list[int]], None],
+    reasons: dict[int, str],
+    check: Callable[[], None],
+) -> None:
+    """Call ``run`` with batches of positions, in order; those that fail are tried again in halves.
+
+    Parameters
+    ----------
+    order
+        Positions of documents.
+    most
+        Returns how many a batch may have now.
+    run
+        Does the work.
+    reasons
+        Is told why documents failed.
+    check
+        Called before each batch.
+    """
+    todo = deque([(0, len(order))])
+    while todo:
+        check()
+        begin, stop = todo.popleft()
+        end = min(stop, begin + most())
+        if end < stop:
+            todo.appendleft((end, stop))
+        if begin == end:
+            continue
+        try:
+            run(order[begin:end])
+        except Exception as error:  # noqa: BLE001 - whatever is raised is this batch's failure
             reason = f"{type(error).__name__}: {error}".strip()
-            return [(Chunk.failed(sae.d_sae or 0, batch, [reason]), batch)]
-        half = len(batch) // 2
-        return _halving(sae, batch[:half], texts) + _halving(sae, batch[half:], texts)
-    return [(chunk, batch)]
+            no_memory = is_out_of_memory(error)
+        else:
+            continue
+        if no_memory:
+            free_cached()  # now that the error, which held the batch's tensors, is gone
+        if end - begin == 1:
+            reasons[order[begin]] = reason
+        else:
+            middle = begin + (end - begin) // 2
+            todo.extendleft([(middle, end), (begin, middle)])
+
+
+def _encodes_texts(sae: BaseSAE) -> bool:
+    """Return whether a class overrides `encode_chunk` below the one that gave `encode_prepared`."""
+    if "encode_chunk" in vars(sae):
+        return True
+    for cls in type(sae).__mro__:
+        if "encode_prepared" in vars(cls):
+            return False
+        if "encode_chunk" in vars(cls):
+            return True
+    return False
+
+
+def _require_count(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ValueError(f"the SAE returned {found} documents for a batch of {wanted}")

@@ -1,31 +1,48 @@
-"""Encoding what a store still misses, chunk by chunk, and committing each chunk as it is done."""
+"""Encoding what a store still misses: texts are prepared ahead, chunks are committed behind.
+
+Three threads, and bounded work between them: one reads and tokenises the next documents, the main
+thread has the device, one commits. What is encoded and not committed yet is never more than a crash
+may lose, so the device waits for a slow disk, and nobody runs ahead of the device by more than a piece.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.encode.commits import ATTEMPTS, Committer
 from interp_embed.encode.interrupts import kept_interrupts
-from interp_embed.encode.isolate import encode_isolated
-from interp_embed.progress import show_progress
-from interp_embed.sae.tokens import reason_not_text
-from interp_embed.store.compaction import finish, leftovers
+from interp_embed.encode.isolate import encode_isolated, prepare_isolated
+from interp_embed.encode.monitor import Monitor
+from interp_embed.encode.pieces import commit_size, cut, retries
+from interp_embed.encode.stage import Stage
+from interp_embed.progress import chosen_log
+from interp_embed.sae.memory import Budget
+from interp_embed.store import compaction
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest
 from interp_embed.store.writer import StoreWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from concurrent.futures import Future
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.encode.isolate import EncodedDocuments, PreparedDocuments
+    from interp_embed.encode.monitor import Counts
+    from interp_embed.encode.pieces import Piece
     from interp_embed.sae.base import BaseSAE
     from interp_embed.store.reader import Store
 
 __all__ = ["EncodeReport", "encode_store"]
+
+_AHEAD = 2
+"""Pieces taken from the work before their turn, the next one included."""
+_GRACE_SECONDS = 5.0
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +55,37 @@ class EncodeReport:
         Documents encoded, and documents that could not be.
     n_tokens, nnz : int
         Of the documents encoded.
+    seconds, device_seconds : float
+        How long it took, without loading the SAE and without merging chunks, and how long the device
+        was neither waiting for texts nor for the store.
     """
 
     encoded: int
     failed: int
     n_tokens: int
     nnz: int
+    seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 def encode_store(
-    store: Store, sae: BaseSAE, *, batch_size: int = 8, documents_per_commit: int | None = None
+    store: Store,
+    sae: BaseSAE,
+    *,
+    batch_size: int = 8,
+    documents_per_commit: int | None = None,
+    work: Iterable[tuple[int, int]] | None = None,
+    finish: bool = True,
+    log: str | None = None,
 ) -> EncodeReport:
     """Encode every document that is missing, and try again those that failed.
 
-    Documents are committed before the next ones are encoded, so that a crash loses what one commit
-    holds at most. An SAE that was not loaded is loaded, and destroyed at the end. When no document is
+    Documents are committed while the next ones are encoded, about half of ``documents_per_commit`` at
+    a time. An SAE that was not loaded is loaded, and destroyed at the end. When no document is
     missing any more, small chunks are merged (see `interp_embed.store.compaction`).
+
+    In the main thread, SIGTERM ends a run as Ctrl-C does: what is encoded is committed if that takes
+    seconds, and given up otherwise.
 
     Parameters
     ----------
@@ -62,9 +94,20 @@ def encode_store(
     sae
         What encodes them; it must be what the store was made with.
     batch_size
-        Documents a batch.
+        Documents a batch, for an SAE that makes no batches by itself; fewer for a while where there
+        is not enough memory for so many.
     documents_per_commit
-        By default what the store was created with.
+        How many documents of finished work a crash may lose; by default what the store was created
+        with.
+    work
+        Runs of missing documents to encode, each taken shortly before its turn; by default all that
+        is missing, and what failed and may be tried again. With work and without ``finish`` the
+        store's snapshot of the ledger is not renewed.
+    finish
+        Whether to merge small chunks, and so on, once no document is missing.
+    log
+        ``"bar"``, ``"json"`` (a line on stderr every few seconds) or ``"none"``; by default a bar
+        where somebody is likely to be watching.
 
     Raises
     ------
@@ -73,40 +116,69 @@ def encode_store(
     RuntimeError
         If so many documents in a row fail in the same way that the SAE must be at fault.
     """
+    log = chosen_log(log)
     check_fingerprint(store, sae.fingerprint())
-    store.refresh(manifest=False)
-    missing = list(store.ledger.missing)
-    retries = _retries(store)
-    unfinished = bool(missing or retries) or _needs_finish(store)
+    with kept_interrupts() as check:
+        try:
+            return _encode(store, sae, batch_size, documents_per_commit, work, finish, log, check)
+        except BaseException as error:
+            error.add_note(
+                f"What was committed is safe. To continue, pass the same data and save_path again, "
+                f"or call Dataset.load_from_file({store.storage.url!r}, resume=True)"
+            )
+            raise
+
+
+def _encode(
+    store: Store,
+    sae: BaseSAE,
+    batch_size: int,
+    documents_per_commit: int | None,
+    work: Iterable[tuple[int, int]] | None,
+    finish: bool,
+    log: str,
+    check: Callable[[], None],
+) -> EncodeReport:
+    everything = work is None or finish
+    if everything:  # whoever is given work need not know of all others' commits
+        store.refresh(manifest=False)
+    most = documents_per_commit or store.plan.documents_per_chunk
+    size = commit_size(most, batch_size)
+    again = retries(store) if work is None else []
+    missing = list(store.ledger.missing) if work is None else work
+    pieces = itertools.chain(
+        cut(store.plan, missing, most, size), cut(store.plan, again, most, size, again=True)
+    )
+    first = next(pieces, None)
     # Looked for before this run writes anything: what is nobody's now is a dead run's.
-    abandoned = leftovers(store) if unfinished else set()
-    if not missing and not retries:
+    unfinished = finish and (first is not None or _needs_finish(store))
+    abandoned = compaction.leftovers(store) if unfinished else set()
+    if first is None:
         if unfinished:
             with StoreWriter(store) as writer:
-                _finish(writer, abandoned)
+                _finish(writer, abandoned, log)
         return EncodeReport(0, 0, 0, 0)
+    total = None
+    if work is None:
+        total = sum(stop - start for start, stop in itertools.chain(missing, again))
     loaded_here = not sae.is_loaded()
     if loaded_here:
         sae.load()
     try:
         # Once loaded, the SAE knows more of itself than before: the hash of its weights.
         with StoreWriter(store, sae.fingerprint(), sae.d_sae) as writer:
-            step = documents_per_commit or store.plan.documents_per_chunk
-            pieces = [(p, False) for gap in missing for p in store.plan.pieces(*gap, step)]
-            pieces += [(p, True) for run in retries for p in store.plan.pieces(*run, step)]
-            report = _run(writer, sae, pieces, batch_size)
-            _finish(writer, abandoned)
-    except BaseException as error:
-        error.add_note(
-            f"What was committed is safe. To continue, pass the same data and save_path again, or "
-            f"call Dataset.load_from_file({store.storage.url!r}, resume=True)"
-        )
-        raise
+            monitor = Monitor(total, log)
+            pipeline = _Pipeline(writer, sae, Budget(batch_size), most, monitor, check)
+            pipeline.run(itertools.chain([first], pieces))
+            if finish:
+                check()
+                _finish(writer, abandoned, log)
     finally:
         if loaded_here:
             sae.destroy()
-        store.refresh()
-    return report
+        if everything:
+            store.refresh()
+    return pipeline.report()
 
 
 def _needs_finish(store: Store) -> bool:
@@ -115,118 +187,145 @@ def _needs_finish(store: Store) -> bool:
     return stated is None or {c.key for c in stated} != {c.key for c in store.ledger.commits}
 
 
-_ATTEMPTS = 5
-_HOPELESS = 100
-
-
-def _finish(writer: StoreWriter, abandoned: Collection[str]) -> None:
+def _finish(writer: StoreWriter, abandoned: Collection[str], log: str) -> None:
     """Merge and clear up, of what nobody names only what was there before this run began."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
-            finish(writer, progress=show_progress(), among=abandoned)
+            compaction.finish(writer, progress=log == "bar", among=abandoned)
         except FileNotFoundError:  # another process that does the same was faster
-            if attempt == _ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1:
                 raise
         else:
             return
 
 
-def _write(writer: StoreWriter, chunk: Chunk, generation: int = 0) -> None:
-    for attempt in range(_ATTEMPTS):
+class _Pipeline:
+    """Pieces of a store on their way through preparing, encoding and committing.
+
+    Parameters
+    ----------
+    writer
+        Of the store.
+    sae
+        Loaded.
+    budget
+        Documents that an SAE is given at once.
+    most
+        Documents that may be encoded and not committed.
+    monitor
+        Is told what was done.
+    check
+        Raises an interrupt that something swallowed.
+    """
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        sae: BaseSAE,
+        budget: Budget,
+        most: int,
+        monitor: Monitor,
+        check: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._store = writer.store
+        self._sae = sae
+        self._budget = budget
+        self._most = most
+        self._monitor = monitor
+        self._check_interrupt = check
+        self._committer = Committer(writer, sae)
+        self._ahead: deque[tuple[Piece, Future[PreparedDocuments]]] = deque()
+        self._behind: deque[tuple[Piece, Future[Counts]]] = deque()
+        self._seconds = self._device_seconds = 0.0
+
+    def report(self) -> EncodeReport:
+        """Return what was done."""
+        counts = self._monitor.counts
+        return EncodeReport(
+            counts.encoded,
+            counts.failed,
+            counts.n_tokens,
+            counts.nnz,
+            self._seconds,
+            self._device_seconds,
+        )
+
+    def run(self, pieces: Iterator[Piece]) -> None:
+        """Encode and commit all pieces; whatever stage fails, its error is raised and all end."""
+        self._reader = Stage("interp-embed-read")
+        self._commits = Stage("interp-embed-commit")
         try:
-            writer.write(chunk, generation=generation)
-        except FileNotFoundError:  # another process finished the store and cleared this away
-            if attempt == _ATTEMPTS - 1:
-                raise
+            while (taken := self._next(pieces)) is not None:
+                piece, prepared = taken
+                self._make_room(len(piece))
+                with self._monitor.device():
+                    encoded = encode_isolated(self._sae, prepared, self._budget, self._check)
+                self._submit(piece, encoded)
+                del taken, prepared, encoded  # the committer has them, and nobody else
+            while self._behind:
+                self._settle()
+            self._seconds = self._monitor.seconds
+            self._device_seconds = self._seconds * self._monitor.device_share
+        except BaseException as error:
+            self._wind_up(error)
+            raise
         else:
-            return
+            self._reader.close()
+            self._commits.close()
+        finally:
+            self._monitor.close()
 
+    def _next(self, pieces: Iterator[Piece]) -> tuple[Piece, PreparedDocuments] | None:
+        """Return the next piece once it is prepared, with another one being prepared behind it."""
+        self._check()
+        while len(self._ahead) < _AHEAD and (piece := next(pieces, None)) is not None:
+            self._ahead.append((piece, self._reader.submit(self._prepare, piece)))
+        if not self._ahead:
+            return None
+        piece, future = self._ahead.popleft()
+        return piece, future.result()
 
-def _retries(store: Store) -> list[tuple[int, int]]:
-    """Return runs of documents that failed though their text is text."""
-    suspects = []
-    for interval in store.ledger.intervals:
-        if interval.commit.n_failed:
-            documents = np.arange(interval.start, interval.stop)
-            failed = documents[store.status(documents) == DocumentStatus.FAILED]
-            texts = store.frame(failed, [store.field]).iloc[:, 0].tolist()
-            suspects += [
-                int(d) for d, t in zip(failed, texts, strict=True) if reason_not_text(t) is None
-            ]
-    return _runs(suspects)
+    def _prepare(self, piece: Piece) -> PreparedDocuments:
+        """Read and tokenise; on the reader's thread."""
+        documents = np.arange(piece.start, piece.stop)
+        texts = self._store.frame(documents, [self._store.field]).iloc[:, 0].tolist()
+        return prepare_isolated(self._sae, texts, self._check_reader)
 
+    def _make_room(self, documents: int) -> None:
+        """Wait until so many more documents may be encoded."""
+        while self._behind and (
+            self._behind[0][1].done()
+            or sum(len(piece) for piece, _ in self._behind) + documents > self._most
+        ):
+            self._settle()
 
-def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Group ascending numbers into half-open runs of neighbours."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
-    return runs
+    def _submit(self, piece: Piece, encoded: EncodedDocuments) -> None:
+        self._behind.append((piece, self._commits.submit(self._committer.commit, piece, encoded)))
 
+    def _settle(self) -> None:
+        """Wait for the oldest commit in progress."""
+        self._monitor.committed(self._behind[0][1].result())
+        self._behind.popleft()
 
-def _run(
-    writer: StoreWriter,
-    sae: BaseSAE,
-    pieces: Sequence[tuple[tuple[int, int], bool]],
-    batch_size: int,
-) -> EncodeReport:
-    """Encode and commit runs of documents; True marks those that replace failed ones."""
-    store = writer.store
-    streak = _Streak()
-    generation = store.ledger.next_generation
-    encoded = failed = n_tokens = nnz = 0
-    total = sum(stop - start for (start, stop), _ in pieces)
-    bar = tqdm(total=total, desc="Encoding", unit="doc", disable=not show_progress())
-    with bar, kept_interrupts() as check_interrupt:
-        for (start, stop), again in pieces:
-            check_interrupt()
-            chunk = _encode_piece(store, sae, start, stop, batch_size)
-            streak.check(chunk)
-            ok = np.flatnonzero(chunk.status != DocumentStatus.FAILED)
-            if again:  # a document that fails again stays as it is
-                for low, high in _runs(ok.tolist()):
-                    _write(writer, chunk.take(np.arange(low, high)), generation)
-            else:
-                _write(writer, chunk)
-            encoded += len(ok)
-            failed += chunk.n_documents - len(ok)
-            n_tokens += chunk.n_tokens
-            nnz += chunk.nnz
-            bar.update(stop - start)
-            rate = n_tokens / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(
-                f"{n_tokens:,} tokens, {rate:,.0f}/s, {failed} failed", refresh=False
-            )
-    return EncodeReport(encoded, failed, n_tokens, nnz)
+    def _check(self) -> None:
+        """Raise what should end the run: an interrupt, or the error of a commit."""
+        self._check_interrupt()
+        for _, future in self._behind:
+            if future.done():
+                future.result()
 
+    def _check_reader(self) -> None:
+        if self._reader.stopped:
+            raise InterruptedError("nobody wants these documents any more")
 
-class _Streak:
-    """Notices that not the documents are bad but what encodes them."""
-
-    def __init__(self) -> None:
-        self._kind = ""
-        self._length = 0
-
-    def check(self, chunk: Chunk) -> None:
-        """Raise RuntimeError if too many documents in a row, up to now, failed in the same way."""
-        for position in range(chunk.n_documents):
-            reason = chunk.reasons.get(position, "")
-            kind = reason.partition(":")[0]
-            if reason.startswith("the text is"):
-                continue  # says nothing of the SAE
-            self._length = self._length + 1 if kind and kind == self._kind else bool(kind)
-            self._kind = kind
-            if self._length >= _HOPELESS:
-                raise RuntimeError(
-                    f"the last {self._length} documents all failed in the same way, so that the SAE "
-                    f"or its device must be at fault: {reason}. Mend that and resume"
-                )
-
-
-def _encode_piece(store: Store, sae: BaseSAE, start: int, stop: int, batch_size: int) -> Chunk:
-    texts = store.frame(np.arange(start, stop), [store.field]).iloc[:, 0].tolist()
-    chunk = encode_isolated(sae, range(start, stop), texts, batch_size)
-    return chunk.with_failures(chunk.beyond_range(store.dtype))
+    def _wind_up(self, error: BaseException) -> None:
+        """End the other stages; what is encoded is committed, in a few seconds after an interrupt."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self._reader.stop()
+        if not self._commits.close(_GRACE_SECONDS if interrupted else None):
+            self._commits.stop()
+            self._writer.give_up()
+            if not self._commits.close(_PATIENCE_SECONDS):
+                error.add_note("A commit in progress took too long and was given up")
+        self._reader.close(_PATIENCE_SECONDS if interrupted else None)

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
 from interp_embed.errors import SAENotLoadedError
+from interp_embed.sae.memory import is_out_of_memory
 from interp_embed.sae.tokens import align_strings, reason_not_text
 
 if TYPE_CHECKING:
@@ -109,9 +110,11 @@ def _isolated(call: Callable[[list[str]], Any], inputs: list[str]) -> list[Any]:
             raise ValueError(f"{len(results)} results for {len(inputs)} documents")
     except SAENotLoadedError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a back end raises, one document may be to blame
+    except Exception as error:
         if len(inputs) == 1:
             return [error]
+        if is_out_of_memory(error):
+            raise  # no document is to blame; whoever called makes the batches smaller
         return [result for text in inputs for result in _isolated(call, [text])]
     return results
 

@@ -50,7 +50,12 @@ class BaseSAE(ABC):
     tokenizer : PreTrainedTokenizerBase or None
         Set by `load_models`.
     model_device, sae_device : str
+    makes_batches : bool
+        Of the class: whether `encode_prepared` takes any number of documents and makes batches of
+        them by itself. Otherwise it is given ``batch_size`` at once, or fewer where memory is short.
     """
+
+    makes_batches = False
 
     def __init__(
         self,
@@ -225,6 +230,8 @@ class BaseSAE(ABC):
         ------
         SAENotLoadedError
             Before `load`.
+        MemoryError or torch.OutOfMemoryError
+            If there is no memory for several documents at once: give it fewer.
         """
         from interp_embed.sae.assemble import chunk_from_encode
 
@@ -233,6 +240,26 @@ class BaseSAE(ABC):
         if self._d_sae is None and chunk.d_sae:
             self._d_sae = chunk.d_sae
         return chunk
+
+    def prepare(self, texts: Sequence[str]) -> Sequence[Any]:
+        """Do what can be done for documents before the device is free: tokenise them.
+
+        Called on another thread while `encode_prepared` runs. Here it does nothing.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        sequence
+            One item a text. Any of them, in any order, may be passed to `encode_prepared` together.
+        """
+        return texts
+
+    def encode_prepared(self, prepared: Sequence[Any]) -> Chunk:
+        """Encode documents from what `prepare` returned for them; as `encode_chunk`."""
+        return self.encode_chunk(prepared)
 
     def _require_loaded(self) -> None:
         if not self.is_loaded():

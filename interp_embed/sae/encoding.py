@@ -1,17 +1,20 @@
 """From tokenised documents to a chunk: batches, failures of single documents, and the order.
 
-The language model and the SAE are callables here; nothing is known of how they were loaded.
+The language model and the SAE are callables here; nothing is known of how they were loaded. One batch
+is in flight: its results are waited for when the next one has been launched.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
 from interp_embed.sae.assemble import NOT_FINITE, one_line
+from interp_embed.sae.memory import Budget, free_cached, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.sae.runner import Runner
-    from interp_embed.sae.sparsify import SparseEncoder, SparseTokens
-    from interp_embed.sae.tokenizing import TokenizedDocument
+    from interp_embed.sae.sparsify import PendingTokens, SparseEncoder, SparseTokens
+    from interp_embed.sae.tokenizing import TokenizedDocument, Window
 
 __all__ = ["ChunkEncoder"]
 
@@ -28,6 +31,18 @@ __all__ = ["ChunkEncoder"]
 # (on a CPU a batch costs about as much as 24 tokens; on a GPU, starting its kernels).
 _BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
 _PADDING_TOKENS = {"cpu": 32, "gpu": 2048}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One row of a batch: a document, or one of its windows."""
+
+    document: int
+    part: int
+    window: Window
+
+    def __len__(self) -> int:
+        return len(self.window.id)
 
 
 class ChunkEncoder:
@@ -44,7 +59,8 @@ class ChunkEncoder:
     on_cpu : bool
         Whether the language model runs on a CPU.
     batch_tokens : int, optional
-        Largest number of tokens, padding included, that the model is run on at once.
+        Largest number of tokens, padding included, that the model is run on at once. Where that is
+        too much for the device, it is less for a while.
     """
 
     def __init__(
@@ -60,7 +76,7 @@ class ChunkEncoder:
         self._runner = runner
         self._sparse = sparse
         kind = "cpu" if on_cpu else "gpu"
-        self._most_tokens = batch_tokens or _BATCH_TOKENS[kind]
+        self.budget = Budget(batch_tokens or _BATCH_TOKENS[kind])
         self._most_padding = _PADDING_TOKENS[kind]
 
     def __call__(
@@ -73,104 +89,152 @@ class ChunkEncoder:
         """
         import torch
 
-        reasons = {i: d.reason for i, d in enumerate(documents) if d.reason is not None}
-        order: list[int] = []
-        parts: list[SparseTokens] = []
+        numbers = range(len(documents))
+        reasons = {i: str(d.reason) for i, d in enumerate(documents) if d.reason is not None}
+        runs = [_Run(i, k, w) for i in numbers for k, w in enumerate(documents[i].runs)]
+        found: dict[tuple[int, int], SparseTokens] = {}
         with torch.inference_mode():
-            for batch in self._batches(documents):
-                for number, result in self._run(documents, batch):
-                    if isinstance(result, str):
-                        reasons[number] = result
-                    else:
-                        order.append(number)
-                        parts.append(result)
-        done = set(order)
-        order += [i for i in range(len(documents)) if i not in done]
-        tables = [documents[i].tokens if i in done else TokenTable.empty() for i in order]
+            for batch, outcome in self._outcomes(sorted(runs, key=len, reverse=True)):
+                if isinstance(outcome, str):
+                    reasons.setdefault(batch[0].document, outcome)
+                else:
+                    self._share_out(documents, batch, outcome, found, reasons)
+        parts = [found[r.document, r.part] for r in runs if r.document not in reasons]
+        tables = [documents[i].tokens if i not in reasons else TokenTable.empty() for i in numbers]
         d_sae = self._sparse.d_sae
-        chunk = Chunk(
+        return Chunk(
             d_sae=d_sae,
-            doc_id=np.array(order, np.int64),
-            status=np.array([_status(documents[i], i in reasons) for i in order], np.uint8),
+            doc_id=np.arange(len(documents)),
+            status=np.array([_status(documents[i], i in reasons) for i in numbers], np.uint8),
             doc_ptr=_pointer(np.array([len(t) for t in tables], np.int64)),
             token_ptr=_pointer(_join([p.count for p in parts], np.int64)),
             feature=_join([p.feature for p in parts], np.int32).astype(feature_dtype(d_sae)),
             activation=_join([p.activation for p in parts], np.float32),
             tokens=TokenTable.concatenate(tables),
-            reasons={k: reasons[i] for k, i in enumerate(order) if i in reasons},
+            reasons=reasons,
             vocabulary=dict(vocabulary),
         )
-        return chunk.take(np.argsort(order)) if order else chunk
 
-    def _batches(self, documents: Sequence[TokenizedDocument]) -> Iterator[list[int]]:
-        """Yield documents of similar length, the longest first, within the budget of tokens.
+    def _outcomes(
+        self, runs: Sequence[_Run]
+    ) -> Iterator[tuple[Sequence[_Run], SparseTokens | str]]:
+        """Yield batches with their activations, and single runs with why they failed."""
+        todo = deque([deque(runs)] if runs else [])
+        flying: tuple[list[_Run], PendingTokens] | None = None
+        while todo or flying is not None:
+            batch: list[_Run] = []
+            pending: PendingTokens | None = None
+            problem: Exception | None = None
+            if todo:
+                batch = self._next_batch(todo)
+                try:
+                    pending = self._launch(batch)
+                except Exception as error:  # noqa: BLE001 - whatever it is, find the document to blame
+                    problem = error.with_traceback(None)  # which would hold the batch's tensors
+            crowded = flying is not None
+            if flying is not None:
+                yield from self._land(*flying, todo)
+            flying = None if pending is None else (batch, pending)
+            if problem is None:
+                continue
+            if crowded and len(batch) == 1 and is_out_of_memory(problem):
+                free_cached()
+                todo.appendleft(
+                    deque(batch)
+                )  # there is more room without the one that was in flight
+            else:
+                yield from self._blame(batch, problem, todo)
+
+    def _next_batch(self, todo: deque[deque[_Run]]) -> list[_Run]:
+        """Take runs of similar length, the longest first, within the budget of tokens.
 
         A batch is closed when its padding would cost more than running another one.
         """
-        lengths = {i: len(d.tokens) for i, d in enumerate(documents) if len(d.tokens)}
-        batch: list[int] = []
-        longest = padding = 0
-        for number in sorted(lengths, key=lambda i: -lengths[i]):
-            padding += longest - lengths[number]
-            too_long = (len(batch) + 1) * longest > self._most_tokens
-            if batch and (too_long or padding > self._most_padding):
-                yield batch
-                batch = []
-            if not batch:
-                longest, padding = lengths[number], 0
-            batch.append(number)
-        if batch:
-            yield batch
+        group = todo[0]
+        batch = [group.popleft()]
+        longest, padding = len(batch[0]), 0
+        while group:
+            padding += longest - len(group[0])
+            if (len(batch) + 1) * longest > self.budget.now or padding > self._most_padding:
+                break
+            batch.append(group.popleft())
+        if not group:
+            todo.popleft()
+        return batch
 
-    def _run(
-        self, documents: Sequence[TokenizedDocument], batch: list[int]
-    ) -> Iterator[tuple[int, SparseTokens | str]]:
-        """Yield the activations of each document of a batch, or why it failed."""
-        import torch
+    def _launch(self, batch: Sequence[_Run]) -> PendingTokens:
+        return self._sparse(self._runner([r.window.id for r in batch]), [len(r) for r in batch])
 
-        tables = [documents[i].tokens for i in batch]
-        lengths = [len(t) for t in tables]
+    def _land(
+        self, batch: Sequence[_Run], pending: PendingTokens, todo: deque[deque[_Run]]
+    ) -> Iterator[tuple[Sequence[_Run], SparseTokens | str]]:
         try:
-            sparse = self._sparse(self._runner([t.id for t in tables]), lengths)
-        except (torch.OutOfMemoryError, IndexError) as error:
-            # Too much at once, or an id that the model does not have: find the document to blame.
-            if len(batch) == 1:
-                yield batch[0], one_line(error)
-                return
-            middle = len(batch) // 2
-            yield from self._run(documents, batch[:middle])
-            yield from self._run(documents, batch[middle:])
+            sparse = pending.result()
+        except Exception as error:  # noqa: BLE001 - a GPU's errors may come late
+            problem = error.with_traceback(None)
+        else:
+            self.budget.sufficed(_size(batch))
+            yield batch, sparse
             return
+        yield from self._blame(batch, problem, todo)
+
+    def _blame(
+        self, batch: Sequence[_Run], problem: Exception, todo: deque[deque[_Run]]
+    ) -> Iterator[tuple[Sequence[_Run], str]]:
+        """Have the halves of a batch that failed tried again; alone, a run is to blame."""
+        if is_out_of_memory(problem):
+            self.budget.fell_short(_size(batch))
+            free_cached()
+        if len(batch) == 1:
+            yield batch, one_line(problem)
+            return
+        middle = len(batch) // 2
+        todo.appendleft(deque(batch[middle:]))
+        todo.appendleft(deque(batch[:middle]))
+
+    def _share_out(
+        self,
+        documents: Sequence[TokenizedDocument],
+        batch: Sequence[_Run],
+        sparse: SparseTokens,
+        found: dict[tuple[int, int], SparseTokens],
+        reasons: dict[int, str],
+    ) -> None:
+        """Give each run of a batch the rows that are its own."""
         if self.silent_token is not None:
-            sparse = _without(sparse, self._silent_rows(tables))
+            sparse = _without(sparse, self._silent_rows(documents, batch))
         pointer = _pointer(sparse.count)
-        token = 0
-        for number, length in zip(batch, lengths, strict=True):
-            rows = slice(token, token + length)
-            where = slice(pointer[token], pointer[token + length])
-            token += length
-            if not sparse.finite[rows].all():
-                yield number, NOT_FINITE
+        end = 0
+        for run in batch:
+            begin, end = end + run.window.skip, end + len(run)
+            if not sparse.finite[begin:end].all():
+                reasons.setdefault(run.document, NOT_FINITE)
                 continue
-            yield (
-                number,
-                replace(
-                    sparse,
-                    count=sparse.count[rows],
-                    feature=sparse.feature[where],
-                    activation=sparse.activation[where],
-                    finite=sparse.finite[rows],
-                ),
+            where = slice(pointer[begin], pointer[end])
+            found[run.document, run.part] = replace(
+                sparse,
+                count=sparse.count[begin:end],
+                feature=sparse.feature[where],
+                activation=sparse.activation[where],
+                finite=sparse.finite[begin:end],
             )
 
-    def _silent_rows(self, tables: Sequence[TokenTable]) -> NDArray[np.bool_]:
+    def _silent_rows(
+        self, documents: Sequence[TokenizedDocument], batch: Sequence[_Run]
+    ) -> NDArray[np.bool_]:
         """Return which rows are those of the silent token in front of a document."""
-        rows = np.zeros(sum(len(t) for t in tables), np.bool_)
+        rows = np.zeros(sum(map(len, batch)), np.bool_)
         first = 0
-        for table in tables:
-            rows[first] = bool(table.special[0]) and int(table.id[0]) == self.silent_token
-            first += len(table)
+        for run in batch:
+            special = bool(documents[run.document].tokens.special[0])
+            rows[first] = special and int(run.window.id[0]) == self.silent_token
+            first += len(run)
         return rows
+
+
+def _size(batch: Sequence[_Run]) -> int:
+    """Return the tokens that a batch is run on, padding included."""
+    return len(batch) * max(map(len, batch))
 
 
 def _status(document: TokenizedDocument, failed: bool) -> DocumentStatus:

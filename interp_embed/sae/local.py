@@ -11,7 +11,9 @@ from interp_embed.chunk import DocumentStatus
 from interp_embed.progress import quiet_progress
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.embedded_release import EMBEDDED_RELEASE, EMBEDDED_SAE_ID, embedded_sae_folder
-from interp_embed.sae.kinds import SAEType, device_problem, plain_json
+from interp_embed.sae.identity import hash_loaded, recordable, what_was_asked
+from interp_embed.sae.kinds import SAEType, device_problem
+from interp_embed.sae.tokenizing import DocumentTokenizer, bos_token_id, resolve_overflow
 from interp_embed.sae.tokens import token_strings
 
 if TYPE_CHECKING:
@@ -22,15 +24,9 @@ if TYPE_CHECKING:
     from interp_embed.chunk import Chunk
     from interp_embed.sae.encoding import ChunkEncoder
     from interp_embed.sae.models import HookedModel
-    from interp_embed.sae.tokenizing import DocumentTokenizer, TokenizedDocument
+    from interp_embed.sae.tokenizing import TokenizedDocument
 
 __all__ = ["LocalSAE"]
-
-# Files of a folder that determine activations, as far as there are any.
-_SAE_FILES = ("cfg.json", "sae_weights.safetensors")
-_MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
-                    "added_tokens.json", "chat_template*")  # fmt: skip
 
 
 class LocalSAE(BaseSAE):
@@ -69,9 +65,22 @@ class LocalSAE(BaseSAE):
         except for SAEs whose metadata say that they were trained without
         (``exclude_bos_activation``), for which they mean nothing.
     batch_tokens : int, optional
-        Largest number of tokens, padding included, that the model is run on at once.
+        Largest number of tokens, padding included, that the model is run on at once. Less for a
+        while when the device runs out of memory.
+    overflow : {"truncate", "window", "fail"}, optional
+        What becomes of documents that are longer than the context: they are cut, run in windows that
+        overlap and put together to one row a document, or fail. By default as ``truncate`` says.
+    window_overlap : int, optional
+        With ``overflow="window"``: tokens that a window shares with the one before; by default a
+        quarter of the context. Their activations are those of the first of the two, where more text
+        stands before them.
     truncate, use_assistant_role, device
-        As for `BaseSAE`.
+        As for `BaseSAE`; ``truncate=False`` is ``overflow="fail"``.
+
+    Raises
+    ------
+    ValueError
+        If arguments contradict each other.
 
     Examples
     --------
@@ -79,6 +88,8 @@ class LocalSAE(BaseSAE):
     >>> sae.release, sae.sae_id, sae.d_sae
     ('interp-embed-smollm2-135m', 'blocks.9.hook_resid_post', 4096)
     """
+
+    makes_batches = True
 
     def __init__(
         self,
@@ -93,11 +104,17 @@ class LocalSAE(BaseSAE):
         context_size: int | None = None,
         bos_activations: bool | None = None,
         batch_tokens: int | None = None,
+        overflow: str | None = None,
+        window_overlap: int | None = None,
         truncate: bool = True,
         use_assistant_role: bool = True,
         device: str | Mapping[str, str] = "cpu",
     ) -> None:
-        super().__init__(truncate=truncate, use_assistant_role=use_assistant_role, device=device)
+        self.overflow = resolve_overflow(overflow, window_overlap, truncate=truncate)
+        super().__init__(
+            truncate=self.overflow != "fail", use_assistant_role=use_assistant_role, device=device
+        )
+        self.window_overlap = window_overlap
         for name, value in (("context_size", context_size), ("batch_tokens", batch_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -164,14 +181,16 @@ class LocalSAE(BaseSAE):
             **super().metadata(),
             "sae_id": self.sae_id,
             "release": self.release,
-            "model": _recordable(self._given_model),
-            "tokenizer": _recordable(self._given_tokenizer),
+            "model": recordable(self._given_model),
+            "tokenizer": recordable(self._given_tokenizer),
             "dtype": self.dtype,
             "chat_template": self.chat_template,
             "prepend_bos": self.prepend_bos,
             "context_size": self.context_size,
             "bos_activations": self.bos_activations,
             "batch_tokens": self.batch_tokens,
+            "overflow": self.overflow,
+            "window_overlap": self.window_overlap,
             "device": {"model": self.model_device, "sae": self.sae_device},
             "sae_type": SAEType.LOCAL.value,
         }
@@ -194,7 +213,6 @@ class LocalSAE(BaseSAE):
         from interp_embed.sae.encoding import ChunkEncoder
         from interp_embed.sae.models import load_hooked_model
         from interp_embed.sae.sparsify import SparseEncoder
-        from interp_embed.sae.tokenizing import DocumentTokenizer, bos_token_id
 
         self.sae = self._load_sae()
         metadata = self.sae.cfg.metadata
@@ -217,8 +235,9 @@ class LocalSAE(BaseSAE):
             self.tokenizer,
             bos=bos_token_id(self.tokenizer, metadata.bos_token_id) if prepend else None,
             max_tokens=min((int(limit) for limit in limits if limit), default=None),
-            truncate=self.truncate,
+            overflow=self.overflow,
             role=role if self.chat_template else None,
+            window_overlap=self.window_overlap,
         )
         keep_bos = self.bos_activations
         if keep_bos is None:
@@ -289,8 +308,12 @@ class LocalSAE(BaseSAE):
         does not matter: its files are hashed.
         """
         unresolved = ("model", "tokenizer", "dtype", "prepend_bos", "context_size", "batch_tokens",
-                      "bos_activations")  # fmt: skip
+                      "bos_activations", "overflow", "window_overlap")  # fmt: skip
         known = {k: v for k, v in super().fingerprint().items() if k not in unresolved}
+        if self.overflow == "window":
+            # Under a name that every store has: one that is new would not be compared.
+            by = "" if self.window_overlap is None else f", overlap {self.window_overlap}"
+            known["truncate"] = f"window{by}"
         if self._asked is None:
             self._asked = self._ask()
         known["asked"] = dict(self._asked)
@@ -302,7 +325,7 @@ class LocalSAE(BaseSAE):
         if self._hooked is None or self._documents is None or self._encoder is None:
             return known
         if self._hashes is None:
-            self._hashes = self._hash_loaded()
+            self._hashes = hash_loaded(self.sae, self.tokenizer, templated=self.chat_template)
         return {
             **known,
             **self._hashes,
@@ -315,33 +338,10 @@ class LocalSAE(BaseSAE):
 
     def _ask(self) -> dict[str, Any]:
         """Return what was asked for, as far as the rest of the fingerprint does not say it."""
-        from interp_embed.sae.hashing import hash_files
-
+        settings = {name: getattr(self, name) for name in
+                    ("dtype", "prepend_bos", "context_size", "bos_activations")}  # fmt: skip
         folder = self._folder if self.release != EMBEDDED_RELEASE else None
-        return {
-            "sae": None if folder is None else f"folder:{hash_files(folder, _SAE_FILES)}",
-            "model": _asked_source(self._given_model, _MODEL_FILES),
-            "tokenizer": _asked_source(self._given_tokenizer, _TOKENIZER_FILES),
-            "dtype": plain_json(self.dtype),
-            "prepend_bos": plain_json(self.prepend_bos),
-            "context_size": plain_json(self.context_size),
-            "bos_activations": plain_json(self.bos_activations),
-        }
-
-    def _hash_loaded(self) -> dict[str, Any]:
-        from interp_embed.sae.hashing import hash_json, hash_tensors, hash_tokenizer
-
-        config = self.sae.cfg.to_dict()
-        for key in ("device", "dtype", "metadata"):
-            config.pop(key, None)
-        template = getattr(self.tokenizer, "chat_template", None) if self.chat_template else None
-        return {
-            "sae_architecture": self.sae.cfg.architecture(),
-            "sae_config": hash_json(config),
-            "sae_sha256": hash_tensors(self.sae.state_dict()),
-            "tokenizer_sha256": hash_tokenizer(self.tokenizer),
-            "template_sha256": None if template is None else hash_json(template),
-        }
+        return what_was_asked(folder, self._given_model, self._given_tokenizer, settings)
 
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
@@ -416,8 +416,17 @@ class LocalSAE(BaseSAE):
 
         Documents of similar length are run together, whatever their order.
         """
+        return self.encode_prepared(self.prepare(texts))
+
+    def prepare(self, texts: Sequence[str]) -> list[TokenizedDocument]:
+        """Tokenise documents; see `BaseSAE.prepare`."""
         self._require_loaded()
-        return self._encode_documents(self._tokenizer().documents(texts))
+        return self._tokenizer().documents(texts)
+
+    def encode_prepared(self, prepared: Sequence[TokenizedDocument]) -> Chunk:
+        """Encode documents that `prepare` tokenised."""
+        self._require_loaded()
+        return self._encode_documents(prepared)
 
     def _encode_documents(self, documents: Sequence[TokenizedDocument]) -> Chunk:
         if self._encoder is None:
@@ -441,16 +450,3 @@ def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
         None if chunk.status[i] == DocumentStatus.FAILED else chunk.csr(i)
         for i in range(chunk.n_documents)
     ]
-
-
-def _recordable(value: Any) -> str | None:
-    return str(value) if isinstance(value, str | Path) else None
-
-
-def _asked_source(value: Any, patterns: Sequence[str]) -> str | None:
-    """Return what names a model or tokenizer: its name, its folder's hash, or that it is an object."""
-    from interp_embed.sae.hashing import hash_files
-
-    if value is None or not isinstance(value, str | Path):
-        return None if value is None else "object"
-    return f"folder:{hash_files(Path(value), patterns)}" if Path(value).is_dir() else str(value)

@@ -35,8 +35,12 @@ class _StopForward(Exception):  # noqa: N818 - control flow, not an error
 
 def _padded(
     documents: Sequence[NDArray[np.integer]], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids padded on the right with 0, and the mask of what is not padding."""
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Return ids padded on the right with 0, the mask of what is not padding, and where that is.
+
+    The mask is None where nothing is padded; where real tokens are is their rows in the flattened
+    batch. All of it is worked out on the host, so that a GPU is not waited for.
+    """
     import numpy as np
     import torch
 
@@ -46,7 +50,15 @@ def _padded(
     for row, document in enumerate(documents):
         ids[row, : len(document)] = document
         mask[row, : len(document)] = True
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+    def put(values: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if device.type != "cuda":
+            return tensor.to(device)
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    padded = None if mask.all() else put(mask.astype(np.int64))
+    return put(ids), padded, put(np.flatnonzero(mask))
 
 
 class ModelRunner:
@@ -94,7 +106,7 @@ class ModelRunner:
     def __call__(self, documents: Sequence[NDArray[np.integer]]) -> torch.Tensor:
         """Return activations of shape (tokens of all documents, d_in)."""
         device = self.model.get_input_embeddings().weight.device
-        ids, mask = _padded(documents, device)
+        ids, mask, rows = _padded(documents, device)
         captured: list[torch.Tensor] = []
 
         def capture(hidden: torch.Tensor) -> None:
@@ -105,7 +117,7 @@ class ModelRunner:
         try:
             self.model(
                 input_ids=ids,
-                attention_mask=None if bool(mask.all()) else mask.long(),
+                attention_mask=mask,
                 use_cache=False,
             )
         except _StopForward:
@@ -117,7 +129,7 @@ class ModelRunner:
                 f"the model never ran {self.site.name!r}, so there is nothing for the SAE to encode"
             )
         hidden = captured[0]
-        hidden = hidden[mask.to(hidden.device)]
+        hidden = hidden.flatten(0, 1).index_select(0, rows.to(hidden.device))
         hidden = self.site.select(hidden)
         if self.center:
             hidden = hidden - hidden.mean(dim=-1, keepdim=True)
@@ -148,13 +160,14 @@ class LensRunner:
         """Return activations of shape (tokens of all documents, d_in)."""
         from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-        ids, mask = _padded(documents, next(self.model.parameters()).device)
+        ids, _, rows = _padded(documents, next(self.model.parameters()).device)
         arguments: Mapping[str, Any] = {
             "names_filter": [self.hook_name],
             "stop_at_layer": extract_stop_at_layer_from_tlens_hook_name(self.hook_name),
         }
         _, cache = self.model.run_with_cache(ids, prepend_bos=False, **arguments)
-        hidden = cache[self.hook_name][mask]
+        hooked = cache[self.hook_name]
+        hidden = hooked.flatten(0, 1).index_select(0, rows.to(hooked.device))
         if self.head is not None:
             return hidden[:, self.head]  # type: ignore[no-any-return]
         return hidden.flatten(1)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ comes out is exactly what the language model is run on.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,31 @@ if TYPE_CHECKING:
 
     from interp_embed.sae.template import RenderedDocument
 
-__all__ = ["DocumentTokenizer", "TokenizedDocument", "bos_token_id"]
+__all__ = [
+    "DocumentTokenizer",
+    "TokenizedDocument",
+    "Window",
+    "bos_token_id",
+    "resolve_overflow",
+]
+
+_OVERFLOW = ("truncate", "window", "fail")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """A part of a document that the language model is run on by itself.
+
+    Attributes
+    ----------
+    id : ndarray of uint32
+        What it is run on, BOS included.
+    skip : int
+        How many tokens at the beginning give no rows: they have theirs from the window before.
+    """
+
+    id: NDArray[np.uint32]
+    skip: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +62,51 @@ class TokenizedDocument:
         Whether only the beginning was kept.
     reason : str or None
         Why the document cannot be encoded.
+    windows : sequence of Window
+        How a document longer than the context is run; none for one that is run as it is.
     """
 
     tokens: TokenTable
     truncated: bool = False
     reason: str | None = None
+    windows: Sequence[Window] = ()
+
+    @property
+    def runs(self) -> Sequence[Window]:
+        """What the language model is run on; nothing for a document without tokens."""
+        if self.windows or not len(self.tokens):
+            return self.windows
+        return (Window(self.tokens.id, 0),)
 
     @classmethod
     def failed(cls, reason: str) -> TokenizedDocument:
         """Return a document that cannot be encoded."""
         return cls(TokenTable.empty(), reason=reason)
+
+
+def resolve_overflow(overflow: str | None, window_overlap: int | None, *, truncate: bool) -> str:
+    """Return what becomes of documents longer than the context.
+
+    Raises
+    ------
+    ValueError
+        If the arguments contradict each other, or one is out of range.
+    """
+    if overflow is None:
+        overflow = "truncate" if truncate else "fail"
+    if overflow not in _OVERFLOW:
+        raise ValueError(f"overflow must be one of {', '.join(_OVERFLOW)}, got {overflow!r}")
+    if not truncate and overflow != "fail":
+        raise ValueError(
+            f"truncate=False lets long documents fail, overflow={overflow!r} does not; leave out one"
+        )
+    if window_overlap is not None and overflow != "window":
+        raise ValueError(
+            f"window_overlap={window_overlap} needs overflow='window', it is {overflow!r}"
+        )
+    if window_overlap is not None and window_overlap < 0:
+        raise ValueError(f"window_overlap must be at least 0, got {window_overlap}")
+    return overflow
 
 
 def bos_token_id(tokenizer: Any, preferred: int | None = None) -> int:
@@ -84,10 +144,18 @@ class DocumentTokenizer:
         Id to put before each document, once; None for no such token.
     max_tokens : int or None
         The longest document in tokens, special ones included.
-    truncate : bool
-        Whether a longer document is cut, or fails.
+    overflow : {"truncate", "window", "fail"}
+        Whether a longer document is cut, run in windows that overlap, or fails.
     role : {"assistant", "user"} or None
         Apply the chat template with the document as this role's message; None for no template.
+    window_overlap : int, optional
+        Tokens of a window that the one before had already, BOS not counted; by default a quarter of
+        ``max_tokens``.
+
+    Raises
+    ------
+    ValueError
+        If windows overlap so much that they would not advance.
     """
 
     def __init__(
@@ -96,13 +164,26 @@ class DocumentTokenizer:
         *,
         bos: int | None,
         max_tokens: int | None,
-        truncate: bool,
+        overflow: str,
         role: str | None,
+        window_overlap: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.bos = bos
         self.max_tokens = max_tokens
-        self.truncate = truncate
+        self.overflow = overflow
+        self.window_overlap = 0
+        if overflow == "window" and max_tokens is not None:
+            room = max_tokens - (bos is not None)
+            self.window_overlap = max_tokens // 4 if window_overlap is None else window_overlap
+            if self.window_overlap >= room:
+                raise ValueError(
+                    f"window_overlap must be less than the {room} tokens of text in a window, got "
+                    f"{self.window_overlap}"
+                )
+        # Tokenizers are called on one thread while another asks for the strings of special tokens.
+        self._lock = threading.Lock()
+        self._strings: dict[int, str] = {}
         self._template = None if role is None else ChatTemplate(tokenizer, role)
 
     def documents(self, texts: Sequence[object]) -> list[TokenizedDocument]:
@@ -158,21 +239,27 @@ class DocumentTokenizer:
                 [np.empty(0, np.uint32), *(d.tokens.id[d.tokens.special] for d in documents)]
             )
         )
-        return {int(i): str(self.tokenizer.decode([int(i)])) for i in ids}
+        for number in ids.tolist():
+            if number not in self._strings:
+                with self._lock:
+                    self._strings[number] = str(self.tokenizer.decode([number]))
+        return {number: self._strings[number] for number in ids.tolist()}
 
     def _tokenize(self, texts: list[str]) -> list[tuple[list[int], NDArray[np.int64] | None]]:
         """Return ids and offsets of each text, without any special token of the tokenizer's own."""
         if not texts:
             return []
         if self.tokenizer.is_fast:
-            batch = self.tokenizer(
-                texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
+            with self._lock:
+                batch = self.tokenizer(
+                    texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+                )
             return [
                 (ids, np.asarray(offsets, np.int64).reshape(-1, 2))
                 for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
             ]
-        batch = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+        with self._lock:
+            batch = self.tokenizer(texts, add_special_tokens=False, verbose=False)
         return [(ids, None) for ids in batch["input_ids"]]
 
     def _document(
@@ -192,11 +279,13 @@ class DocumentTokenizer:
         templated = rendered or not isinstance(source, str)
         add_bos = self.bos is not None and not (templated and ids[0] == self.bos)
         length = len(ids) + add_bos
-        truncated = self.max_tokens is not None and length > self.max_tokens
-        if truncated and not self.truncate:
+        too_long = self.max_tokens is not None and length > self.max_tokens
+        truncated = too_long and self.overflow == "truncate"
+        if too_long and self.overflow == "fail":
             return TokenizedDocument.failed(
                 f"the document has {length} tokens, more than the {self.max_tokens} that the model "
-                "and the SAE take; use truncate=True to encode its beginning"
+                "and the SAE take; use overflow='truncate' to encode its beginning, or "
+                "overflow='window' to encode it in windows"
             )
         if truncated and self.max_tokens is not None:
             ids = ids[: self.max_tokens - add_bos]
@@ -213,7 +302,25 @@ class DocumentTokenizer:
             numbers = np.insert(numbers, 0, self.bos)
             start, end = np.insert(start, 0, 0), np.insert(end, 0, 0)
             special = np.insert(special, 0, True)
-        return TokenizedDocument(TokenTable(numbers, start, end, special), truncated)
+        windows = self._windows(numbers) if too_long and not truncated else ()
+        return TokenizedDocument(TokenTable(numbers, start, end, special), truncated, None, windows)
+
+    def _windows(self, ids: NDArray[np.uint32]) -> list[Window]:
+        """Cut a document into windows of the context's length, each beginning with BOS.
+
+        A token that two windows have belongs to the first of them, where more text stands before it.
+        """
+        bos = ids[: int(self.bos is not None)]
+        body = ids[len(bos) :]
+        room = (self.max_tokens or 0) - len(bos)
+        windows = [Window(ids[: len(bos) + room], 0)]
+        done = room
+        while done < len(body):
+            begin = done - self.window_overlap
+            window = np.concatenate([bos, body[begin : begin + room]])
+            windows.append(Window(window, len(bos) + self.window_overlap))
+            done = begin + room
+        return windows
 
     def _offsets(self, text: str, ids: list[int]) -> NDArray[np.int64]:
         """Return offsets for a tokenizer that reports none."""

@@ -1,0 +1,47 @@
+"""The SAE that a store names, for whoever encodes a store without having made it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from interp_embed.sae.kinds import device_problem
+from interp_embed.sae.loading import load_sae_from_metadata
+from interp_embed.sae.local import LocalSAE
+
+if TYPE_CHECKING:
+    from interp_embed.sae.base import BaseSAE
+    from interp_embed.store.reader import Store
+
+__all__ = ["recorded_sae"]
+
+
+def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
+    """Build the SAE that the store was made for; it is not loaded yet.
+
+    The module of its class is imported if need be, which runs that module's code.
+
+    Parameters
+    ----------
+    store
+        The store.
+    device
+        As `BaseSAE` takes it, or ``"auto"``: a GPU where there is one, for SAEs of this library;
+        others stay on the device that their class chooses.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be built from what was recorded.
+    """
+    try:
+        sae = load_sae_from_metadata(store.attributes["sae"], import_modules=True)
+    except Exception as error:
+        raise ValueError(
+            f"the SAE that the store at {store.storage.url} was made for cannot be built again; pass "
+            f"it, on the command line with --sae: {error}"
+        ) from error
+    if device != "auto":
+        sae.set_device(device)
+    elif isinstance(sae, LocalSAE):
+        sae.set_device("cpu" if device_problem("cuda:0") else "cuda:0")
+    return sae

@@ -1,0 +1,74 @@
+"""What tells a local SAE and its language model from others, asked for and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp_embed.sae.kinds import plain_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["hash_loaded", "recordable", "what_was_asked"]
+
+# Files of a folder that determine activations, as far as there are any.
+_SAE_FILES = ("cfg.json", "sae_weights.safetensors")
+_MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
+                    "added_tokens.json", "chat_template*")  # fmt: skip
+
+
+def recordable(value: Any) -> str | None:
+    """Return what names a model or tokenizer; None for one that is an object."""
+    return str(value) if isinstance(value, str | Path) else None
+
+
+def what_was_asked(
+    folder: Path | None, model: Any, tokenizer: Any, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what was asked for, as values for JSON: hashes of folders, names, and settings.
+
+    Parameters
+    ----------
+    folder
+        Of the SAE, where it has one.
+    model, tokenizer
+        As they were given.
+    settings
+        What loading resolves, by name.
+    """
+    from interp_embed.sae.hashing import hash_files
+
+    return {
+        "sae": None if folder is None else f"folder:{hash_files(folder, _SAE_FILES)}",
+        "model": _source(model, _MODEL_FILES),
+        "tokenizer": _source(tokenizer, _TOKENIZER_FILES),
+        **{name: plain_json(value) for name, value in settings.items()},
+    }
+
+
+def _source(value: Any, patterns: Sequence[str]) -> str | None:
+    """Return what names a model or tokenizer: its name, its folder's hash, or that it is an object."""
+    from interp_embed.sae.hashing import hash_files
+
+    if value is None or not isinstance(value, str | Path):
+        return None if value is None else "object"
+    return f"folder:{hash_files(Path(value), patterns)}" if Path(value).is_dir() else str(value)
+
+
+def hash_loaded(sae: Any, tokenizer: Any, *, templated: bool) -> dict[str, Any]:
+    """Return hashes of an SAE of SAELens and of the tokenizer, its chat template where it is used."""
+    from interp_embed.sae.hashing import hash_json, hash_tensors, hash_tokenizer
+
+    config = sae.cfg.to_dict()
+    for key in ("device", "dtype", "metadata"):
+        config.pop(key, None)
+    template = getattr(tokenizer, "chat_template", None) if templated else None
+    return {
+        "sae_architecture": sae.cfg.architecture(),
+        "sae_config": hash_json(config),
+        "sae_sha256": hash_tensors(sae.state_dict()),
+        "tokenizer_sha256": hash_tokenizer(tokenizer),
+        "template_sha256": None if template is None else hash_json(template),
+    }
