@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from interp_embed.dataset import Dataset
     from interp_embed.lazy.densify import densify
     from interp_embed.row import DatasetRow
+    from interp_embed.saving.joining import merge
 
 __version__ = "0.1.0"
-__all__ = ["Dataset", "DatasetRow", "__version__", "densify"]
+__all__ = ["Dataset", "DatasetRow", "__version__", "densify", "merge"]
 
 _HOME = {
     "Dataset": "interp_embed.dataset",
     "DatasetRow": "interp_embed.row",
     "densify": "interp_embed.lazy.densify",
+    "merge": "interp_embed.saving.joining",
 }
 
 

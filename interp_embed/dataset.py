@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,13 @@ import numpy as np
 from interp_embed import saving
 from interp_embed.activations import Activations
 from interp_embed.aggregate.memory import parse_size
-from interp_embed.inputs import as_frame, check_positive, check_rows, check_sae
+from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
 from interp_embed.progress import show_progress
 from interp_embed.store.layout import check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from numpy.typing import DTypeLike
 
     from interp_embed.row import DatasetRow
@@ -59,8 +57,10 @@ class Dataset(Activations):
 
     Parameters
     ----------
-    data : DataFrame or list of dict
-        The documents.
+    data : DataFrame, list of dict, path, Arrow table, Hugging Face dataset, iterable of dict, ...
+        The documents. A path or URL may be of a Parquet, CSV, TSV, JSON Lines or JSON file, of a
+        folder of them, or a pattern; a list of paths is read in order. All but data frames and lists
+        of dictionaries are read block by block and need not fit in memory.
     sae : BaseSAE
         Computes the activations.
     dataset_description : str
@@ -94,6 +94,10 @@ class Dataset(Activations):
 
     Raises
     ------
+    FileNotFoundError
+        If a file is missing, or no file matches a pattern.
+    ValueError
+        If the documents have no column ``field``, or a file is damaged.
     FingerprintMismatchError
         If ``save_path`` holds a store of other documents, another SAE or other settings.
     StoreExistsError
@@ -102,7 +106,7 @@ class Dataset(Activations):
 
     def __init__(
         self,
-        data: pd.DataFrame | Sequence[dict[Any, Any]],
+        data: Any,
         sae: BaseSAE,
         dataset_description: str = "",
         rows: Sequence[DatasetRow | None] | None = None,
@@ -115,12 +119,12 @@ class Dataset(Activations):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        frame = as_frame(data, field)
+        documents = as_documents(data, field)
         check_sae(sae)
         check_positive(save_every_batch=save_every_batch, batch_size=batch_size)
         stored_dtype = _stored_dtype(dtype)
         if rows is not None:
-            check_rows(rows, frame, field)
+            check_rows(rows, documents.frame(), field)
         folder = None
         if save_path is None:
             folder = _TemporaryFolder()
@@ -128,17 +132,16 @@ class Dataset(Activations):
         needed = compute_activations and (rows is None or any(row is None for row in rows))
         was_loaded = sae.is_loaded()
         try:
-            store = saving.open_or_create(
+            store = saving.plan_store(
+                documents,
                 save_path,
-                frame,
                 sae,
                 field=field,
                 description=dataset_description,
-                identifier=uuid.uuid4().hex[:6],
                 documents_per_chunk=int(save_every_batch) * int(batch_size),
                 dtype=stored_dtype,
                 feature_labels=feature_labels,
-                load=needed and len(frame) > 0,
+                load=needed,
             )
             self._bind(store, sae, np.arange(store.n_documents), {}, feature_labels, folder)
             if dataset_description:
@@ -158,20 +161,55 @@ class Dataset(Activations):
         if self.sae is None:
             if saving.is_done(self._store):
                 return
-            reason = f": {self._no_sae.rstrip('.')}" if self._no_sae else ""
-            raise ValueError(
-                f"the SAE that made {self.path} cannot be rebuilt from its metadata, so nothing can "
-                f"be encoded{reason}. Pass the data, the SAE and this save_path to Dataset(...) "
-                "instead"
-            )
+            raise ValueError(self._cannot_encode())
         report = encode_store(
             self._store, self.sae, batch_size=batch_size, documents_per_commit=documents_per_commit
         )
         saving.keep_labels(self._store, self.sae, wrote=report.encoded > 0)
 
+    def _cannot_encode(self) -> str:
+        reason = f": {self._no_sae.rstrip('.')}" if self._no_sae else ""
+        return (
+            f"the SAE that made {self.path} cannot be rebuilt from its metadata, so nothing can be "
+            f"encoded{reason}. Pass the data, the SAE and this save_path to Dataset(...) instead"
+        )
+
+    def append(self, data: Any, compute_activations: bool = True, batch_size: int = 8) -> None:
+        """Add documents to the store, and encode them. This dataset has them afterwards.
+
+        Cut off while the documents are written, the same call goes on. Once they are written they
+        belong to the store, and ``load_from_file(path, resume=True)`` encodes the rest of them.
+
+        Parameters
+        ----------
+        data
+            The documents: whatever `Dataset` takes. Columns that only some documents have are missing
+            in the others.
+        compute_activations
+            Whether to encode the documents now.
+        batch_size
+            Documents a batch.
+
+        Raises
+        ------
+        ValueError
+            If this is a part of the store, if documents of the store are not encoded yet, or if there
+            is no SAE to encode with.
+        FingerprintMismatchError
+            If the SAE is not what the store was made with.
+        """
+        check_positive(batch_size=batch_size)
+        saving.require_whole(self, "added to")
+        if compute_activations and self.sae is None:
+            raise ValueError(self._cannot_encode())
+        saving.append(self._store, data, self.sae)
+        self._bind_documents(np.arange(self._store.n_documents))
+        if compute_activations:
+            self._compute(int(batch_size))
+
     # Disk
 
-    def build_index(self, memory: int | str | None = None) -> None:
+    def build_index(self, memory: int | str | None = None, *, rebuild: bool = False) -> None:
         """Index the whole store by feature, so that questions about a few features are quick.
 
         Finding a feature's documents then takes a few reads instead of a pass over the corpus. A
@@ -182,6 +220,8 @@ class Dataset(Activations):
         ----------
         memory
             Bytes that the process should stay within, or a size such as ``"4G"``; 1 GiB by default.
+        rebuild
+            Delete the index that there is first: it may be damaged.
 
         Raises
         ------
@@ -191,7 +231,7 @@ class Dataset(Activations):
         from interp_embed.store.index_writer import DEFAULT_MEMORY, build_index
 
         room = DEFAULT_MEMORY if memory is None else parse_size(memory)
-        build_index(self._store, memory=room, progress=show_progress())
+        build_index(self._store, memory=room, rebuild=rebuild, progress=show_progress())
 
     def save_to_file(
         self, file_path: str | os.PathLike[str] | None = None, dtype: DTypeLike = np.float32

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CorruptIndexError",
     "CorruptStoreError",
+    "DiskFullError",
     "FingerprintMismatchError",
     "NotAStoreError",
     "ResultTooLargeError",
@@ -51,6 +52,10 @@ class SingleWriterError(PermissionError):
 
 class ResultTooLargeError(MemoryError):
     """A result would not fit in memory; refused before any work."""
+
+
+class DiskFullError(OSError):
+    """There is no room for what was to be written; what was committed before is safe."""
 
 
 class SAENotLoadedError(RuntimeError):

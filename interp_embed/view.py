@@ -64,6 +64,12 @@ class View:
         self.dataset_description = store.attributes["description"]
         self.id = uuid.uuid4().hex[:6]
 
+    def _bind_documents(self, documents: NDArray[np.int64]) -> None:
+        """Become a view of other documents of the store."""
+        self._documents = documents
+        for name in ("rows", "_cached_frame"):
+            self.__dict__.pop(name, None)
+
     def _view(
         self, positions: NDArray[np.int64], extra: Mapping[str, NDArray[Any]] | None = None
     ) -> Self:
@@ -164,7 +170,7 @@ class View:
 
         documents = self._documents[positions]
         absent = unavailable(self._store, documents)
-        records = self._frame(positions).to_dict(orient="records")
+        records: list[dict[Any, Any]] = []
 
         def read(number: int) -> DatasetRow | None:
             if absent[number]:
@@ -179,11 +185,13 @@ class View:
                 special_tokens=table.special,
             )
 
-        if len(documents) < _FEW:
-            return [read(number) for number in range(len(documents))]
-        # Beside each other: on a disk they decode, from an object store they wait.
-        with ThreadPoolExecutor(_AT_ONCE, "interp-embed-rows") as executor:
-            return list(executor.map(read, range(len(documents))))
+        with self._store.documents_ahead(documents[~absent], documents):
+            records += self._frame(positions).to_dict(orient="records")
+            if len(documents) < _FEW:
+                return [read(number) for number in range(len(documents))]
+            # Beside each other: they decode.
+            with ThreadPoolExecutor(_AT_ONCE, "interp-embed-rows") as executor:
+                return list(executor.map(read, range(len(documents))))
 
     def feature_labels(self) -> dict[int, str]:
         """Return names of features, by feature."""

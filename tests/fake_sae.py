@@ -23,6 +23,7 @@ BIG = "BIGS"
 EMOJI = "\N{GRINNING FACE}"
 D_SAE = 32
 LOG = "WORD_SAE_LOG"
+SLOW = "WORD_SAE_SLOW"
 
 
 def words(text):
@@ -101,8 +102,8 @@ class WordSAE(BaseSAE):
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(descriptor, f"{text.split(' ', 1)[0]}\n".encode())
             os.close(descriptor)
-        if self.slow:
-            time.sleep(self.slow)
+        if slow := self.slow or float(os.environ.get(SLOW, "0")):
+            time.sleep(slow)
         if NONE in text and not self.mended:
             return None
         dense = expected(text) * np.float32(self.scale)

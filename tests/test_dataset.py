@@ -22,6 +22,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset, DatasetRow
 from interp_embed.errors import (
+    CorruptStoreError,
     FingerprintMismatchError,
     NotAStoreError,
     ResultTooLargeError,
@@ -810,10 +811,12 @@ class NeverSAE(WordSAE):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"data": "text"}, TypeError, "DataFrame or a list of dictionaries, got str"),
+        ({"data": "a text"}, FileNotFoundError, "No such file or directory: 'a text'"),
         ({"data": {"text": ["a"]}}, TypeError, "got dict"),
         ({"data": None}, TypeError, "got NoneType"),
-        ({"data": ["text"]}, TypeError, r"data\[0\] must be a dictionary, got str"),
+        ({"data": 5}, TypeError, "data must be a DataFrame, .*; got int"),
+        ({"data": ["text", "more"]}, FileNotFoundError, "No such file or directory: 'text'"),
+        ({"data": [{"text": "a"}, "b"]}, TypeError, r"data\[1\] must be a .*got str. For texts"),
         ({"data": [{"text": "a"}, None]}, TypeError, r"data\[1\]"),
         ({"field": "body"}, ValueError, r"field 'body' not found in data; .*\['text'"),
         ({"sae": None}, TypeError, "subclass of BaseSAE"),
@@ -968,6 +971,19 @@ def test_a_save_that_is_under_way_elsewhere_is_left_alone(dataset, tmp_path):
         assert elsewhere.exists()
     dataset.save_to_file(tmp_path / "s")
     assert not elsewhere.exists()
+
+
+def test_what_was_opened_before_a_store_was_replaced_is_not_read_from_the_new_one(tmp_path):
+    store_from_chunk(tmp_path / "a.zarr", random_chunk(1, 12, d_sae=9))
+    store_from_chunk(tmp_path / "b.zarr", random_chunk(2, 12, d_sae=9))
+    old = Dataset.load_from_file(tmp_path / "a.zarr")
+    assert len(old.documents()) == 12
+    sent = pickle.dumps(old._store)
+    Dataset.load_from_file(tmp_path / "b.zarr").save_to_file(tmp_path / "a.zarr")
+    with pytest.raises(CorruptStoreError, match="another one was saved in its place"):
+        old.latents("max")
+    with pytest.raises(CorruptStoreError, match="replaced by another one"):
+        pickle.loads(sent).n_documents  # noqa: B018  (where it is opened)
 
 
 def test_what_another_process_put_back_is_replaced_too(dataset, tmp_path, monkeypatch):
@@ -1186,7 +1202,7 @@ def test_a_store_that_was_deleted_is_an_error_and_not_empty(data, gone, tmp_path
     for folder in {"everything": ["."], "chunks": ["chunks"]}.get(gone, ["commits", "chunks"]):
         shutil.rmtree(tmp_path / "s" / folder)
     for ask in (dataset.latents, lambda: dataset.latents(compress=True), lambda: dataset[1]):
-        with pytest.raises(OSError, match=r"is missing|[Nn]o such file"):
+        with pytest.raises(OSError, match=r"is missing|not there any more"):
             ask()
 
 
@@ -1250,12 +1266,18 @@ def test_something_else_at_the_save_path_is_refused_naming_what_differs(data, tm
         ({"dtype": np.float16}, "dtype: stored 'float32', given 'float16'"),
         ({"field": "source"}, "field: stored 'text', given 'source'"),
         ({"data": data[:-1]}, r"; the documents \(11 stored, 10 given\)\. Use"),
-        ({"data": [*data[:-1], {**data[-1], "text": "other"}]}, r"; the texts\. Use"),
+        (
+            {"data": [*data[:-1], {**data[-1], "text": "other"}]},
+            r"; the texts of documents 0 to 10\. Use",
+        ),
         (
             {"data": [*data[:-1], {**data[-1], "score": 9}]},
-            r"; columns other than the text\. Use",
+            r"; columns other than the text of documents 0 to 10\. Use",
         ),
-        ({"data": data[::-1]}, "; the texts; columns other than the text"),
+        (
+            {"data": data[::-1]},
+            "; the texts of documents 0 to 10; columns other than the text",
+        ),
     ]:
         arguments = {"data": data, "sae": NeverSAE(), "save_path": tmp_path / "s", **change}
         with pytest.raises(FingerprintMismatchError, match=named) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from interp_embed import Dataset
 from interp_embed.aggregate import blocks, scheduler
 from interp_embed.aggregate.execute import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
+from interp_embed.errors import NotAStoreError
 from interp_embed.testing import random_chunk, store_from_chunk
 
 METHODS = [("max", 0), ("mean", 0), ("sum", 0), ("binarize", 0.5), ("count", 0), ("count", 0.7),
@@ -106,6 +108,52 @@ def test_a_store_travels_as_where_it_is(path, client):
     dataset = Dataset.load_from_file(path)
     task = blocks.Block(dataset._store, range(300), REDUCTIONS["max"], 0.0)
     assert len(distributed.protocol.pickle.dumps(task)) < 2000
+
+
+def test_what_is_computed_from_lazy_arrays_keeps_its_fill_value_between_workers(path, cluster):
+    found = Dataset.load_from_file(path).to_xarray()
+    encoded = found.sel(doc=found["status"] < 2)
+    highest = encoded["max"]
+
+    def answers():
+        for lazy in (
+            *(highest.sum(), highest.max(), highest.mean(), (highest != 0).sum(), highest == 0),
+            *((~encoded["token_mask"]).sum("token"), highest - 3),
+        ):
+            data = lazy.compute().data
+            yield data.todense() if hasattr(data, "todense") else data
+
+    with dask.config.set({"array.chunk-size": "20 kB"}):
+        encoded = Dataset.load_from_file(path).to_xarray().sel(doc=found["status"] < 2)
+        highest = encoded["max"]
+        assert len(highest.chunks[0]) > 4
+        with dask.config.set(scheduler="synchronous"):
+            here = list(answers())
+        with distributed.Client(cluster):
+            there = list(answers())
+    assert here[0] > 0
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["gone", "memory"])
+def test_a_store_that_workers_cannot_open_is_an_error(path, tmp_path, client, where):
+    place = "memory://only-here.zarr"
+    if where == "gone":
+        place = tmp_path / "a.zarr"
+        shutil.copytree(path, place)
+    else:
+        store_from_chunk(place, random_chunk(4, 30, d_sae=120), documents_per_chunk=20)
+    dataset = Dataset.load_from_file(place)
+    if where == "gone":
+        place.rename(tmp_path / "b.zarr")
+    with pytest.raises(NotAStoreError, match="there is no store"):
+        dataset.latents("max")
+    assert client.submit(_pid, 0).result(timeout=30) != os.getpid()
+
+
+def test_a_task_uses_the_threads_of_its_worker(path, client):
+    assert client.submit(scheduler.worker_count, pure=False).result() == 1
 
 
 def test_inside_a_task_of_a_worker_the_work_is_done_there(path, client):

@@ -115,7 +115,7 @@ def test_the_description_of_the_format_reads_a_store(tmp_path, monkeypatch):
 )
 def test_the_description_of_the_format_reads_every_kind_of_text(tmp_path, monkeypatch, texts, kind):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("interp_embed.store.creation._BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr("interp_embed.store.blocks.BLOCK_DOCUMENTS", 3)
     frame = pd.DataFrame({"other": range(4), "text": pd.Series(texts, dtype=object)})
     chunk = random_chunk(0, 4, d_sae=7, failures=False)
     store = store_from_chunk("corpus.zarr", chunk, frame)
@@ -165,7 +165,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
     lines = [line for line in shell_lines() if line.startswith("interp-embed ")]
-    assert len(lines) == 5
+    assert len(lines) == 9
     for line in lines:
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stderr}"

@@ -17,8 +17,10 @@ from dateutil.zoneinfo import get_zonefile_instance
 from hypothesis import HealthCheck, given, settings
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store import Store, create_store, creation
-from interp_embed.store.columns import Column, decode_frame, encode_frame, hash_frame, schema_of
+from interp_embed.store import Store, blocks, create_store
+from interp_embed.store.columns import Column, decode_frame, encode_frame
+from interp_embed.store.document_hash import hash_frame
+from interp_embed.store.schema import schema_of
 from interp_embed.store.storage import open_storage
 from interp_embed.testing import frames
 
@@ -45,7 +47,7 @@ def in_memory(frame):
 
 
 def hashes(frame, field="text"):
-    return hash_frame(frame, schema_of(frame), field)
+    return hash_frame(frame, field)
 
 
 def exactly(found, expected):
@@ -138,7 +140,7 @@ def test_a_column_comes_back(name):
 
 
 def test_all_columns_come_back_through_a_store_cut_into_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(creation, "_BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 3)
     frame = pd.concat(
         [pd.DataFrame({n: s.reset_index(drop=True) for n, s in COLUMNS.items()})] * 4,
         ignore_index=True,
@@ -278,22 +280,41 @@ BASE = pd.DataFrame(
         BASE.assign(text=["ab", ""]),
         BASE.assign(text=pd.Series(["a", None], dtype=object)),
         BASE.assign(n=[1, 3]),
-        BASE.assign(n=[1.0, 2.0]),
+        BASE.assign(n=[1.0, 2.5]),
+        BASE.assign(n=["1", "2"]),
+        BASE.assign(n=[True, 2]),
+        BASE.assign(n=pd.Series([1, None], dtype="Int64")),
         BASE.assign(k=pd.Categorical(["x", "z"])),
-        BASE.assign(k=pd.Categorical(["x", "y"], ordered=True)),
         BASE.assign(k=pd.Categorical(["y", "x"])),
         BASE.rename(columns={"n": "m"}),
         BASE[["text", "k"]],
-        BASE[["text", "k", "n"]],
         BASE.assign(more=1),
         BASE.iloc[:1],
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_frame_with_anything_changed_has_another_hash(changed):
     assert hashes(changed) != hashes(BASE)
     same_text = changed["text"].tolist() == BASE["text"].tolist()
     assert (hashes(changed)["text"] == hashes(BASE)["text"]) == same_text
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        BASE[["text", "k", "n"]],
+        BASE.assign(n=[1.0, 2.0]),
+        BASE.assign(n=pd.Series([1, 2], dtype="Int8")),
+        BASE.assign(n=pd.Series([1, 2.0], dtype=object)),
+        BASE.assign(k=pd.Categorical(["x", "y"], ordered=True)),
+        BASE.assign(k=["x", "y"]),
+        BASE.assign(k=pd.Series(["x", "y"], dtype="string")),
+        BASE.assign(more=None),
+    ],
+    ids=range(8),
+)
+def test_the_same_values_in_other_dtypes_have_the_same_hash(same):
+    assert hashes(same) == hashes(BASE)
 
 
 def test_the_hash_does_not_depend_on_the_frames_index_or_layout():
@@ -312,9 +333,9 @@ def test_the_hash_of_the_text_does_not_depend_on_pandas_idea_of_strings():
 
 def test_sets_hash_alike_in_every_process():
     code = (
-        "import pandas as pd; from interp_embed.store.columns import *;"
+        "import pandas as pd; from interp_embed.store.document_hash import *;"
         "f = pd.DataFrame({'text': ['a'], 's': pd.Series([set('abcdefgh')])});"
-        "print(hash_frame(f, schema_of(f), 'text')['columns'])"
+        "print(hash_frame(f, 'text')['columns'])"
     )
     other = subprocess.run(
         [sys.executable, "-c", code],

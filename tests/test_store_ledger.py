@@ -13,6 +13,7 @@ from interp_embed.store.ledger import (
     Commit,
     Ledger,
     Plan,
+    PlannedBlock,
     read_commits,
     read_manifest,
     read_plan,
@@ -135,7 +136,12 @@ def test_a_damaged_commit_is_an_error_and_a_damaged_manifest_is_not(tmp_path):
 def test_a_plan_comes_back_and_a_newer_one_is_refused(tmp_path):
     storage = open_storage(tmp_path)
     assert read_plan(storage) is None
-    plan = Plan(9, 4, [{"name": "text"}], [(0, 9, commit(0, 9).folder)], {"text": "0"})
+    folder = commit(0, 9).folder
+    blocks = [
+        PlannedBlock(0, 5, folder, None, {"text": "0"}),
+        PlannedBlock(5, 9, folder, [{"name": "text"}], {"text": "1"}),
+    ]
+    plan = Plan(9, 4, [{"name": "text"}], blocks, {"text": "2"})
     storage.put("plan.json", seal({"format_version": 1, **plan.to_json()}))
     assert read_plan(storage).to_json() == plan.to_json()
     storage.put("plan.json", seal({"format_version": 2, "anything": 1}))

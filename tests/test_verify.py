@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -17,8 +18,10 @@ from interp_embed.errors import (
     NotAStoreError,
     UnsupportedFormatError,
 )
+from interp_embed.inputs import pieces
 from interp_embed.kernels.pooling import pool
-from interp_embed.store import MISSING, Store, StoreWriter
+from interp_embed.store import MISSING, Store, StoreWriter, create_store
+from interp_embed.store.blocks import describe_block
 from interp_embed.store.sealed import seal, unseal
 from interp_embed.store.verify import Problem, verify
 from interp_embed.testing import (
@@ -478,3 +481,57 @@ def test_a_document_level_that_the_tokens_do_not_give_is_an_error(tmp_path, name
         assert found == {}  # not stored: the same as count
     else:
         assert f"{commit.folder.key}/pooled/{name}" in found
+
+
+@pytest.fixture
+def blocks_of_two(tmp_path, monkeypatch):
+    """A store of two blocks of documents, each with a schema of its own."""
+    monkeypatch.setattr("interp_embed.store.blocks.BLOCK_DOCUMENTS", 2)
+    records = [{"text": "a", "n": 1}, {"text": "b"}, {"text": "c", "n": "x"}, {"text": "d", "m": 2}]
+    blocks = map(
+        describe_block, pieces.cut([pieces.RecordPiece(records)]), itertools.repeat("text")
+    )
+    path = tmp_path / "s"
+    create_store(path, blocks, field="text", identifier="x", documents_per_chunk=4)
+    assert errors(path) == {}
+    return path
+
+
+def with_blocks(path, change):
+    """Change the last two blocks of the plan, and say so in its hashes."""
+    plan = unseal((path / "plan.json").read_bytes(), "")
+    change(plan)
+    reseal(path / "plan.json", **plan)
+    return [p.what for p in verify(path) if p.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda p: p["blocks"][0][3]["hashes"].update(text="0"), "hash of text is not that of its"),
+        (lambda p: p["hashes"].update(columns="0"), "its hash of columns is not that of its blocks"),
+        (lambda p: p["columns"].pop(), "has no column \"m\", which a block has"),
+        (lambda p: p["columns"].append({**p["columns"][0], "name": "z"}), "which no block has"),
+        (lambda p: p["columns"].append(p["columns"][0]), "names a column twice"),
+        (lambda p: p["columns"][0].update(kind="odd"), "of kind 'odd'"),
+        (lambda p: p["blocks"][1][3]["columns"][0].update(kind="mixed"), "has kind 'mixed' for a"),
+        (lambda p: p["blocks"][1][3]["columns"].pop(), "not those of the columns: null/m"),
+        (lambda p: p["blocks"][1][3].update(columns=None), "blocks that do not say theirs"),
+        (lambda p: p["blocks"][0][3]["columns"][1].update(kind="codes"), "beyond its 0 categories"),
+        (lambda p: p["blocks"][0][3]["columns"][1].update(kind="string"), "the column is of kind string"),
+        (lambda p: p["blocks"][1][3]["columns"][0].update(kind="json"), "what is no JSON, in row 0"),
+        (lambda p: p["blocks"].reverse(), "do not follow each other at document 2"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_contradicts_its_blocks_is_found(blocks_of_two, change, what):
+    assert any(what in found for found in with_blocks(blocks_of_two, change))
+
+
+def test_records_of_planning_that_a_killed_process_left_are_a_note(blocks_of_two):
+    (blocks_of_two / "planning").mkdir(exist_ok=True)
+    record = blocks_of_two / "planning" / "000000000000-000000000002-0123456789ab.json"
+    record.write_bytes(seal({"folder": {}}))
+    found = {p.key: (p.severity, p.what) for p in verify(blocks_of_two)}
+    assert found[f"planning/{record.name}"] == (
+        "note", "is a record that a killed process left while it wrote documents",
+    )  # fmt: skip

@@ -1,12 +1,14 @@
 """The command line: `interp-embed`.
 
 Owns the arguments, what is printed, and exit codes: 0 for done, 1 for an error, 2 for a command that
-cannot be understood, 130 after Ctrl-C. Nothing imports it. What a command needs is imported when the
+cannot be understood, 130 after Ctrl-C and 143 after SIGTERM. Nothing imports it. What a command needs is imported when the
 command runs, so that ``interp-embed --help`` answers at once.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 from interp_embed.cli.run import run
@@ -16,4 +18,10 @@ __all__ = ["main", "run"]
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        # Threads that wait for a disk would be waited for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from interp_embed.progress import log_as
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -34,6 +36,14 @@ class StoredDtype(Enum):
 
     float32 = "float32"
     float16 = "float16"
+
+
+class Log(Enum):
+    """Ways to report progress."""
+
+    bar = "bar"
+    json = "json"
+    none = "none"
 
 
 class By(Enum):
@@ -89,39 +99,110 @@ def demo(
     run_demo(folder, device)
 
 
+Field = Annotated[str, typer.Option(help="Column that holds the text.")]
+Dtype = Annotated[StoredDtype, typer.Option(help="Of stored activations.")]
+Description = Annotated[str, typer.Option(help="Kept in the store, for people.")]
+
+
 @app.command()
 def encode(
+    context: typer.Context,
     source: Annotated[
         str,
-        typer.Argument(metavar="INPUT", help="CSV, TSV, JSON Lines, JSON or Parquet file."),
+        typer.Argument(
+            metavar="INPUT",
+            help="CSV, TSV, JSON Lines, JSON or Parquet: a file, a folder, a pattern or a URL; or a "
+            "store, and nothing after it.",
+        ),
     ],
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Path or URL to write to.")],
-    field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="Path or URL to write to.")
+    ] = None,
+    field: Field = "text",
     sae: Annotated[
         str,
         typer.Option(
             help="embedded, RELEASE/SAE_ID of SAELens, a folder in SAELens's format, or "
-            "module:factory, where factory() returns an SAE."
+            "module:factory, where factory() returns an SAE. For a store alone: what it was made with."
         ),
     ] = "embedded",
     batch_size: Annotated[int, typer.Option(min=1, help="Documents a batch.")] = 8,
     save_every: Annotated[
         int, typer.Option(min=1, help="Batches between two commits: what a crash may lose.")
     ] = 5,
-    dtype: Annotated[
-        StoredDtype, typer.Option(help="Of stored activations.")
-    ] = StoredDtype.float32,
+    dtype: Dtype = StoredDtype.float32,
     device: Device = "auto",
-    description: Annotated[str, typer.Option(help="Kept in the store, for people.")] = "",
+    description: Description = "",
+    worker: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="One of N workers of a store, counted from 0."),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="A process for each GPU: all, a number of them, or a list such as 0,2."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="So many processes, on the CPU.")
+    ] = None,
+    log: Annotated[
+        Log | None,
+        typer.Option(
+            help="How to report progress: a bar, a line of JSON on stderr every few seconds, or not. "
+            "[default: a bar at a terminal]"
+        ),
+    ] = None,
 ) -> None:
     """Encode documents into a store, or go on with it.
 
     The same command again encodes what is missing and tries failed documents again. Documents that
     cannot be encoded are recorded with their reason; the others are not affected.
 
+    With a store alone, encode what is missing in it with the SAE that it names. Of several workers
+    each takes a share, and then what others have left; 'finish' is for when they are done.
+
     In CSV and TSV every cell of the text column is a text, NA and 007 too; an empty cell is an empty
     text.
     """
+    given = {
+        name
+        for name in context.params
+        if (origin := context.get_parameter_source(name)) is not None
+        and origin.name == "COMMANDLINE"
+    }
+    if gpus is not None and processes is not None:
+        raise typer.BadParameter("--gpus and --processes exclude each other")
+    context.with_resource(log_as(None if log is None else log.value))
+    if store is None:
+        for name in ("field", "save_every", "dtype", "description"):
+            if name in given:
+                raise typer.BadParameter(
+                    f"--{name.replace('_', '-')} is settled when a store is made, and nothing but "
+                    f"{source} is given, which should be a store: INPUT or STORE is missing"
+                )
+    elif worker is not None:
+        raise typer.BadParameter(
+            f"--worker needs a store that has its documents. First: interp-embed plan {source} {store}"
+        )
+    if store is None or gpus is not None or processes is not None:
+        from interp_embed.cli.workers import run_encode_planned
+
+        code = run_encode_planned(
+            source,
+            store,
+            sae=sae if store is not None or "sae" in given else None,
+            field=field,
+            dtype=dtype.value,
+            description=description,
+            chunk_documents=batch_size * save_every,
+            batch_size=batch_size,
+            device=device,
+            worker=worker,
+            gpus=gpus,
+            processes=processes,
+        )
+        if code:
+            raise typer.Exit(code)
+        return
     from interp_embed.cli.encode import run_encode
 
     run_encode(
@@ -135,6 +216,106 @@ def encode(
         device=device,
         description=description,
     )
+
+
+@app.command()
+def plan(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="CSV, TSV, JSON Lines, JSON or Parquet: a file, a folder, a pattern or a URL.",
+        ),
+    ],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Path or URL to write to.")],
+    sae: Annotated[
+        str,
+        typer.Option(
+            help="embedded, RELEASE/SAE_ID of SAELens, a folder in SAELens's format, or "
+            "module:factory, where factory() returns an SAE."
+        ),
+    ] = "embedded",
+    field: Field = "text",
+    dtype: Dtype = StoredDtype.float32,
+    chunk_documents: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Documents that a worker takes at a time, and that a crash may lose."
+        ),
+    ] = 256,
+    description: Description = "",
+) -> None:
+    """Write documents into a store and encode none: what comes before many workers.
+
+    Needs no GPU and loads no model. The same command again goes on where one was interrupted, and
+    prints what is left to encode.
+    """
+    from interp_embed.cli.plan import run_plan
+
+    run_plan(
+        source,
+        store,
+        field=field,
+        sae=sae,
+        dtype=dtype.value,
+        description=description,
+        chunk_documents=chunk_documents,
+    )
+
+
+@app.command()
+def finish(store: StorePath) -> None:
+    """Merge the chunks of a store that workers have encoded, and index it.
+
+    Says which chunks are missing where some are, with the exit code 1. No worker may be running.
+    Can be repeated, wherever it was interrupted.
+    """
+    from interp_embed.cli.plan import run_finish
+
+    if not run_finish(store):
+        raise typer.Exit(1)
+
+
+@app.command()
+def append(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="CSV, TSV, JSON Lines, JSON or Parquet: a file, a folder, a pattern or a URL.",
+        ),
+    ],
+    store: StorePath,
+    sae: Annotated[
+        str | None,
+        typer.Option(help="As for 'encode'. [default: what the store was made with]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Documents a batch.")] = 8,
+    device: Device = "auto",
+) -> None:
+    """Add documents to a finished store, and encode them.
+
+    Columns that only some documents have are missing in the others. Interrupted while documents are
+    written, the same command goes on; later, 'encode' with the store alone does.
+    """
+    from interp_embed.cli.grow import run_append
+
+    run_append(source, store, sae=sae, batch_size=batch_size, device=device)
+
+
+@app.command()
+def merge(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Path or URL to write to.")],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores to join.")],
+) -> None:
+    """Join stores of the same SAE and settings into a new one.
+
+    Nothing is encoded again: on one disk the objects are linked, elsewhere copied as they are. The
+    stores stay as they are. Interrupted, the same command goes on.
+    """
+    from interp_embed.cli.grow import run_merge
+
+    run_merge(out, stores)
 
 
 @app.command()

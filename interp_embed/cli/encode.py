@@ -9,8 +9,7 @@ import numpy as np
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
 from interp_embed.cli.saes import build_sae, quiet_loading
-from interp_embed.cli.tables import read_table
-from interp_embed.inputs import as_frame
+from interp_embed.cli.tables import open_documents
 from interp_embed.store import is_store
 from interp_embed.store.creation import check_place
 
@@ -38,13 +37,7 @@ def run_encode(
     RuntimeError
         If no document could be encoded.
     """
-    table = read_table(source, field)
-    if len(table) and field not in table.columns:
-        raise ValueError(
-            f"{source} has no column {field!r}; its columns are {table.columns.tolist()}. Give the "
-            "one that holds the text with --field"
-        )
-    frame = as_frame(table, field)
+    documents = open_documents(source, field)
     model = build_sae(sae, device)
     quiet_loading()
     if not is_store(check_place(store)):
@@ -52,7 +45,7 @@ def run_encode(
     begun = time.monotonic()
     try:
         dataset = Dataset(
-            frame,
+            documents,
             model,
             dataset_description=description,
             field=field,

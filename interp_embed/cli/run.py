@@ -27,7 +27,6 @@ _EXPECTED = (
 _LONGEST = 1000
 # Recent releases of typer carry a click of their own, so its classes are asked of typer.
 _UsageError: Any = typer.BadParameter.__base__
-_INTERRUPTED = 128 + signal.SIGINT
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -51,8 +50,9 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return 2
     except KeyboardInterrupt as stop:
-        _report(stop, "interrupted", debug)
-        return _INTERRUPTED
+        number = getattr(stop, "signal", signal.SIGINT)
+        _report(stop, "interrupted" if number == signal.SIGINT else "terminated", debug)
+        return 128 + int(number)
     except BrokenPipeError:
         # Whoever read the output has gone. Python would complain of it once more at exit.
         with contextlib.suppress(OSError, ValueError):

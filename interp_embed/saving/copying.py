@@ -14,8 +14,11 @@ import numpy as np
 from interp_embed.aggregate.execute import entries
 from interp_embed.aggregate.memory import require_memory
 from interp_embed.errors import StoreExistsError
+from interp_embed.inputs.pieces import StoredPiece, cut
 from interp_embed.saving.replacing import clear_leftovers, locked, recover, replace
+from interp_embed.saving.unannounced import Unannounced
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
+from interp_embed.store.blocks import describe_block
 from interp_embed.store.creation import check_place
 from interp_embed.store.layout import check_dtype
 from interp_embed.store.storage import LocalStorage, open_storage
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from interp_embed.dataset import Dataset
+    from interp_embed.store.storage import Storage
 
 __all__ = ["expanded", "save"]
 
@@ -44,11 +48,16 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
         recover(target.root, strict=False)
     taken = is_store(target)
     if not isinstance(target, LocalStorage):
+        if taken and _same_place(dataset.path, target.url) and _is_whole(dataset, dtype):
+            return
         if taken:
             raise StoreExistsError(
                 f"there is a store at {target.url} already; delete it or save elsewhere"
             )
-        _copy(dataset, text, dtype)
+        # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
+        unannounced = Unannounced(target)
+        _copy(dataset, unannounced, dtype)
+        unannounced.announce()
         return
     if taken and _same_place(dataset.path, target.url):
         if _is_whole(dataset, dtype):
@@ -105,7 +114,7 @@ def _is_whole(dataset: Dataset, dtype: np.dtype[Any]) -> bool:
     )
 
 
-def _copy(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -> None:
+def _copy(dataset: Dataset, path: str | os.PathLike[str] | Storage, dtype: np.dtype[Any]) -> None:
     store = dataset._store
     attributes = store.attributes
     settings = {
@@ -115,7 +124,7 @@ def _copy(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) 
     }
     copy = create_store(
         path,
-        dataset._frame(np.arange(len(dataset))),  # as stored, whatever was done to other frames
+        (describe_block(frame, store.field) for frame in cut(_stored(dataset))),
         field=store.field,
         identifier=dataset.id,
         description=dataset.dataset_description,
@@ -128,11 +137,19 @@ def _copy(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) 
     )
     documents = dataset._documents
     located = store.status(documents) != MISSING
+    located &= copy.ledger.locate(np.arange(len(documents))) < 0  # by a save that was cut off
     with StoreWriter(copy) as writer:
         for start, stop in _runs(located, _documents_a_copy(store)):
             chunk = store.chunk(documents[start:stop])
             writer.write(chunk.with_doc_id(np.arange(start, stop)))
         finish(writer)
+
+
+def _stored(dataset: Dataset) -> Iterator[StoredPiece]:
+    """Yield the documents of a view as they are stored, whatever was done to other frames."""
+    for start in range(0, max(1, len(dataset)), _COPY_DOCUMENTS):
+        stop = min(start + _COPY_DOCUMENTS, len(dataset))
+        yield StoredPiece(dataset._frame(np.arange(start, stop)))
 
 
 def _documents_a_copy(store: Store) -> int:

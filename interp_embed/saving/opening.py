@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.errors import NotAStoreError
+from interp_embed.progress import show_progress
 from interp_embed.saving.copying import expanded
 from interp_embed.saving.known import write_rows
 from interp_embed.saving.replacing import recover
@@ -22,12 +25,13 @@ from interp_embed.store.storage import LocalStorage, open_storage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
-
-    import pandas as pd
+    from collections.abc import Iterator, Mapping
 
     from interp_embed.dataset import Dataset
+    from interp_embed.inputs import Documents
     from interp_embed.sae.base import BaseSAE
+    from interp_embed.store.blocks import DocumentBlock
+    from interp_embed.store.storage import Storage
 
 __all__ = [
     "DEFAULT_DEVICE",
@@ -35,7 +39,7 @@ __all__ = [
     "is_done",
     "keep_labels",
     "load",
-    "open_or_create",
+    "plan_store",
     "reopen",
 ]
 
@@ -43,53 +47,97 @@ DEFAULT_DEVICE = "cuda:0"
 """Where a run is resumed that names no device."""
 
 
-def open_or_create(
-    location: str | os.PathLike[str],
-    frame: pd.DataFrame,
+def plan_store(
+    data: Any,
+    location: str | os.PathLike[str] | Storage,
     sae: BaseSAE,
     *,
-    field: str,
-    description: str,
-    identifier: str,
+    field: Any,
     documents_per_chunk: int,
-    dtype: np.dtype[Any],
-    feature_labels: Mapping[int, str] | None,
-    load: bool,
+    description: str = "",
+    dtype: np.dtype[Any] = np.dtype(np.float32),  # noqa: B008  (immutable)
+    feature_labels: Mapping[int, str] | None = None,
+    load: bool = False,
 ) -> Store:
-    """Open the store at ``location`` if it is of these documents, SAE and settings, or create it.
+    """Write documents into a new store, and encode none; or open the store that has them already.
 
-    Where a store is to be created and ``load`` is true, the SAE is loaded before, so that one that
-    cannot be loaded leaves nothing behind.
+    Documents are read block by block, and never more than a block of them is held. Where this is cut
+    off, the same call goes on: it reads the documents again, and writes those that are not written.
+
+    Parameters
+    ----------
+    data
+        The documents: whatever `Dataset` takes.
+    location
+        A path, a URL, or a `Storage`.
+    sae
+        What is to encode them.
+    field
+        Column with the text.
+    documents_per_chunk
+        Documents that are encoded, committed and lost together.
+    description
+        Kept in the store, for people.
+    dtype
+        Of stored activations, float32 or float16.
+    feature_labels
+        Stored beside the activations.
+    load
+        Whether to load the SAE before a store is created, so that one that cannot be loaded leaves
+        nothing behind. It stays loaded.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    FingerprintMismatchError
+        If the store is of other documents, another SAE or other settings.
+    StoreExistsError
+        If there is something that is no store.
+    FileNotFoundError, TypeError, ValueError
+        If the data cannot be read.
     """
+    from interp_embed.inputs import as_documents
     from interp_embed.sae.loading import sae_record
-    from interp_embed.store.columns import hash_frame, schema_of
 
     storage = open_storage(location)
     if isinstance(storage, LocalStorage):
         recover(storage.root)
     fingerprint = sae.fingerprint()
+    documents = as_documents(data, field)
+    coming = described(documents)
     # Whatever is wrong with the data or the place is said before a model is loaded.
-    hashes = hash_frame(frame, schema_of(frame), field)
+    some = list(coming) if documents.in_memory else [next(coming)]
+    empty = len(some[0].frame) == 0
+    blocks = itertools.chain(iter(some), coming)
+    del some
     if is_store(storage):
         try:
             store = Store(storage)
         except NotAStoreError:  # creation was interrupted before the documents were all written
             store = None
         if store is not None:
-            given = {**fingerprint, "dtype": dtype.name, "field": field, "documents": hashes}
-            check_fingerprint(store, given, len(frame))
+            check_fingerprint(
+                store,
+                {**fingerprint, "dtype": dtype.name, "field": field},
+                blocks,
+                n_documents=documents.length,
+                in_memory=documents.in_memory,
+            )
             if feature_labels:
                 _put_labels(store, feature_labels, wrote=False)
             return store
     check_place(storage)
-    if load and not sae.is_loaded():
+    if load and not empty and not sae.is_loaded():
         sae.load()
         fingerprint = sae.fingerprint()
     return create_store(
         storage,
-        frame,
+        blocks,
         field=field,
-        identifier=identifier,
+        identifier=uuid.uuid4().hex[:6],
         description=description,
         documents_per_chunk=documents_per_chunk,
         dtype=dtype,
@@ -97,8 +145,20 @@ def open_or_create(
         fingerprint=fingerprint,
         sae=sae_record(sae),
         feature_labels=feature_labels,
-        hashes=hashes,
+        progress=show_progress() and not documents.in_memory,
     )
+
+
+def described(documents: Documents) -> Iterator[DocumentBlock]:
+    from interp_embed.store.blocks import describe_block
+
+    first = 0
+    for frame in documents.blocks():
+        block = describe_block(frame, documents.field, first)
+        first += len(frame)
+        del frame  # not held while the next one is read
+        yield block
+        del block
 
 
 def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import threading
 from concurrent.futures import wait
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -12,19 +14,24 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 
 from interp_embed.errors import CorruptStoreError
+from interp_embed.parallel import REQUESTS, Flights, bounded_map
 from interp_embed.store.shard import INNER_ELEMENTS, ArraySpec
 from interp_embed.store.shard_reader import BlockCache, ShardedArray
 from interp_embed.store.shard_writer import ArrayWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
 
     from interp_embed.store.storage import Storage
 
-__all__ = ["ArrayEntry", "Folder", "FolderWriter", "group_metadata"]
+__all__ = ["ArrayEntry", "Folder", "FolderWriter", "OpenFolder", "group_metadata"]
+
+SHARD_INDEXES = "shard_indexes"
+"""Attribute of a folder's group: the indexes of its larger shards once more, so that one request has
+them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +70,17 @@ class Folder:
     arrays: Mapping[str, ArrayEntry]
     objects: Mapping[str, tuple[int, str]]
 
-    def open(self, storage: Storage, name: str, cache: BlockCache | None = None) -> ShardedArray:
-        """Return the array called ``name``, unread."""
+    def open(
+        self,
+        storage: Storage,
+        name: str,
+        cache: BlockCache | None = None,
+        index: Callable[[], bytes | None] | None = None,
+    ) -> ShardedArray:
+        """Return the array called ``name``, unread; ``index`` as `ShardedArray` has it."""
         entry = self.arrays[name]
-        return ShardedArray(storage, f"{self.key}/{name}", entry.metadata(), entry.size, cache)
+        key = f"{self.key}/{name}"
+        return ShardedArray(storage, key, entry.metadata(), entry.size, cache, index)
 
     @property
     def nbytes(self) -> int:
@@ -93,6 +107,54 @@ class Folder:
         )
 
 
+class OpenFolder:
+    """The arrays of a folder, each opened once.
+
+    Parameters
+    ----------
+    storage, folder
+        What to read.
+    cache
+        Where decoded inner chunks are kept.
+    """
+
+    def __init__(self, storage: Storage, folder: Folder, cache: BlockCache | None = None) -> None:
+        self.storage = storage
+        self.folder = folder
+        self._cache = cache
+        self._opened: dict[str, ShardedArray] = {}
+        self._indexes: Mapping[str, bytes] | None = None
+        self._flights = Flights()
+        self._lock = threading.Lock()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.folder.arrays
+
+    def array(self, name: str) -> ShardedArray:
+        """Return one of the arrays, unread."""
+        if (found := self._opened.get(name)) is None:
+            with self._lock:
+                if name not in self._opened:
+                    self._opened[name] = self.folder.open(
+                        self.storage, name, self._cache, lambda: self._index_of(name)
+                    )
+                found = self._opened[name]
+        return found
+
+    def _index_of(self, name: str) -> bytes | None:
+        if self._indexes is None:
+            self._indexes = self._flights.do("indexes", self._read_indexes)
+        return self._indexes.get(name)
+
+    def _read_indexes(self) -> Mapping[str, bytes]:
+        try:
+            document = json.loads(self.storage.get(f"{self.folder.key}/zarr.json"))
+            known = document["attributes"].get(SHARD_INDEXES, {})
+            return {name: base64.b64decode(data) for name, data in known.items()}
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            return {}  # each shard has its own
+
+
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
     """Return the ``zarr.json`` of a group."""
     document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
@@ -110,12 +172,22 @@ class FolderWriter:
         The folder.
     executor
         Threads that compress and check.
+    check
+        Called before values are added, to raise what should end this.
     """
 
-    def __init__(self, storage: Storage, key: str, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        key: str,
+        executor: Executor | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.storage = storage
         self.key = key
         self._executor = executor
+        self._check = check
+        self._requests = storage.requests()
         self._writers: dict[str, ArrayWriter] = {}
         self._syncing: list[Future[None]] = []
         self._checking: dict[str, Future[tuple[int, str]]] = {}
@@ -124,6 +196,7 @@ class FolderWriter:
         self, name: str, spec: ArraySpec, values: NDArray[Any], inner: int = INNER_ELEMENTS
     ) -> None:
         """Add values at the end of an array, which is begun by the first call."""
+        self._check()
         if name not in self._writers:
             self._writers[name] = ArrayWriter(
                 lambda: self.storage.create(f"{self.key}/{name}/c/0"),
@@ -145,9 +218,17 @@ class FolderWriter:
         writer = self._writers[name]
         if writer.finished:
             return
-        writer.finish()
+        writer.finish(land=self._requests is None)
+        relative = f"{name}/c/0"
+        if writer.size and self._requests is not None:
+
+            def land() -> tuple[int, str]:
+                writer.land()
+                return self._read_back(relative, writer.size, writer.crc32c)
+
+            self._checking[relative] = self._requests.submit(land)
+            return
         if writer.size and self._executor is not None:
-            relative = f"{name}/c/0"
             # One waits for the disk while the other computes.
             self._syncing.append(
                 self._executor.submit(self.storage.sync, [f"{self.key}/{relative}"])
@@ -185,8 +266,14 @@ class FolderWriter:
         """
         for name in self._writers:
             self._finish(name)
+        indexes = {
+            name: base64.b64encode(writer.index).decode()
+            for name, writer in self._writers.items()
+            if writer.length > writer.inner
+        }
+        joined = {SHARD_INDEXES: indexes} if indexes else {}
         documents = {
-            "zarr.json": group_metadata(attributes),
+            "zarr.json": group_metadata({**(attributes or {}), **joined}),
             **{
                 f"{parent}/zarr.json": group_metadata()
                 for name in self._writers
@@ -203,19 +290,22 @@ class FolderWriter:
             if writer.size
         }
         for relative, data in documents.items():
-            self.storage.put_new(f"{self.key}/{relative}", data)
             written[relative] = (len(data), google_crc32c.value(data))
+        each = documents.items()
+        for _ in bounded_map(self._requests, self._put_document, each, ahead=REQUESTS):
+            pass
         self.storage.sync(
             f"{self.key}/{relative}" for relative in written if relative not in self._checking
         )
         for synced in self._syncing:
             synced.result()
-        objects = {
-            relative: self._checking[relative].result()
-            if relative in self._checking
-            else self._read_back(relative, *record)
-            for relative, record in written.items()
-        }
+        others = [relative for relative in written if relative not in self._checking]
+        checked = bounded_map(
+            self._requests, lambda r: self._read_back(r, *written[r]), others, ahead=REQUESTS
+        )
+        found = dict(zip(others, checked, strict=True))
+        found |= {relative: future.result() for relative, future in self._checking.items()}
+        objects = {relative: found[relative] for relative in written}
         return Folder(
             key=self.key,
             arrays={
@@ -231,6 +321,9 @@ class FolderWriter:
             },
             objects=objects,
         )
+
+    def _put_document(self, item: tuple[str, bytes]) -> None:
+        self.storage.put_new(f"{self.key}/{item[0]}", item[1])
 
     def __enter__(self) -> FolderWriter:
         return self

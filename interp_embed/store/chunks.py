@@ -9,12 +9,13 @@ import numpy as np
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
 from interp_embed.errors import CorruptStoreError
+from interp_embed.store.arrays import OpenFolder
 from interp_embed.store.columns import inner_documents
 from interp_embed.store.layout import chunk_arrays
 from interp_embed.store.shard import INNER_ELEMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from interp_embed.kernels.pooling import Pooled
     from interp_embed.store.arrays import FolderWriter
     from interp_embed.store.ledger import Commit
+    from interp_embed.store.readahead import Wanted
     from interp_embed.store.shard import ArraySpec
     from interp_embed.store.shard_reader import BlockCache, ShardedArray
     from interp_embed.store.storage import Storage
@@ -182,8 +184,7 @@ class StoredChunk:
     def __init__(self, storage: Storage, commit: Commit, cache: BlockCache | None = None) -> None:
         self.storage = storage
         self.commit = commit
-        self._cache = cache
-        self._arrays: dict[str, ShardedArray] = {}
+        self._arrays = OpenFolder(storage, commit.folder, cache)
 
     @property
     def d_sae(self) -> int:
@@ -197,9 +198,7 @@ class StoredChunk:
 
     def array(self, name: str) -> ShardedArray:
         """Return one of the chunk's arrays, unread."""
-        if name not in self._arrays:
-            self._arrays[name] = self.commit.folder.open(self.storage, name, self._cache)
-        return self._arrays[name]
+        return self._arrays.array(name)
 
     def has(self, name: str) -> bool:
         """Return whether the chunk has an array called ``name``."""
@@ -260,7 +259,7 @@ class StoredChunk:
         status = self.array("status").read(start, stop)
         return Chunk(
             d_sae=self.d_sae,
-            doc_id=self.array("doc_id").read(start, stop),
+            doc_id=self.array("doc_id").read(start, stop) + self.commit.shift,
             status=status,
             doc_ptr=doc_ptr - first,
             token_ptr=token_ptr - begin,
@@ -327,3 +326,77 @@ class StoredChunk:
         if "positive" in wanted:
             found["positive"] = stored("positive" if self.commit.has_negative else "count")
         return found
+
+    # What is read, to be read ahead; see `interp_embed.store.readahead`
+
+    def steps_of(self, *names: str) -> Iterator[Iterable[Wanted]]:
+        """Yield arrays that are read whole."""
+        yield [(self.array(name), 0, len(self.array(name))) for name in names if self.has(name)]
+
+    def _soon(self, *names: str) -> list[Wanted]:
+        """Return arrays of which ranges will be read, once it is known which."""
+        return [(self.array(name), 0, 0) for name in names if len(self.array(name))]
+
+    def steps_of_documents(
+        self, start: int, stop: int, *, level: bool = False
+    ) -> Iterator[Iterable[Wanted]]:
+        """Yield what `read`, `csr` and `tokens` read, and with ``level`` `document_level` too."""
+        tokens = tuple(f"token/{name}" for name in TokenTable.__slots__)
+        stored = ["feature", "max", "count", *(["positive"] if self.commit.has_negative else [])]
+        pooled = [f"pooled/{name}" for name in stored] if level else []
+        pointers = ["doc_ptr", *(["pooled/doc_ptr", "pooled/sum_ptr"] if level else [])]
+        wanted = [(self.array(name), start, stop + 1) for name in pointers]
+        if level or stop - start > 1:
+            whole = ["status", "doc_id", *(["reason"] if self.commit.n_failed else [])]
+            wanted += [(self.array(name), start, stop) for name in whole]
+        sums = ["pooled/sum"] if level else []
+        yield wanted + self._soon("token_ptr", *tokens, "feature", "activation", *pooled, *sums)
+        first, last = self.span("doc_ptr", start, stop)
+        wanted = [(self.array(name), first, last) for name in tokens]
+        yield [(self.array("token_ptr"), first, last + 1), *wanted]
+        begin, end = self.span("token_ptr", first, last)
+        wanted = [(self.array(name), begin, end) for name in ("feature", "activation")]
+        if level:
+            begin, end = self.span("pooled/doc_ptr", start, stop)
+            wanted += [(self.array(name), begin, end) for name in pooled]
+            wanted.append((self.array("pooled/sum"), *self.span("pooled/sum_ptr", start, stop)))
+        yield wanted
+
+    def steps_of_ends(self, start: int, stop: int) -> Iterator[Iterable[Wanted]]:
+        """Yield what says how far documents ``start:stop`` were encoded."""
+        yield [(self.array("doc_ptr"), start, stop + 1), *self._soon("token/end")]
+        yield [(self.array("token/end"), *self.span("doc_ptr", start, stop))]
+
+    def steps_of_nonzeros(
+        self, start: int, stop: int, *, entries: bool = False
+    ) -> Iterator[Iterable[Wanted]]:
+        """Yield what a pass over the tokens of documents ``start:stop`` reads.
+
+        With ``entries``, how many entries of the document level they have too.
+        """
+        names = ["doc_ptr", *(["pooled/doc_ptr"] if entries else [])]
+        pointers = [(self.array(name), start, stop + 1) for name in names]
+        yield pointers + self._soon("token_ptr", "feature", "activation")
+        first, last = self.span("doc_ptr", start, stop)
+        yield [(self.array("token_ptr"), first, last + 1)]
+        begin, end = self.span("token_ptr", first, last)
+        yield [(self.array(name), begin, end) for name in ("feature", "activation")]
+
+    def steps_of_pooled(
+        self, names: Sequence[str], start: int, stop: int, *, n_tokens: bool = False
+    ) -> Iterator[Iterable[Wanted]]:
+        """Yield what `pooled` reads, and with ``n_tokens`` the documents' numbers of tokens."""
+        wanted = {*names, "feature"}
+        if "sum" in wanted:
+            wanted |= {"max", "count"}
+        if "positive" in wanted and not self.commit.has_negative:
+            wanted = wanted - {"positive"} | {"count"}
+        pointers = ["pooled/doc_ptr", *(["pooled/sum_ptr"] if "sum" in wanted else [])]
+        pointers += ["doc_ptr"] if n_tokens else []
+        stored = sorted(f"pooled/{name}" for name in wanted)
+        yield [(self.array(name), start, stop + 1) for name in pointers] + self._soon(*stored)
+        begin, end = self.span("pooled/doc_ptr", start, stop)
+        last = [(self.array(name), begin, end) for name in stored if name != "pooled/sum"]
+        if "sum" in wanted:
+            last.append((self.array("pooled/sum"), *self.span("pooled/sum_ptr", start, stop)))
+        yield last

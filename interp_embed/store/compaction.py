@@ -20,6 +20,7 @@ from interp_embed.store.layout import (
     INDEX,
     MANIFEST,
     MAX_CHUNK_NNZ,
+    PLANNING,
     TARGET_CHUNK_NNZ,
 )
 from interp_embed.store.ledger import Interval, Ledger, commit_keys, read_commits, write_manifest
@@ -36,6 +37,8 @@ __all__ = ["collect_garbage", "compact", "finish", "leftovers", "merge_groups"]
 
 _INDEXED_ENTRIES = 2**22
 """From so many entries of the document level on, a finished store has an index."""
+_READ_TOGETHER = 256
+"""Small chunks whose bytes are read ahead together, on a storage that is far away."""
 
 
 def merge_groups(
@@ -120,22 +123,24 @@ def compact(
 def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]:
     from interp_embed.kernels.pooling import Pooled
 
-    chunks, levels = [], []
+    chunks, levels, runs = [], [], []
     for interval in group:
         located = store.locate(interval.start)
         if located is None:  # pragma: no cover - a ledger only ever grows
             raise FileNotFoundError(f"document {interval.start}")
         stored, position = located
-        stop = position + interval.stop - interval.start
-        chunks.append(stored.read(position, stop))
-        levels.append(stored.document_level(position, stop))
+        runs.append((stored, position, position + interval.stop - interval.start))
+    for begin in range(0, len(runs), _READ_TOGETHER):
+        some = runs[begin : begin + _READ_TOGETHER]
+        with store.ahead(chunk.steps_of_documents(a, b, level=True) for chunk, a, b in some):
+            chunks += [chunk.read(a, b) for chunk, a, b in some]
+            levels += [chunk.document_level(a, b) for chunk, a, b in some]
     return Chunk.concatenate(chunks), Pooled.concatenate(levels)
 
 
 def _delete_commits(store: Store, commits: Sequence[Commit]) -> None:
     """Delete commits that others have replaced: first, so that no reader is sent to a hole."""
-    for commit in commits:
-        store.storage.delete(commit.key)
+    store.storage.delete_several([commit.key for commit in commits])
     store.storage.delete_folders([commit.folder.key for commit in commits])
 
 
@@ -145,10 +150,15 @@ def leftovers(store: Store) -> set[str]:
     # Listed before the commits are read: what is committed in between must not look forgotten.
     folders = {f"{p}/{name}" for p in (CHUNKS, DOCUMENTS) for name in storage.folders(p)}
     indexed = {f"{INDEX}/{name}" for name in storage.folders(INDEX)}
-    aside = {k for k, _ in list(storage.list()) if k.rsplit("/", 1)[-1].startswith(".tmp-")}
+    aside = {k for k, _ in list(storage.list()) if _is_aside(k)}
     ledger = Ledger(read_commits(storage), store.n_documents)
-    named = {c.folder.key for c in ledger.commits} | {f.key for _, _, f in store.plan.blocks}
+    named = {c.folder.key for c in ledger.commits} | {b.folder.key for b in store.plan.blocks}
     return ((folders | aside) - named) | index_leftovers(storage, indexed)
+
+
+def _is_aside(key: str) -> bool:
+    """Return whether a key is a file that was being written, or a record of unfinished planning."""
+    return key.rsplit("/", 1)[-1].startswith(".tmp-") or key.startswith(f"{PLANNING}/")
 
 
 def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
@@ -168,9 +178,8 @@ def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
     _delete_commits(store, superseded)
     unnamed = sorted(found if among is None else found.intersection(among))
     # What a killed process was writing aside is a file, an attempt of its a folder.
-    aside = [key for key in unnamed if key.rsplit("/", 1)[-1].startswith(".tmp-")]
-    for key in aside:
-        store.storage.delete(key)
+    aside = [key for key in unnamed if _is_aside(key)]
+    store.storage.delete_several(aside)
     folders = [key for key in unnamed if key not in aside]
     store.storage.delete_folders(folders)
     return len(superseded) + indexes + len(folders)
@@ -197,7 +206,7 @@ def finish(
     compact(writer, progress=progress)
     store.refresh(manifest=False)
     if store.is_complete:
-        indexed = _wants_index(store)
+        indexed = wants_index(store)
         collect_garbage(store, among)
         if indexed:
             build_index(store, progress=progress)
@@ -205,7 +214,8 @@ def finish(
     return True
 
 
-def _wants_index(store: Store) -> bool:
+def wants_index(store: Store) -> bool:
+    """Return whether a store is so large that an index is worth it, or had one."""
     entries = sum(commit.pooled_nnz for commit in store.ledger.live)
     return entries >= _INDEXED_ENTRIES or (entries > 0 and bool(read_index_commits(store.storage)))
 

@@ -4,48 +4,51 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
 
-from interp_embed.errors import (
-    NotAStoreError,
-    StoreExistsError,
-)
+from interp_embed.errors import FingerprintMismatchError, NotAStoreError, StoreExistsError
 from interp_embed.store.arrays import Folder, FolderWriter, group_metadata
-from interp_embed.store.columns import encode_frame, hash_frame, inner_documents, schema_of
-from interp_embed.store.fingerprint import fingerprint_differences
+from interp_embed.store.blocks import DocumentBlock, cut_frame, describe_block
+from interp_embed.store.columns import Column, encode_frame, inner_documents
+from interp_embed.store.document_hash import combined_hashes
+from interp_embed.store.fingerprint import check_fingerprint, fingerprint_differences
 from interp_embed.store.layout import (
     CHUNKS,
     COMMITS,
     DOCUMENTS,
     FORMAT_VERSION,
     LABELS,
-    PLAN,
+    MANIFEST,
+    PLANNING,
     ROOT,
+    SAVING,
     check_dtype,
     library_versions,
 )
-from interp_embed.store.ledger import Plan, read_plan
-from interp_embed.store.reader import Store, read_root, root_document
-from interp_embed.store.sealed import seal
+from interp_embed.store.ledger import Plan, PlannedBlock, plan_key, read_plan
+from interp_embed.store.reader import Store
+from interp_embed.store.root import read_root, root_document
+from interp_embed.store.schema import unified_schema
+from interp_embed.store.sealed import digest, seal, unseal
 from interp_embed.store.shard import INNER_ELEMENTS
 from interp_embed.store.storage import LocalStorage, open_storage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
-
-    import pandas as pd
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from interp_embed.store.storage import Storage
 
-__all__ = ["check_place", "create_store", "is_store"]
+__all__ = ["add_documents", "check_place", "create_store", "is_store"]
 
-_BLOCK_DOCUMENTS = 2**16
-_BLOCK_CHARACTERS = 2**26
 _GROUP_FOLDERS = (CHUNKS, DOCUMENTS)
+_THREADS = 3  # that compress and wait for the disk
 
 
 def is_store(location: str | os.PathLike[str] | Storage) -> bool:
@@ -75,6 +78,7 @@ def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
         found = sorted(e.name for e in root.iterdir()) if root.is_dir() else []
     else:
         found = [key for key, _ in itertools.islice(storage.list(COMMITS), 1)]
+        found += [SAVING] if storage.exists(SAVING) else []
     # Looked for after the listing: whoever creates a store meanwhile writes its root first.
     if storage.exists(ROOT):
         try:
@@ -92,7 +96,7 @@ def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
 
 def create_store(
     location: str | os.PathLike[str] | Storage,
-    frame: pd.DataFrame,
+    documents: pd.DataFrame | Iterable[DocumentBlock],
     *,
     field: Any,
     identifier: str,
@@ -103,19 +107,21 @@ def create_store(
     fingerprint: Mapping[str, Any] | None = None,
     sae: Mapping[str, Any] | None = None,
     feature_labels: Mapping[int, str] | None = None,
-    hashes: Mapping[str, str] | None = None,
+    progress: bool = False,
 ) -> Store:
     """Create a store with its documents and without activations.
 
-    Where two processes create one store, one plan wins; both get that store, and a caller that
-    gave other documents or settings gets an error.
+    Blocks are written one by one as they come. Where this is cut off, the same call goes on: what
+    was written of the same documents is kept. Where two processes create one store, one plan wins;
+    both get that store, and a caller that gave other documents or settings gets an error.
 
     Parameters
     ----------
     location
         Where to create it.
-    frame
-        The documents, one a row.
+    documents
+        The documents, one a row; or their blocks as `interp_embed.store.blocks` cuts them, one at
+        least, which are taken once and let go of one by one.
     field
         Column with the text.
     identifier, description
@@ -127,21 +133,34 @@ def create_store(
     d_sae
         Number of features, where known.
     fingerprint
-        Whatever determines the activations; the documents' hash is added to it.
+        Whatever determines the activations, apart from the documents.
     sae
         Metadata from which the SAE can be made again.
     feature_labels
         Stored beside the activations.
-    hashes
-        What `hash_frame` says of the documents, where it is known already.
+    progress
+        Whether to show how many documents were written.
+
+    Raises
+    ------
+    StoreExistsError
+        If something else is at this place.
+    TypeError, ValueError
+        If a column cannot be stored.
     """
     check_dtype(dtype)
     if isinstance(field, np.generic):  # a name taken from the frame's own index
         field = field.item()
     storage = check_place(location)
-    schema = schema_of(frame)
-    hashes = dict(hashes or hash_frame(frame, schema, field))
-    complete = {**(fingerprint or {}), "dtype": dtype.name, "field": field, "documents": hashes}
+    # What is wrong with a frame, or with the first block of others, leaves nothing behind.
+    if isinstance(documents, pd.DataFrame):
+        blocks: Iterator[DocumentBlock] = iter(
+            [describe_block(frame, field) for frame in cut_frame(documents)]
+        )
+    else:
+        blocks = iter(documents)
+        blocks = itertools.chain(iter([next(blocks)]), blocks)
+    complete = {**(fingerprint or {}), "dtype": dtype.name, "field": field}
     attributes = {
         "format_version": FORMAT_VERSION,
         "id": identifier,
@@ -159,8 +178,9 @@ def create_store(
         differences = fingerprint_differences(stored["fingerprint"], complete)
         if differences:
             raise StoreExistsError(
-                f"another store was created at {storage.url} meanwhile; it differs in "
-                + ", ".join(name for name, _, _ in differences)
+                f"another run began a store at {storage.url}; it differs in "
+                f"{', '.join(name for name, _, _ in differences)}. Use what it was begun with, or "
+                "another place"
             )
     for folder in _GROUP_FOLDERS:  # so that plain Zarr walks down to the arrays
         storage.put(f"{folder}/zarr.json", group_metadata())
@@ -168,41 +188,172 @@ def create_store(
         labels = {str(k): v for k, v in feature_labels.items()}
         storage.put_if_absent(f"{LABELS}/labels.json", seal({"labels": labels}))
     if read_plan(storage) is None:
-        blocks = _write_documents(storage, frame, schema, field)
+        planning = _Planning(storage)
+        planning.write(blocks, progress=progress)
+        planning.publish(documents_per_chunk)
+        return Store(storage)
+    store = Store(storage)  # of another process, meanwhile
+    try:
+        check_fingerprint(store, {}, blocks)
+    except FingerprintMismatchError as error:
+        raise StoreExistsError(str(error)) from error
+    return store
+
+
+def add_documents(store: Store, blocks: Iterable[DocumentBlock], *, progress: bool = False) -> None:
+    """Add documents to a complete store, without activations.
+
+    Cut off before the documents count, the same call goes on; then they are all there.
+
+    Parameters
+    ----------
+    store
+        The store, which knows the documents afterwards.
+    blocks
+        As `interp_embed.store.blocks` cuts them.
+    progress
+        Whether to show how many documents were written.
+
+    Raises
+    ------
+    ValueError
+        If documents of the store are not encoded yet.
+    StoreExistsError
+        If another process added other documents meanwhile.
+    """
+    store.refresh_plan()
+    store.refresh(manifest=False)
+    if missing := sum(stop - start for start, stop in store.ledger.missing):
+        raise ValueError(
+            f"{missing:,} documents of the store at {store.storage.url} are not encoded yet. Encode "
+            "them before others are added: load_from_file(path, resume=True)"
+        )
+    planning = _Planning(store.storage, store.plan)
+    planning.write((block for block in blocks if len(block.frame)), progress=progress)
+    if planning.is_empty:
+        return
+    planning.publish(store.plan.documents_per_chunk)
+    store.storage.delete(MANIFEST)  # of a complete store
+    store.refresh_plan()
+    store.refresh(manifest=False)
+
+
+def _records(storage: Storage) -> list[str]:
+    return [key for key, _ in storage.list(PLANNING) if key.endswith(".json") and "/." not in key]
+
+
+class _Planning:
+    """Documents on their way into a store, and the records of those that are there.
+
+    A record says that a block was written, under a name made of its range and its content. So a
+    creation that goes on where another one was cut off finds what it need not write again, and what
+    is of other documents stays unused.
+    """
+
+    def __init__(self, storage: Storage, after: Plan | None = None) -> None:
+        self.storage = storage
+        self._known = set(_records(storage))
+        self._after = after
+        self._blocks: list[PlannedBlock] = []
+        self._schemas: list[list[Column]] = []
+        self._unified = [Column(**value) for value in after.columns] if after else []
+        self._stop = after.n_documents if after else 0
+
+    def write(self, blocks: Iterable[DocumentBlock], *, progress: bool) -> None:
+        """Write the blocks that were not written yet."""
+        bar = tqdm(desc="Writing documents", unit="doc", disable=not progress)
+        with bar, ThreadPoolExecutor(_THREADS, "interp-embed-documents") as executor:
+            for block in blocks:
+                self._add(block, executor)
+                bar.update(len(block.frame))
+                del block  # before the next one is read
+
+    def _add(self, block: DocumentBlock, executor: ThreadPoolExecutor) -> None:
+        start = self._stop
+        self._stop = stop = start + len(block.frame)
+        named = digest([block.hashes, _as_json(block.schema)])[:12]
+        record = f"{PLANNING}/{start:012d}-{stop:012d}-{named}.json"
+        folder = self._recorded(record) if record in self._known else None
+        if folder is None:
+            key = f"{DOCUMENTS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
+            folder = _write_block(self.storage, key, block, executor)
+            if not self.storage.put_if_absent(record, seal({"folder": folder.to_json()})):
+                # Of another process, or of this one, if the answer to a first try was lost. One
+                # that is gone was deleted once there was a plan, which then counts.
+                first = self._recorded(record)
+                if first is not None and first.key != folder.key:
+                    self.storage.delete_folder(folder.key)
+                folder = first or folder
+        self._blocks.append(PlannedBlock(start, stop, folder, None, dict(block.hashes)))
+        self._schemas.append(block.schema)
+        if self._unified:
+            self._unified = unified_schema(self._unified, block.schema)
+        else:
+            self._unified = block.schema
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no document."""
+        return not self._blocks
+
+    def _recorded(self, key: str) -> Folder | None:
+        try:
+            record = unseal(self.storage.get(key), f"{key} in {self.storage.url}")
+        except FileNotFoundError:
+            return None
+        return Folder.from_json(record["folder"])
+
+    def publish(self, documents_per_chunk: int) -> None:
+        """Make the blocks count, unless another plan was first.
+
+        Raises
+        ------
+        StoreExistsError
+            If the other plan is of other documents.
+        """
+        blocks = [
+            block if schema == self._unified else block._replace(columns=_as_json(schema))
+            for block, schema in zip(self._blocks, self._schemas, strict=True)
+        ]
+        after = self._after
+        before = after.blocks if after else ()
         plan = Plan(
-            n_documents=len(frame),
+            n_documents=self._stop,
             documents_per_chunk=documents_per_chunk,
-            columns=[column.to_json() for column in schema],
+            columns=_as_json(self._unified),
             blocks=blocks,
-            hashes=hashes,
+            hashes=combined_hashes([b.hashes for b in (*before, *blocks)]),
         )
         document = {"format_version": FORMAT_VERSION, **plan.to_json()}
-        if not storage.put_if_absent(PLAN, seal(document)):
+        key = plan_key(after.additions + 1 if after else 0)
+        if not self.storage.put_if_absent(key, seal(document)):
             # Another plan was first, or this one, if the answer to a first try was lost.
-            winner = read_plan(storage)
-            named = {block.key for _, _, block in winner.blocks} if winner else set()
-            for _, _, block in blocks:
-                if winner and block.key not in named:
-                    storage.delete_folder(block.key)
-    return Store(storage)
+            winner = read_plan(self.storage)
+            named = {block.folder.key for block in winner.blocks} if winner else set()
+            mine = [block.folder.key for block in blocks if block.folder.key not in named]
+            if winner:
+                self.storage.delete_folders(mine)
+            if winner and mine and winner.hashes != plan.hashes:
+                raise StoreExistsError(
+                    f"other documents were added to the store at {self.storage.url} meanwhile; add "
+                    "these again"
+                    if after
+                    else f"another store was created at {self.storage.url} meanwhile; it is of other "
+                    "documents"
+                )
+        for key in _records(self.storage):
+            self.storage.delete(key)
 
 
-def _write_documents(
-    storage: Storage, frame: pd.DataFrame, schema: list[Any], field: Any
-) -> list[tuple[int, int, Folder]]:
-    blocks: list[tuple[int, int, Folder]] = []
-    start = 0
-    lengths = [len(v) if isinstance(v, str) else 0 for v in frame[field]]
-    total = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    while start < len(frame) or not blocks:
-        stop = int(np.searchsorted(total, total[start] + _BLOCK_CHARACTERS, side="right")) - 1
-        stop = min(max(stop, start + 1), start + _BLOCK_DOCUMENTS, len(frame))
-        key = f"{DOCUMENTS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
-        with FolderWriter(storage, key) as arrays:
-            for name, (values, spec) in encode_frame(frame.iloc[start:stop], schema).items():
-                text = values.dtype == object
-                arrays.add(name, spec, values, inner_documents(values) if text else INNER_ELEMENTS)
-            folder = arrays.close()
-        blocks.append((start, stop, folder))
-        start = stop
-    return blocks
+def _as_json(schema: Sequence[Column]) -> list[dict[str, Any]]:
+    return [column.to_json() for column in schema]
+
+
+def _write_block(
+    storage: Storage, key: str, block: DocumentBlock, executor: ThreadPoolExecutor
+) -> Folder:
+    with FolderWriter(storage, key, executor) as arrays:
+        for name, (values, spec) in encode_frame(block.frame, block.schema).items():
+            text = values.dtype == object
+            arrays.add(name, spec, values, inner_documents(values) if text else INNER_ELEMENTS)
+        return arrays.close()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from interp_embed.errors import FingerprintMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from interp_embed.store.blocks import DocumentBlock
     from interp_embed.store.reader import Store
 
 __all__ = ["check_fingerprint", "fingerprint_differences", "merge"]
@@ -40,7 +41,12 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_fingerprint(
-    store: Store, given: Mapping[str, Any], n_documents: int | None = None
+    store: Store,
+    given: Mapping[str, Any],
+    blocks: Iterator[DocumentBlock] | None = None,
+    *,
+    n_documents: int | None = None,
+    in_memory: bool = False,
 ) -> None:
     """Refuse to go on with a run that was made with something else.
 
@@ -50,17 +56,24 @@ def check_fingerprint(
         The store.
     given
         The fingerprint of the run.
+    blocks
+        The documents that were given, cut as `interp_embed.store.blocks` cuts them. They are compared
+        block by block, up to the first that differs.
     n_documents
-        Documents that were given, where the fingerprint says something of them.
+        How many there are, where it is known without reading them.
+    in_memory
+        Whether looking at the documents costs so little that it is worth it though settings differ.
 
     Raises
     ------
     FingerprintMismatchError
-        Naming each part that differs, with both values.
+        Naming each part that differs, with both values, or which documents.
     """
     differences = fingerprint_differences(store.attributes["fingerprint"], given)
-    if differences:
-        parts = dict.fromkeys(_difference(store, *each, n_documents) for each in differences)
+    parts = [f"{name}: stored {_short(a)}, given {_short(b)}" for name, a, b in differences]
+    if blocks is not None and (in_memory or not parts):
+        parts += _document_differences(store, blocks, n_documents)
+    if parts:
         raise FingerprintMismatchError(
             f"the store at {store.storage.url} was made with something else, so its activations "
             f"would not match new ones. What differs: {'; '.join(parts)}. Use what the store was "
@@ -68,13 +81,36 @@ def check_fingerprint(
         )
 
 
-def _difference(store: Store, name: str, stored: Any, given: Any, n_documents: int | None) -> str:
-    """Return a difference for people, to whom hashes say nothing."""
-    if name.startswith("documents."):
-        if n_documents not in (None, store.n_documents):
-            return f"the documents ({store.n_documents:,} stored, {n_documents:,} given)"
-        return "the texts" if name == "documents.text" else "columns other than the text"
-    return f"{name}: stored {_short(stored)}, given {_short(given)}"
+def _document_differences(
+    store: Store, blocks: Iterator[DocumentBlock], n_documents: int | None
+) -> list[str]:
+    """Return what differs in the first documents that differ."""
+    if n_documents is not None and n_documents != store.n_documents:
+        return [_numbers(store, f"{n_documents:,}")]
+    stop = 0
+    planned = iter(store.plan.blocks)
+    for block in blocks:
+        start, stop = stop, stop + len(block.frame)
+        expected = next(planned, None)
+        if expected is None:
+            if start == stop:
+                continue
+            return [_numbers(store, f"more than {start:,}")]
+        if stop < expected.stop and next(blocks, None) is None:
+            return [_numbers(store, f"{stop:,}")]
+        names = {"text": "the texts", "columns": "columns other than the text"}
+        parts = [
+            f"{said} of documents {start:,} to {max(start, min(stop, expected.stop) - 1):,}"
+            for name, said in names.items()
+            if block.hashes[name] != expected.hashes[name]
+        ]
+        if parts:
+            return parts
+    return [_numbers(store, f"{stop:,}")] if stop < store.n_documents else []
+
+
+def _numbers(store: Store, given: str) -> str:
+    return f"the documents ({store.n_documents:,} stored, {given} given)"
 
 
 def _short(value: Any) -> str:

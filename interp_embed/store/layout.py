@@ -26,7 +26,9 @@ __all__ = [
     "MANIFEST",
     "MAX_CHUNK_NNZ",
     "PLAN",
+    "PLANNING",
     "ROOT",
+    "SAVING",
     "TARGET_CHUNK_NNZ",
     "check_dtype",
     "check_version",
@@ -38,7 +40,10 @@ __all__ = [
 FORMAT_VERSION = 1
 ROOT = "zarr.json"
 BINDING = "binding.json"
+SAVING = "saving.json"
+"""The root of a store that is being saved, until it is whole."""
 PLAN = "plan.json"
+PLANNING = "planning"
 MANIFEST = "manifest.json"
 CHUNKS = "chunks"
 COMMITS = "commits"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,10 @@ __all__ = [
     "Interval",
     "Ledger",
     "Plan",
+    "PlannedBlock",
     "commit_keys",
+    "committed_ranges",
+    "plan_key",
     "read_commits",
     "read_manifest",
     "read_plan",
@@ -66,6 +69,8 @@ class Commit:
         Strings of the token ids that are special somewhere in the chunk (BOS, chat template).
     folder : Folder
         The arrays.
+    shift : int
+        What to add to the folder's own document numbers, where it was copied from another store.
     """
 
     start: int
@@ -82,6 +87,7 @@ class Commit:
     encoder: str
     vocabulary: Mapping[str, str]
     folder: Folder
+    shift: int = 0
 
     @property
     def key(self) -> str:
@@ -98,6 +104,8 @@ class Commit:
         value: dict[str, Any] = {
             name: getattr(self, name) for name in self.__slots__ if name != "folder"
         }
+        if not self.shift:
+            del value["shift"]
         return value | {"folder": self.folder.to_json(objects=objects)}
 
     @classmethod
@@ -119,6 +127,39 @@ class Interval:
     commit: Commit
 
 
+class PlannedBlock(NamedTuple):
+    """Documents that are stored in one folder.
+
+    Attributes
+    ----------
+    start, stop : int
+        Their numbers.
+    folder : Folder
+        The arrays of their columns.
+    columns : list of dict or None
+        Their schema, where it is not that of all documents.
+    hashes : dict of str to str
+        ``text`` and ``columns``, see `interp_embed.store.document_hash`.
+    """
+
+    start: int
+    stop: int
+    folder: Folder
+    columns: Sequence[Mapping[str, Any]] | None
+    hashes: Mapping[str, str]
+
+    def to_json(self) -> list[Any]:
+        """Return a JSON value that `from_json` reads."""
+        more = {"columns": self.columns, "hashes": dict(self.hashes)}
+        return [self.start, self.stop, self.folder.to_json(), more]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> PlannedBlock:
+        """Read what `to_json` returned."""
+        start, stop, folder, more = value
+        return cls(start, stop, Folder.from_json(folder), more["columns"], more["hashes"])
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be encoded: written once, when a store is created.
@@ -129,17 +170,31 @@ class Plan:
         Chunk ``i`` is the documents ``i * documents_per_chunk`` up to the next multiple.
     columns : list of dict
         Schema of the documents' columns, see `interp_embed.store.columns`.
-    blocks : list of (int, int, Folder)
+    blocks : list of PlannedBlock
         The documents themselves.
     hashes : dict of str to str
-        ``text`` and ``columns``: SHA-256 of the encoded field and of the other columns.
+        ``text`` and ``columns``: digests of the blocks' hashes.
+    additions : int
+        How often documents were added since the store was created.
     """
 
     n_documents: int
     documents_per_chunk: int
     columns: Sequence[Mapping[str, Any]]
-    blocks: Sequence[tuple[int, int, Folder]]
+    blocks: Sequence[PlannedBlock]
     hashes: Mapping[str, str]
+    additions: int = 0
+
+    def with_added(self, added: Plan) -> Plan:
+        """Return this plan with what was added to it."""
+        unified = added.columns
+        blocks = [
+            block._replace(columns=self.columns)
+            if block.columns is None and self.columns != unified
+            else block
+            for block in self.blocks
+        ]
+        return replace(added, blocks=[*blocks, *added.blocks], additions=self.additions + 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value that `from_json` reads."""
@@ -147,7 +202,7 @@ class Plan:
             "n_documents": self.n_documents,
             "documents_per_chunk": self.documents_per_chunk,
             "columns": list(self.columns),
-            "blocks": [[start, stop, folder.to_json()] for start, stop, folder in self.blocks],
+            "blocks": [block.to_json() for block in self.blocks],
             "hashes": dict(self.hashes),
         }
 
@@ -158,7 +213,7 @@ class Plan:
             n_documents=value["n_documents"],
             documents_per_chunk=value["documents_per_chunk"],
             columns=value["columns"],
-            blocks=[(start, stop, Folder.from_json(f)) for start, stop, f in value["blocks"]],
+            blocks=[PlannedBlock.from_json(block) for block in value["blocks"]],
             hashes=value["hashes"],
         )
 
@@ -287,10 +342,9 @@ def read_commits(storage: Storage) -> list[Commit]:
     listed = commit_keys(storage)
     while True:
         known = {key: commit for key, commit in known.items() if key in listed}
-        for key in sorted(listed - set(known)):
-            try:
-                data = storage.get(key)
-            except FileNotFoundError:  # superseded and deleted since the listing
+        new = sorted(listed - set(known))
+        for key, data in zip(new, storage.get_several(new), strict=True):
+            if data is None:  # superseded and deleted since the listing
                 continue
             known[key] = Commit.from_json(unseal(data, f"{key} in {storage.url}"))
         again = commit_keys(storage)
@@ -308,14 +362,29 @@ def commit_keys(storage: Storage) -> set[str]:
     }
 
 
+def committed_ranges(storage: Storage) -> list[tuple[int, int]]:
+    """Return the documents that each commit holds, from a listing alone: no commit is read."""
+    names = (key.rsplit("/", 1)[1].split("-") for key in commit_keys(storage))
+    return sorted((int(start), int(stop)) for start, stop, _ in names)
+
+
+def plan_key(number: int) -> str:
+    """Return the key of the plan, or of what was added to it for the ``number``-th time."""
+    return f"plan-{number:06d}.json" if number else PLAN
+
+
 def read_plan(storage: Storage) -> Plan | None:
-    """Read the plan; None where creation did not come that far."""
-    try:
-        document = unseal(storage.get(PLAN), f"{PLAN} in {storage.url}")
-    except FileNotFoundError:
-        return None
-    check_version(document.pop("format_version", None), storage.url)
-    return Plan.from_json(document)
+    """Read the plan with all that was added to it; None where creation did not come that far."""
+    plan: Plan | None = None
+    while True:
+        key = plan_key(0 if plan is None else plan.additions + 1)
+        try:
+            document = unseal(storage.get(key), f"{key} in {storage.url}")
+        except FileNotFoundError:
+            return plan
+        check_version(document.pop("format_version", None), storage.url)
+        added = Plan.from_json(document)
+        plan = added if plan is None else plan.with_added(added)
 
 
 def read_manifest(storage: Storage) -> list[Commit] | None:

@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,17 +16,34 @@ import numpy as np
 from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import CorruptStoreError, NotAStoreError
 from interp_embed.store.chunks import StoredChunk
-from interp_embed.store.columns import Column, decode_frame
-from interp_embed.store.handles import opened
-from interp_embed.store.layout import BINDING, LABELS, ROOT, check_version
-from interp_embed.store.ledger import Ledger, Plan, read_commits, read_manifest, read_plan
+from interp_embed.store.columns import Column
+from interp_embed.store.documents import DocumentReader
+from interp_embed.store.handles import Reference, opened
+from interp_embed.store.layout import (
+    BINDING,
+    LABELS,
+    MANIFEST,
+    PLAN,
+    ROOT,
+)
+from interp_embed.store.ledger import (
+    Ledger,
+    Plan,
+    plan_key,
+    read_commits,
+    read_manifest,
+    read_plan,
+)
+from interp_embed.store.readahead import ReadAhead
+from interp_embed.store.root import read_root, unfinished
 from interp_embed.store.sealed import digest, unseal
 from interp_embed.store.shard_reader import BlockCache
 from interp_embed.store.storage import open_storage
+from interp_embed.store.storage_wrapped import AtOnce
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -35,63 +51,16 @@ if TYPE_CHECKING:
 
     from interp_embed.chunk import TokenTable
     from interp_embed.store.index import FeatureIndex
+    from interp_embed.store.ledger import Commit
+    from interp_embed.store.readahead import Wanted
     from interp_embed.store.storage import Storage
 
-__all__ = ["MISSING", "Store", "read_root", "root_document"]
+__all__ = ["MISSING", "Store"]
 
 T = TypeVar("T")
 
 MISSING = 255
 """Status of a document that no commit holds yet."""
-
-
-def root_document(attributes: dict[str, Any]) -> bytes:
-    """Return the root ``zarr.json``: a plain Zarr group whose attributes carry their checksum."""
-    body = json.loads(json.dumps(attributes))  # keys as a reader will see them
-    sealed = {**body, "checksum": digest(body)}
-    return json.dumps({**_GROUP, "attributes": sealed}, indent=1).encode()
-
-
-_GROUP = {"zarr_format": 3, "node_type": "group"}
-
-
-def read_root(storage: Storage) -> dict[str, Any]:
-    """Return the root attributes.
-
-    Raises
-    ------
-    NotAStoreError
-        If there is nothing, or something else, at this place.
-    UnsupportedFormatError
-        If a newer release wrote the store.
-    CorruptStoreError
-        If the root is damaged.
-    """
-    try:
-        data = storage.get(ROOT)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise NotAStoreError(
-            f"there is no store at {storage.url}: it has no {ROOT}. Give the folder that was passed "
-            "as save_path"
-        ) from None
-    damaged = f"{ROOT} in {storage.url}"
-    try:
-        document = json.loads(data)
-        attributes = document.pop("attributes")
-        claimed = attributes.pop("checksum")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        if isinstance(error, KeyError) and document.get("zarr_format") == 3:
-            raise NotAStoreError(
-                f"{storage.url} is a Zarr hierarchy, but not one that interp_embed wrote"
-            ) from None
-        raise CorruptStoreError(f"{damaged} is damaged: {error!r}") from error
-    check_version(attributes.get("format_version"), storage.url)
-    if claimed != digest(attributes) or document != _GROUP:
-        raise CorruptStoreError(
-            f"{damaged} is damaged: its content does not match its checksum. "
-            "Restore this object from a copy"
-        )
-    return dict(attributes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +73,22 @@ class _Snapshot:
     def chunk(self, interval: int) -> StoredChunk:
         """Return the chunk that an interval of the ledger is read from."""
         return self.chunks[self.ledger.intervals[interval].commit.key]
+
+
+def _is_clean(chunk: StoredChunk) -> bool:
+    """Whether every document of the chunk was encoded whole, which the commit says."""
+    return not (chunk.commit.n_failed or chunk.commit.n_truncated)
+
+
+def _identity(plan: Plan | None) -> str:
+    return digest([block.folder.key for block in plan.blocks[:1]] if plan else None)
+
+
+def _referred(reference: Reference) -> Store:
+    """Return a store that is opened when it is first asked for something."""
+    store = Store.__new__(Store)
+    vars(store)["_reference"] = reference
+    return store
 
 
 class Store:
@@ -124,27 +109,69 @@ class Store:
 
     def __init__(self, location: str | os.PathLike[str] | Storage) -> None:
         self.storage = open_storage(location)
-        self.attributes = read_root(self.storage)
-        plan = read_plan(self.storage)
+        first = AtOnce(self.storage, (ROOT, PLAN, plan_key(1), BINDING, MANIFEST))
+        self.attributes = read_root(first)
+        plan = read_plan(first)
         if plan is None:
-            raise NotAStoreError(
-                f"the store at {self.storage.url} was never finished creating: it has no documents. "
-                "Create it again with the data and the same path"
-            )
+            raise NotAStoreError(unfinished(self.storage))
         self.plan: Plan = plan
         self.cache = BlockCache()
+        self._documents = DocumentReader(self.storage, self.cache)
         self._index: tuple[Ledger, FeatureIndex | None] | None = None
-        self.refresh_binding()
-        self.refresh()
+        self._take_binding(first)
+        self._take_ledger(read_manifest(first))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a reference; see `interp_embed.store.handles`."""
-        return opened, (self.storage.url, self.ledger.state)
+        reference = vars(self).get("_reference")
+        if reference is None:
+            reference = Reference(self.storage.url, self.identity, self.ledger.state)
+        return _referred, (reference,)
+
+    if not TYPE_CHECKING:  # for mypy every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Open the store that was sent here, when it is first asked for something."""
+            reference = vars(self).get("_reference")
+            if reference is None or name.startswith("__"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            vars(self).update(vars(opened(reference)))
+            vars(self).pop("_reference", None)  # unless another thread was first
+            return object.__getattribute__(self, name)
+
+    @property
+    def identity(self) -> str:
+        """Digest that no other store has: its documents are in folders with names of their own."""
+        return _identity(self.plan)
+
+    def require_identity(self, identity: str) -> None:
+        """Refuse to read from another store than is meant.
+
+        Raises
+        ------
+        CorruptStoreError
+            If this is another one.
+        """
+        if self.identity != identity:
+            raise CorruptStoreError(
+                f"the store at {self.storage.url} was replaced by another one meanwhile. Open it again"
+            )
+
+    def _require_unreplaced(self) -> None:
+        """Refuse to go on where another store, or none, stands in this one's place."""
+        if _identity(read_plan(self.storage)) != self.identity:
+            raise CorruptStoreError(
+                f"the store that was opened at {self.storage.url} is not there any more: it was "
+                "deleted, or another one was saved in its place. Open it again"
+            )
 
     def refresh_binding(self) -> bool:
         """Take over what the first run added to the root's attributes; return whether there is any."""
+        return self._take_binding(self.storage)
+
+    def _take_binding(self, storage: Storage) -> bool:
         try:
-            data = self.storage.get(BINDING)
+            data = storage.get(BINDING)
         except FileNotFoundError:
             return False
         bound = unseal(data, f"{BINDING} in {self.storage.url}")
@@ -152,14 +179,25 @@ class Store:
         return True
 
     def refresh(self, *, manifest: bool = True) -> None:
-        """Look at the ledger again."""
-        commits = read_manifest(self.storage) if manifest else None
+        """Look at the ledger again, and at the plan where it holds documents that were added."""
+        self._take_ledger(read_manifest(self.storage) if manifest else None)
+
+    def _take_ledger(self, commits: list[Commit] | None) -> None:
         if commits is None:
             commits = read_commits(self.storage)
+        if max((commit.stop for commit in commits), default=0) > self.n_documents:
+            self.refresh_plan()
         ledger = Ledger(commits, self.plan.n_documents)
         chunks = {c.key: StoredChunk(self.storage, c, self.cache) for c in ledger.live}
         # Replaced together: other threads may be reading.
         self._snapshot = _Snapshot(ledger, chunks)
+
+    def refresh_plan(self) -> None:
+        """Take over documents that were added since the store was opened."""
+        plan = read_plan(self.storage)
+        if plan is not None and plan.n_documents > self.n_documents:
+            self.__dict__.pop("schema", None)
+            self.plan = plan
 
     @property
     def ledger(self) -> Ledger:
@@ -180,6 +218,7 @@ class Store:
             try:
                 return read()
             except FileNotFoundError as error:
+                self._require_unreplaced()
                 self.refresh(manifest=False)
                 same = self.ledger.state == before
                 # What was committed once stays: a ledger that shrank was deleted, not merged.
@@ -192,6 +231,10 @@ class Store:
         raise CorruptStoreError(
             f"the store at {self.storage.url} changes faster than it can be read"
         )
+
+    def ahead(self, plans: Iterable[Iterator[Iterable[Wanted]]]) -> ReadAhead:
+        """Read what several plans ask for; see `interp_embed.store.readahead`. To be closed."""
+        return ReadAhead(self.storage).follow(plans)
 
     # What the store says of itself
 
@@ -258,34 +301,7 @@ class Store:
             raise IndexError(
                 f"documents {wanted.min()} to {wanted.max()} asked of {self.n_documents}"
             )
-
-        def read() -> dict[str, NDArray[Any]]:
-            names = [name for column in schema for name in column.arrays]
-            return {name: self._column(name, wanted) for name in names}
-
-        return decode_frame(self.consistently(read), schema, len(wanted))
-
-    def _column(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
-        out: NDArray[Any] | None = None
-        for start, stop, folder in self.plan.blocks:
-            here = np.flatnonzero((wanted >= start) & (wanted < stop))
-            if len(here) == 0 and out is not None:
-                continue
-            array = folder.open(self.storage, name, self.cache)
-            if out is None:
-                out = np.empty(len(wanted), array.dtype)
-            if len(here) == 0:
-                continue
-            position = wanted[here] - start
-            low, high = int(position.min()), int(position.max()) + 1
-            if high - low == array.length:
-                out[here] = array.read_all()[position]
-            elif high - low <= 4 * len(here):
-                out[here] = array.read(low, high)[position - low]
-            else:
-                for target, p in zip(here.tolist(), position.tolist(), strict=True):
-                    out[target] = array.read(p, p + 1)[0]
-        return np.empty(0, object) if out is None else out
+        return self.consistently(lambda: self._documents.frame(self.plan, schema, wanted))
 
     def record(self, document: int) -> dict[Any, Any]:
         """Return one document's columns as a dictionary."""
@@ -328,9 +344,23 @@ class Store:
             if located is None:
                 raise KeyError(f"document {document} is not encoded")
             chunk, position = located
-            return chunk.csr(position), chunk.tokens(position), chunk.vocabulary
+            with self.ahead([chunk.steps_of_documents(position, position + 1)]):
+                return chunk.csr(position), chunk.tokens(position), chunk.vocabulary
 
         return self.consistently(read)
+
+    def documents_ahead(
+        self, documents: NDArray[np.int64], columns_of: NDArray[np.int64]
+    ) -> ReadAhead:
+        """Read what `document` will read of some documents, and `frame` of others. To be closed."""
+        if not self.storage.remote:
+            return self.ahead(())
+        plans = [
+            chunk.steps_of_documents(position, position + 1)
+            for chunk, positions, _ in self.parts(documents)
+            for position in positions.tolist()
+        ]
+        return self.ahead([*plans, self._documents.steps(self.plan, self.schema, columns_of)])
 
     def chunk(self, documents: NDArray[np.int64]) -> Chunk:
         """Return some documents in memory, in order; those that no commit holds are left out."""
@@ -338,13 +368,17 @@ class Store:
 
         def read() -> Chunk:
             parts, where = [nothing], [np.empty(0, np.int64)]
+            runs = []
             for stored, positions, index in self.parts(documents):
                 low, high = int(positions.min()), int(positions.max()) + 1
                 if high - low <= 2 * len(positions):
-                    parts.append(stored.read(low, high).take(positions - low))
+                    runs.append((stored, low, high, positions - low))
                 else:
-                    parts += [stored.read(int(p), int(p) + 1) for p in positions]
+                    one = np.zeros(1, np.int64)
+                    runs += [(stored, p, p + 1, one) for p in positions.tolist()]
                 where.append(index)
+            with self.ahead(stored.steps_of_documents(a, b) for stored, a, b, _ in runs):
+                parts += [stored.read(a, b).take(taken) for stored, a, b, taken in runs]
             order = np.argsort(np.concatenate(where), kind="stable")
             return Chunk.concatenate(parts).take(order)
 
@@ -376,13 +410,28 @@ class Store:
                 chunk = snapshot.chunk(interval)
                 yield chunk, documents[where] - chunk.commit.start, where
 
+    def _parts_with(
+        self,
+        documents: NDArray[np.int64],
+        names: Sequence[str],
+        without: Callable[[StoredChunk], bool] = lambda _: False,
+    ) -> Iterator[tuple[StoredChunk, NDArray[np.int64], NDArray[np.int64], bool]]:
+        """Yield `parts`, arrays of each chunk read ahead, and whether it does ``without`` them."""
+        if not self.storage.remote:
+            yield from ((*part, without(part[0])) for part in self.parts(documents))
+            return
+        parts = [(*part, without(part[0])) for part in self.parts(documents)]
+        with self.ahead(part[0].steps_of(*names) for part in parts if not part[3]):
+            yield from parts
+
     def status(self, documents: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return a `DocumentStatus` for each document, or `MISSING`."""
 
         def read() -> NDArray[np.uint8]:
             out = np.full(len(documents), MISSING, np.uint8)
-            for chunk, positions, where in self.parts(documents):
-                clean = not (chunk.commit.n_failed or chunk.commit.n_truncated)
+            for chunk, positions, where, clean in self._parts_with(
+                documents, ("status",), _is_clean
+            ):
                 out[where] = DocumentStatus.OK if clean else chunk.status()[positions]
             return out
 
@@ -393,7 +442,7 @@ class Store:
 
         def read() -> NDArray[np.int64]:
             out = np.zeros(len(documents), np.int64)
-            for chunk, positions, where in self.parts(documents):
+            for chunk, positions, where, _ in self._parts_with(documents, ("doc_ptr",)):
                 out[where] = chunk.n_tokens()[positions]
             return out
 
@@ -404,15 +453,21 @@ class Store:
 
         def read() -> NDArray[np.int64]:
             out = np.zeros(len(documents), np.int64)
-            for chunk, positions, where in self.parts(documents):
-                low, high = int(positions.min()), int(positions.max()) + 1
-                pointer = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
-                end = chunk.array("token/end").read(int(pointer[0]), int(pointer[-1]))
-                # Spans follow each other, and those of special tokens end at 0.
-                whole = np.append(end, np.uint32(0))
-                furthest = np.maximum.reduceat(whole, pointer[:-1] - pointer[0])
-                furthest[pointer[1:] == pointer[:-1]] = 0
-                out[where] = furthest[positions - low]
+            parts = list(self.parts(documents))
+            plans = [
+                chunk.steps_of_ends(int(positions.min()), int(positions.max()) + 1)
+                for chunk, positions, _ in parts
+            ]
+            with self.ahead(plans):
+                for chunk, positions, where in parts:
+                    low, high = int(positions.min()), int(positions.max()) + 1
+                    pointer = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
+                    end = chunk.array("token/end").read(int(pointer[0]), int(pointer[-1]))
+                    # Spans follow each other, and those of special tokens end at 0.
+                    whole = np.append(end, np.uint32(0))
+                    furthest = np.maximum.reduceat(whole, pointer[:-1] - pointer[0])
+                    furthest[pointer[1:] == pointer[:-1]] = 0
+                    out[where] = furthest[positions - low]
             return out
 
         return self.consistently(read)
@@ -422,8 +477,10 @@ class Store:
 
         def read() -> dict[int, str]:
             reasons: dict[int, str] = {}
-            for chunk, positions, where in self.parts(documents):
-                if not chunk.commit.n_failed:
+            for chunk, positions, where, none in self._parts_with(
+                documents, ("status", "reason"), lambda chunk: not chunk.commit.n_failed
+            ):
+                if none:
                     continue
                 failed = chunk.status()[positions] == DocumentStatus.FAILED
                 for position, index in zip(positions[failed], where[failed], strict=True):

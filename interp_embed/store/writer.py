@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from interp_embed.errors import (
     FingerprintMismatchError,
     SingleWriterError,
 )
+from interp_embed.parallel import available_cpus
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import write_chunk
 from interp_embed.store.fingerprint import check_fingerprint, merge
@@ -67,7 +69,8 @@ class StoreWriter:
         self.storage = store.storage
         self.dtype = store.dtype
         # A few more than there are cores: some wait for the disk.
-        self._executor = ThreadPoolExecutor((os.cpu_count() or 1) + 2, "interp-embed-write")
+        self._executor = ThreadPoolExecutor(available_cpus() + 2, "interp-embed-write")
+        self._given_up = threading.Event()
         self._holds_lock = False
         self._check(fingerprint or {}, d_sae)
         self._lock()
@@ -121,10 +124,19 @@ class StoreWriter:
 
     def close(self) -> None:
         """Release what the writer holds."""
-        self._executor.shutdown()
+        given_up = self._given_up.is_set()
+        self._executor.shutdown(wait=not given_up, cancel_futures=given_up)
         if self._holds_lock:
             self.storage.delete(self._LOCK)
             self._holds_lock = False
+
+    def give_up(self) -> None:
+        """Have a write in progress on another thread end without a commit, as soon as it can."""
+        self._given_up.set()
+
+    def _go_on(self) -> None:
+        if self._given_up.is_set():
+            raise InterruptedError(f"writing to {self.storage.url} was given up")
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -177,10 +189,11 @@ class StoreWriter:
         if rounded.nnz != chunk.nnz:  # rounding dropped entries: what was known does not hold
             pooled = None
         folder_key = f"{CHUNKS}/{start:012d}-{stop:012d}-{uuid.uuid4().hex[:12]}"
-        with FolderWriter(self.storage, folder_key, executor) as arrays:
+        with FolderWriter(self.storage, folder_key, executor, self._go_on) as arrays:
             statistics = write_chunk(arrays, rounded, self.dtype, pooled, executor)
             extent = {"d_sae": chunk.d_sae, "start": start, "stop": stop}
             folder = arrays.close({**extent, **statistics})
+            self._go_on()
         commit = Commit(
             start=start,
             stop=stop,

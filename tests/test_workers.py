@@ -1,0 +1,435 @@
+"""Many processes encode one store: killed at random and started again, they end with one right store."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from fake_sae import FAIL, LOG, SLOW, WordSAE
+from fork_server import alive
+from s3_server import s3_server
+
+from interp_embed import Dataset
+from interp_embed.cli import run
+from interp_embed.cli.workers import processes_for, visible_gpus
+from interp_embed.encode import Worker, encode, finish_store
+from interp_embed.encode.shares import gaps
+from interp_embed.errors import FingerprintMismatchError
+from interp_embed.store import Store
+from interp_embed.store.storage import open_storage
+from interp_embed.store.verify import verify
+from interp_embed.testing import assert_chunks_equal, read_everything
+
+
+def records(n):
+    """Documents that begin with their own name; one fails and one has no words."""
+    rng = np.random.default_rng(n)
+    texts = [
+        f"doc{i:04d} " + " ".join(f"w{j}" for j in rng.integers(0, 50, int(rng.integers(0, 9))))
+        for i in range(n)
+    ]
+    texts[n // 3] += f" {FAIL}"
+    texts[n // 2] = ""
+    return [{"text": text, "number": i} for i, text in enumerate(texts)]
+
+
+def source_of(found, folder):
+    path = folder / "documents.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in found))
+    return path
+
+
+def plan(source, store, chunk_documents):
+    arguments = ["plan", source, store, "--sae", "fake_sae:WordSAE"]
+    assert run([*map(str, arguments), "--chunk-documents", str(chunk_documents)]) == 0
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    while alive(pid):
+        time.sleep(0.0005)
+    return True
+
+
+def said(log):
+    """What the commands printed, and the exit codes of those that were not killed."""
+    folder, name = log.parent, log.name
+    codes = [int(path.read_text()) for path in folder.glob(f"{name}.code-*")]
+    return codes, "".join(path.read_text() for path in folder.glob(f"{name}.out-*"))
+
+
+def race(server, path, log, n_workers, kills, rng, **environment):
+    """Run workers that are killed and started again until nothing is missing; return the kills."""
+    storage = open_storage(path)
+    store = Store(storage)
+
+    def start(number):
+        arguments = ["encode", path, "--worker", f"{number}/{n_workers}", "--batch-size", "2"]
+        return server.start_cli(arguments, log, **environment)
+
+    running = {number: start(number) for number in range(n_workers)}
+    held, killed = set(), 0
+    while True:
+        missing = {d for a, b in gaps(store) for d in range(a, b)}
+        committed = set(range(store.n_documents)) - missing
+        assert held <= committed, "a commit was lost"
+        held = committed
+        if not missing:
+            break
+        if killed < kills and len(held) < store.n_documents * killed / kills * 0.9:
+            time.sleep(0.002)
+        elif killed < kills:  # evenly over the work, and some right after one another
+            time.sleep(rng.choice([0, 0.003, 0.01, 0.03]))
+            number = rng.choice(list(running))
+            killed += kill(running[number])
+            running[number] = start(number)
+        else:  # from here on whoever has ended may stay away
+            assert any(map(alive, running.values())), said(log)
+            time.sleep(0.02)
+    deadline = time.monotonic() + 120
+    while any(map(alive, running.values())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return killed
+
+
+def finish_while_killed(server, path, log, kills, rng, longest, **environment):
+    killed = 0
+    for _ in range(kills):
+        pid = server.start_cli(["finish", path], log, **environment)
+        moment = time.monotonic() + rng.uniform(0, longest)
+        while time.monotonic() < moment and alive(pid):
+            time.sleep(0.001)
+        killed += kill(pid)
+    pid = server.start_cli(["finish", path], log, **environment)
+    while alive(pid):
+        time.sleep(0.005)
+    return killed
+
+
+def assert_same(path, expected):
+    """Each document once, with what a single run gives it, and nothing left over."""
+    assert verify(path) == []
+    found = Dataset.load_from_file(path)
+    assert_chunks_equal(read_everything(found._store), read_everything(expected._store))
+    assert read_everything(found._store).doc_id.tolist() == list(range(len(expected)))
+    assert found.list() == expected.list()
+    assert found.failures().equals(expected.failures())
+    for method in ("max", "sum", "count"):
+        np.testing.assert_array_equal(found.latents(method), expected.latents(method))
+    names = {key.split("/", 1)[0] for key, _ in open_storage(path).list()}
+    assert names <= {
+        "binding.json",
+        "chunks",
+        "commits",
+        "documents",
+        "index",
+        "labels",
+        "manifest.json",
+        "plan.json",
+        "zarr.json",
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_eight_workers_killed_at_random_end_with_the_store_of_a_single_run(
+    server, quick_path, seed
+):
+    rng = random.Random(seed)
+    found = records(240)
+    path, log = quick_path / "s.zarr", quick_path / "log"
+    plan(source_of(found, quick_path), path, 4)
+    killed = race(server, path, log, 8, 24, rng, **{SLOW: "0.02"})
+    codes, output = said(log)
+    assert set(codes) == {0}, output
+    assert killed > 10
+    assert len(Store(path).ledger.commits) > 60, "workers do not merge"
+    assert finish_while_killed(server, path, log, 6, rng, 0.4) > 0
+    assert_same(path, Dataset(found, WordSAE()))
+    assert Store(path).index() is not None
+
+
+def test_workers_killed_at_random_on_an_object_store_end_with_the_store_of_a_single_run(
+    server, quick_path, monkeypatch
+):
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        path, log = "s3://bucket/some/where.zarr", quick_path / "log"
+        if not open_storage(path).arbitrates():
+            pytest.skip("this version of moto knows no conditional puts")
+        rng, found = random.Random(7), records(64)
+        plan(source_of(found, quick_path), path, 8)
+        killed = race(server, path, log, 4, 6, rng, **environment, **{SLOW: "0.02"})
+        codes, output = said(log)
+        assert set(codes) == {0}, output
+        assert killed > 2
+        assert finish_while_killed(server, path, log, 3, rng, 1.5, **environment) > 0
+        assert_same(path, Dataset(found, WordSAE()))
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(tmp_path, capsys):
+    """Fifty documents in ten chunks, and nothing encoded."""
+    plan(source_of(records(50), tmp_path), tmp_path / "s.zarr", 5)
+    capsys.readouterr()
+    return tmp_path / "s.zarr"
+
+
+@pytest.fixture
+def cli(capsys):
+    def call(*arguments):
+        code = run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call
+
+
+def start(*arguments, **environment):
+    """Start the command line in a process of its own."""
+    folder = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (folder, folder.parent)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "interp_embed.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+    )
+
+
+def test_a_plan_has_the_documents_and_says_what_to_do_next(tmp_path, cli, monkeypatch):
+    found = records(50)
+    monkeypatch.chdir(tmp_path)
+    source = source_of(found, tmp_path)
+    before = WordSAE.loads
+    given = ("plan", source.name, "my s.zarr", "--sae", "fake_sae:WordSAE", "--chunk-documents", 8)
+    code, out, err = cli(*given, "--dtype", "float16", "--description", "fifty")
+    assert (code, err) == (0, "")
+    assert "50 documents in 7 chunks of 8; 7 to encode" in out
+    assert "interp-embed encode 'my s.zarr' --worker i/n\n" in out
+    assert "interp-embed finish 'my s.zarr'" in out
+    assert WordSAE.loads == before
+    store = Store(tmp_path / "my s.zarr")
+    assert store.frame().to_dict("records") == found
+    assert (store.dtype, store.attributes["description"]) == (np.float16, "fifty")
+    assert store.ledger.commits == []
+    assert cli("encode", "my s.zarr", "--worker", "6/7")[0] == 0
+    assert "all of them are encoded" in cli(*given, "--dtype", "float16")[1]
+    code, _, err = cli(*given, "--dtype", "float32")
+    assert code == 1
+    assert "dtype" in err
+
+
+def test_workers_name_an_sae_that_the_store_cannot_name(tmp_path, cli, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from fake_sae import WordSAE\n"
+        "def make():\n"
+        "    class Local(WordSAE):\n"
+        "        pass\n"
+        "    return Local()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    source = source_of(records(9), tmp_path)
+    _, out, _ = cli("plan", source.name, "s.zarr", "--sae", "mine:make")
+    assert "interp-embed encode s.zarr --worker i/n --sae mine:make" in out
+    code, _, err = cli("encode", "s.zarr", "--worker", "0/1")
+    assert code == 1
+    assert "cannot be built again" in err
+    assert "--sae" in err
+    assert cli("encode", "s.zarr", "--worker", "0/1", "--sae", "mine:make")[0] == 0
+    assert cli("finish", "s.zarr")[0] == 0
+
+
+def test_finishing_lists_the_missing_chunks_and_does_nothing(planned, cli):
+    store = Store(planned)
+    encode(store, WordSAE(), worker=Worker(1, 2), batch_size=5)
+    for commit in Store(planned).ledger.commits:
+        if commit.start // 5 in (0, 3, 4, 5, 9):
+            (planned / commit.key).unlink()
+    before = sorted(p.name for p in (planned / "commits").iterdir())
+    code, out, _ = cli("finish", planned)
+    assert code == 1
+    assert "5 of 10 chunks are missing" in out
+    assert "missing: 0, 3-5, 9\n" in out
+    assert sorted(p.name for p in (planned / "commits").iterdir()) == before
+    with pytest.raises(RuntimeError, match=r"5 are missing \(0, 3-5, 9\)"):
+        finish_store(Store(planned))
+    assert cli("encode", planned, "--worker", "0/1")[0] == 0
+    code, out, _ = cli("finish", planned)
+    assert code == 0
+    assert "49 of 50 documents encoded" in out
+    assert "document 16 for one" in out
+    assert verify(planned) == []
+    assert cli("finish", planned)[0] == 0
+
+
+def test_a_store_alone_is_encoded_and_finished(planned, cli):
+    code, out, _ = cli("encode", planned)
+    assert code == 0
+    assert "49 documents encoded" in out
+    assert verify(planned) == []
+    assert (planned / "manifest.json").exists()
+    assert "0 documents encoded" in cli("encode", planned)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--worker", "2/2"], 2, "expected a worker from 0/2 to 1/2, got 2/2"),
+        (["--worker", "one"], 2, "expected i/n"),
+        (["--dtype", "float16"], 2, "--dtype is settled when a store is made"),
+        (["--save-every", "3"], 2, "--save-every is settled when a store is made"),
+        (["--gpus", "all", "--processes", "2"], 2, "exclude each other"),
+        (["--gpus", "all"], 1, "this process sees 0 GPUs. For processes on the CPU"),
+        (["--gpus", "1"], 1, "this process sees 0 GPUs"),
+        (["--gpus", "some"], 1, "'all', a number of GPUs, or some of them"),
+        (["--device", "cuda:0"], 1, "--device cuda:0"),
+        (["--sae", "fake_sae:WideSAE"], 1, "was made with something else"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(planned, cli, monkeypatch, arguments, code, message):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    found, out, err = cli("encode", planned, *arguments)
+    assert (found, out) == (code, "")
+    assert message in " ".join(err.split())
+
+
+def test_no_store_and_a_worker_without_a_plan_are_refused(tmp_path, cli):
+    source = source_of(records(3), tmp_path)
+    assert "there is no store" in cli("finish", tmp_path / "nowhere")[2]
+    code, _, err = cli("encode", source)
+    assert code == 1
+    assert "there is no store" in err
+    code, _, err = cli("encode", source, tmp_path / "s", "--worker", "0/2")
+    assert code == 2
+    assert "interp-embed plan" in " ".join(err.split())
+    assert not (tmp_path / "s").exists()
+
+
+def test_gpus_are_those_that_the_process_sees(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus("all") == ["0", "1", "2"]
+    assert visible_gpus("2") == ["0", "1"]
+    assert visible_gpus("2,") == ["2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-1f, 7")
+    assert visible_gpus("all") == ["4", "GPU-1f", "7"]
+    assert visible_gpus("0,2") == ["4", "7"]
+    for wanted in ("4", "0", "3,", "1,1", "", ",", "-1", "0-2"):
+        with pytest.raises(ValueError, match="--gpus"):
+            visible_gpus(wanted)
+    found = processes_for(Worker(1, 2), gpus="0,2", processes=None, device="auto")
+    assert [(str(p.worker), p.environment, p.device) for p in found] == [
+        ("2/4", {"CUDA_VISIBLE_DEVICES": "4"}, "cuda:0"),
+        ("3/4", {"CUDA_VISIBLE_DEVICES": "7"}, "cuda:0"),
+    ]
+
+
+@pytest.mark.parametrize("log", ["json", "none"])
+def test_processes_of_one_machine_encode_and_finish(tmp_path, log):
+    found = records(40)
+    given = ["--sae", "fake_sae:WordSAE", "--processes", "2", "--batch-size", "2", "--log", log]
+    child = start("encode", source_of(found, tmp_path), tmp_path / "s", *given)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert "complete, 39 of 40 documents encoded" in out
+    lines = err.splitlines()
+    if log == "json":
+        records_ = [json.loads(line) for line in lines]
+        assert {r["worker"] for r in records_} == {"0/2", "1/2"}
+        assert {r["worker"] for r in records_ if "tokens_per_s" in r} == {"0/2", "1/2"}
+    else:
+        assert len(lines) == 2, err
+        assert {line[:5] for line in lines} == {"[0/2]", "[1/2]"}
+    assert_same(tmp_path / "s", Dataset(found, WordSAE()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_processes_and_they_can_be_started_again(planned, tmp_path, number):
+    log = tmp_path / "log"
+    given = ["encode", planned, "--processes", "2", "--batch-size", "1"]
+    child = start(*given, **{SLOW: "0.2", LOG: str(log)})
+    deadline = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().split()) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 128 + number, err
+    assert err.count("what was committed is safe. The same command again") == 2
+    held = Store(planned).ledger.n_held
+    assert 0 < held < 50
+    assert not (planned / "manifest.json").exists()
+    again = start(*given)
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert_same(planned, Dataset(records(50), WordSAE()))
+
+
+def test_a_process_that_dies_is_made_good_by_the_others_and_still_counts(planned):
+    child = start("encode", planned, "--processes", "2", "--log", "json", **{SLOW: "0.05"})
+    deadline = time.monotonic() + 60
+    while not (found := children_of(child.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(found[0], signal.SIGKILL)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 128 + signal.SIGKILL, err
+    assert "complete, 49 of 50" in out
+    assert_same(planned, Dataset(records(50), WordSAE()))
+
+
+def children_of(pid):
+    return [p.pid for p in psutil.Process(pid).children()]
+
+
+def test_encoding_by_call_is_like_the_command(planned):
+    report = encode(planned, worker="1/2", device="cpu")
+    assert (report.encoded, report.failed) == (49, 1)
+    assert not (planned / "manifest.json").exists()
+    again = encode(planned, WordSAE())
+    assert (again.encoded, again.failed) == (0, 1), "what failed is tried again"
+    assert verify(planned) == []
+    assert Dataset.load_from_file(planned).feature_labels()[0] == "zeroth"
+    with pytest.raises(FingerprintMismatchError):
+        encode(planned, WordSAE(scale=2.0), worker="0/1")
+    with pytest.raises(ValueError, match="the workers are the cluster's"):
+        encode(planned, WordSAE(), client=object())
+
+
+@pytest.mark.model
+def test_the_sae_of_this_library_is_found_by_the_workers(tmp_path, cli):
+    source = source_of([{"text": "a cat sat on the mat"}, {"text": "the end"}], tmp_path)
+    code, out, err = cli("plan", source, tmp_path / "s", "--chunk-documents", 1)
+    assert code == 0, err
+    assert f"encode {tmp_path / 's'} --worker i/n\n" in out, "no --sae is needed"
+    code, out, err = cli("encode", tmp_path / "s", "--worker", "1/2", "--device", "cpu")
+    assert code == 0, err
+    assert "2 documents encoded" in out
+    assert cli("finish", tmp_path / "s")[0] == 0
+    found = Dataset.load_from_file(tmp_path / "s")
+    assert found.sae is not None
+    assert found.latents().shape == (2, 4096)
+    assert verify(tmp_path / "s") == []
