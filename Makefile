@@ -28,8 +28,10 @@ $(STAMP): pyproject.toml .ci/setup.py $(if $(TORCH),FORCE) $(shell test -x $(BIN
 demo: $(STAMP) ## Encode real documents with a real model, and look at them: writes demo/
 	$(BIN)/interp-embed demo $(ARGS)
 
+# A process for each core, four at most: each of them has a model in memory. A file's tests stay in
+# one process, for what they share.
 test: lint types ## Lint, types and all tests (ARGS="-k store" to choose among the tests)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: test ## The same as test
 

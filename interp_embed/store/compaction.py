@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import Chunk
+from interp_embed.heap import release_freed_memory
 from interp_embed.store.index_ledger import index_leftovers, read_index_commits
 from interp_embed.store.index_writer import build_index, delete_superseded
 from interp_embed.store.layout import (
@@ -115,6 +116,7 @@ def compact(
             parts = dict.fromkeys(interval.commit for interval in group)
             _delete_commits(store, [c for c in parts if start <= c.start and c.stop <= stop])
         del chunk, pooled
+        release_freed_memory()
     store.refresh(manifest=False)
     _delete_commits(store, store.ledger.superseded)
     return merged

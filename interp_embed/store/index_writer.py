@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from interp_embed.chunk import DocumentStatus, feature_dtype
+from interp_embed.heap import release_freed_memory
 from interp_embed.parallel import available_cpus
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import StoredChunk
@@ -118,6 +119,7 @@ def _build(store: Store, memory: int, progress: bool) -> None:
     room = (memory - _RESERVED) // _bytes_an_entry(store, d_sae, document)
     plan = _plan(store, max(_SMALLEST, room))
     sizes = [sum(s.n_entries for s in run) for run in plan if isinstance(run, list)]
+    release_freed_memory()  # of what came before, on top of which the workspace would come
     workspace = Workspace(max(sizes, default=0))
     segments: list[Segment] = []
     written: list[str] = []  # folders that nothing names yet
