@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -67,19 +67,27 @@ class Flights:
                 mine: Future[Any] = Future()
                 self._flying[key] = mine
         if future is not None:
-            found: R = future.result()
+            try:
+                found: R = future.result()
+            except CancelledError:  # the first thread was interrupted
+                return self.do(key, run)
             return found
         try:
             found = run()
         except BaseException as error:
-            mine.set_exception(error)
+            self._landed(key)
+            if isinstance(error, Exception):
+                mine.set_exception(error)
+            else:  # Ctrl-C is for one thread alone
+                mine.cancel()
             raise
-        else:
-            mine.set_result(found)
-            return found
-        finally:
-            with self._lock:
-                del self._flying[key]
+        self._landed(key)
+        mine.set_result(found)
+        return found
+
+    def _landed(self, key: Hashable) -> None:
+        with self._lock:
+            del self._flying[key]
 
 
 def bounded_map(

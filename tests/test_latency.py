@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -207,6 +209,47 @@ def test_damage_is_noticed_far_away(path, chunk, tmp_path):
         far(tmp_path / "s")[0].latents("count", activated_threshold=0.5)
 
 
+def test_an_error_that_nobody_can_mend_is_raised_at_once(path):
+    class Broken(CountingStorage):
+        broken = False
+
+        def get_range(self, key, start, length):
+            if self.broken:
+                self._call("get_range", key)
+                raise PermissionError(f"no permission for {key}")
+            return super().get_range(key, start, length)
+
+    storage = Broken(LocalStorage(path), remote=True)
+    store = Store(storage)
+    storage.broken = True
+    storage.reset()
+    with pytest.raises(PermissionError, match="no permission for chunks/"):
+        store.document(3)
+    assert max(Counter(storage.keys).values()) == 1  # nothing is asked for again
+
+
+def test_after_an_error_nothing_more_is_asked_for(path):
+    class Failing(CountingStorage):
+        failing = False
+
+        def _wait(self):
+            time.sleep(0.01)
+            if self.failing:
+                raise TimeoutError("no answer")
+
+    storage = Failing(LocalStorage(path), remote=True)
+    store = Store(storage)
+    storage.failing = True
+    storage.reset()
+    arrays = [
+        store.ledger.live[0].folder.open(storage, name) for name in ("doc_ptr", "status") * 100
+    ]
+    with ReadAhead(storage) as ahead, pytest.raises(TimeoutError):
+        ahead.load((array, 0, 3) for array in arrays)
+    assert storage.in_flight == 0
+    assert storage.n_requests < len(arrays) // 2
+
+
 def test_indexes_of_shards_stand_in_their_group_too(tmp_path, chunk):
     import json
 
@@ -280,6 +323,29 @@ def test_one_of_many_threads_reads():
     with pytest.raises(ZeroDivisionError):
         flights.do("key", lambda: 1 // 0)
     assert flights.do("key", lambda: 8) == 8
+
+
+def test_an_interrupt_is_for_the_thread_that_it_came_to():
+    flights, waiting = Flights(), threading.Event()
+    found = []
+
+    def interrupted():
+        waiting.set()
+        while not thread.is_alive():
+            pass
+        time.sleep(0.05)  # the other one waits by now
+        raise KeyboardInterrupt
+
+    def second():
+        waiting.wait()
+        found.append(flights.do("key", lambda: 3))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        flights.do("key", interrupted)
+    thread.join()
+    assert found == [3]
 
 
 def test_storages_count_and_tell_kinds(tmp_path):

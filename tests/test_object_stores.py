@@ -20,10 +20,10 @@ from s3_server import BUCKET, s3_server
 import interp_embed
 from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
-from interp_embed.errors import DiskFullError, StoreExistsError
+from interp_embed.errors import DiskFullError, SingleWriterError, StoreExistsError
 from interp_embed.saving import copying
-from interp_embed.store import Store, is_store
-from interp_embed.store.storage import FsspecStorage, LocalStorage, open_storage
+from interp_embed.store import Store, StoreWriter, is_store
+from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
 from interp_embed.store.storage_remote import object_store
 from interp_embed.store.verify import verify
 from interp_embed.testing import FaultyStorage, InjectedError
@@ -204,9 +204,12 @@ def test_workers_of_a_cluster_read_it_too(s3, tmp_path, data):
 
 
 class Throttled:
-    """A server in front of another that refuses each new request twice, as S3 does when it is busy."""
+    """A server in front of another that refuses each new request, as S3 does when it is busy.
 
-    def __init__(self, target, refusals):
+    Or one that takes no notice of the conditions of requests, or knows none: ``conditions``.
+    """
+
+    def __init__(self, target, refusals=0, conditions="kept"):
         import http.client
         from urllib.parse import urlsplit
 
@@ -235,8 +238,20 @@ class Throttled:
                     if self.command != "HEAD":
                         self.wfile.write(text)
                     return
+                headers = dict(self.headers)
+                names = [name for name in headers if name.lower() == "if-none-match"]
+                if names and conditions == "unknown":
+                    text = b"<Error><Code>NotImplemented</Code><Message>No</Message></Error>"
+                    self.send_response(501)
+                    self.send_header("Content-Length", str(len(text)))
+                    self.end_headers()
+                    self.wfile.write(text)
+                    return
+                if conditions == "ignored":
+                    for name in names:
+                        del headers[name]
                 connection = http.client.HTTPConnection(host)
-                connection.request(self.command, self.path, body, dict(self.headers))
+                connection.request(self.command, self.path, body, headers)
                 response = connection.getresponse()
                 content = response.read()
                 self.send_response(response.status)
@@ -286,16 +301,107 @@ def test_a_server_that_is_busy_is_asked_again(s3, tmp_path, data, monkeypatch):
         throttled.close()
 
 
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr("interp_embed.store.storage_remote._RETRIES", {"max_retries": 1})
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("conditions", ["ignored", "unknown"])
+def test_a_server_without_conditions_has_one_writer(s3, data, monkeypatch, conditions):
+    server = Throttled(os.environ["AWS_ENDPOINT_URL"], conditions=conditions)
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        url = f"{s3}/{uuid.uuid4().hex}"
+        assert not open_storage(url).arbitrates()
+        assert list(open_storage(url).list()) == []
+        dataset = made(url, data[:3])
+        first, second = Store(url), Store(url)
+        with StoreWriter(first):
+            with pytest.raises(SingleWriterError, match="cannot arbitrate between two writers"):
+                StoreWriter(second)
+            assert not first.storage.put_if_absent("zarr.json", b"")
+        assert not first.storage.exists("writer.json")
+        assert_same(Dataset.load_from_file(url), dataset)
+    finally:
+        server.close()
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_what_cannot_be_reached_is_an_error_in_words(s3, monkeypatch):
-    monkeypatch.setattr(
-        "interp_embed.store.storage_remote._RETRIES", {"max_retries": 1}, raising=True
-    )
-    storage = open_storage(f"{s3}-that-is-not-there/x")
-    with pytest.raises(OSError, match="x"):
-        storage.put("key", b"")
+    place = f"{s3}-that-is-not-there/x"
+    storage = open_storage(place)
+    for call in (
+        lambda: storage.put("key", b""),
+        lambda: storage.put_if_absent("key", b""),
+        lambda: storage.get("key"),
+        lambda: list(storage.list()),
+        lambda: Dataset.load_from_file(place),
+    ):
+        with pytest.raises(
+            OSError, match=rf"in {place} failed: NoSuchBucket: The specif"
+        ) as caught:
+            call()
+        assert not isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(FileNotFoundError, match=rf"reading key in {s3}/x failed: NoSuchKey: The"):
+        open_storage(f"{s3}/x").get("key")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"reading zarr.json in s3://.* failed"):
         Dataset.load_from_file(f"{s3}/x")
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStorage, "size", lambda *_: pytest.fail("asked once more"))
+        with pytest.raises(OSError, match=r"reading key in .* failed"):
+            open_storage(s3).get_range("key", 0, 3)
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(OSError, match=r"An endpoint without TLS is allowed by AWS_ALLOW_HTTP=true"):
+        open_storage(s3).get("key")
+
+
+SILENT = """
+import os, signal, socket, threading, time
+from interp_embed.store.storage import open_storage
+
+server = socket.socket()
+server.bind(("127.0.0.1", 0))
+server.listen(9)
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+storage = open_storage("s3://bucket/x")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for call in (lambda: storage.get("key"), lambda: list(storage.list()), lambda: storage.put("key", b"")):
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    try:
+        call()
+    except KeyboardInterrupt:
+        print(time.monotonic() - begin < 5, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.usefixtures("s3")
+def test_ctrl_c_ends_a_request_to_a_server_that_says_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True"] * 3
+
+
+def test_what_another_process_wrote_is_seen_through_fsspec(s3):
+    place = f"{s3}/{uuid.uuid4().hex}"
+    mine, other = FsspecStorage(place), open_storage(place)
+    other.put("commits/1.json", b"1")
+    other.put("lock", b"1")
+    assert dict(mine.list()) == {"commits/1.json": 1, "lock": 1}
+    assert mine.exists("lock")
+    assert not mine.exists("key")
+    other.put("commits/2.json", b"1")
+    other.put("key", b"other")
+    other.delete("lock")
+    assert not mine.exists("lock")
+    assert not mine.put_if_absent("key", b"mine")
+    assert other.get("key") == b"other"
+    assert {key for key, _ in mine.list("commits")} == {"commits/1.json", "commits/2.json"}
+    assert mine.get_range("key", 9, 3) == b""
 
 
 def test_settings_of_connections_come_from_the_environment(monkeypatch):

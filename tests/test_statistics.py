@@ -97,6 +97,7 @@ def test_quantiles_are_within_a_sixteenth_of_the_true_ones():
         values = values[values > 0]
         true = np.quantile(values, q, method="inverted_cdf")
         assert (np.abs(found["quantiles"][:, feature] - true) <= true / 16).all()
+        assert (found["quantiles"][:, feature] <= found["max"][feature]).all()
     assert "histogram" not in found
 
 

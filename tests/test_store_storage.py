@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from interp_embed.errors import SingleWriterError
+from interp_embed.errors import DiskFullError, SingleWriterError
 from interp_embed.store import Store, StoreWriter
 from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
 from interp_embed.store.verify import verify
@@ -252,6 +254,99 @@ def test_locations_of_all_kinds_open(tmp_path):
         with pytest.raises(ValueError, match="a store needs a path or a URL"):
             open_storage(wrong)
     assert repr(storage) == f"LocalStorage('{tmp_path}')"
+    assert open_storage(open_storage("memory://").url).store is open_storage("memory:///").store
+    assert open_storage("S3://bucket/x/").url == "s3://bucket/x"
+
+
+def test_what_is_no_location_is_refused_in_words(monkeypatch):
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=r"one slash of two. Pass the URL as a string: 's3://b/x'"):
+        open_storage(Path("s3://b/x"))
+    for url in ("s3://key:hidden@bucket/x", "simplecache::ftp://me:hidden@host/x"):
+        with pytest.raises(ValueError, match="has a password in it") as caught:
+            open_storage(url)
+        assert "hidden" not in str(caught.value)
+    for url in ("s3://", "s3://bucket/a//b", "az://container/x"):
+        with pytest.raises(ValueError, match=f"'{url}' cannot be opened: ") as caught:
+            open_storage(url)
+        assert "Debug" not in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", ["a#b", "a?b", "a%20b", "a b", "100%", "ä"])
+def test_every_character_of_a_url_counts(s3, odd):
+    place = f"{s3}/{uuid.uuid4().hex}"
+    open_storage(f"{place}/{odd}/x").put("key", b"1")
+    assert [key for key, _ in open_storage(place).list()] == [f"{odd}/x/key"]
+    other = FsspecStorage("memory://")
+    other.put(f"{odd}/key", b"1")
+    assert other.get(f"{odd}/key") == b"1"
+
+
+def test_an_answer_to_the_probe_may_be_lost(tmp_path):
+    class Lost(LocalStorage):
+        calls = 0
+
+        def put_if_absent(self, key, data):
+            self.calls += 1
+            return super().put_if_absent(key, data) and self.calls > 1
+
+    class Careless(LocalStorage):
+        def put_if_absent(self, key, data):
+            self.put(key, data)
+            return True
+
+    assert Lost(tmp_path).arbitrates()
+    assert not Careless(tmp_path).arbitrates()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_listed_is_no_empty_folder(tmp_path, monkeypatch):
+    near, other = LocalStorage(tmp_path), FsspecStorage(f"memory://{uuid.uuid4().hex}")
+
+    def refuse(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    for storage in (near, other):
+        storage.put("commits/1.json", b"1")
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(type(other.fs), "ls", refuse)
+    for storage in (near, other):
+        with pytest.raises(OSError, match="Too many open files"):
+            list(storage.list("commits"))
+
+
+def test_keys_in_a_servers_answer_are_not_repeated():
+    from obstore.exceptions import GenericError, PermissionDeniedError
+
+    storage = open_storage("s3://bucket/x")
+    answer = (
+        "Generic S3 error: 400: <Error><Code>{}</Code><Message>It is too old</Message>"
+        "<AWSAccessKeyId>hidden</AWSAccessKeyId><Token-0>hidden</Token-0></Error>"
+    )
+    for kind, code in ((GenericError, "ExpiredToken"), (PermissionDeniedError, "AccessDenied")):
+        expected = pytest.raises(PermissionError, match=f"{code}: It is too old. Credentials")
+        with expected as caught, storage._plainly("reading a"):
+            raise kind(answer.format(code))
+        assert "hidden" not in "".join(traceback.format_exception(caught.value))
+    expected = pytest.raises(OSError, match="The environment has no credentials")
+    with expected, storage._plainly("reading a"):
+        raise GenericError("error performing PUT http://169.254.169.254/latest/api/token")
+
+
+def test_folders_at_the_top_have_their_names(storage):
+    storage.put("abc/x", b"1")
+    assert storage.folders("") == {"abc"}
+
+
+def test_a_server_that_knows_no_ranges_is_read_from(monkeypatch):
+    storage = FsspecStorage(f"memory://{uuid.uuid4().hex}")
+    storage.put("x", b"0123456789")
+    monkeypatch.setattr(type(storage.fs), "cat_file", lambda *_, **__: b"0123456789")
+    assert storage.get_range("x", 3, 4) == b"3456"
+    out = np.zeros(5, np.uint8)
+    assert storage.get_range_into("x", 8, out) == 2
+    assert out.tolist() == [*b"89", 0, 0, 0]
 
 
 def test_a_file_system_without_hard_links_is_refused_in_words(tmp_path, monkeypatch):
@@ -262,6 +357,123 @@ def test_a_file_system_without_hard_links_is_refused_in_words(tmp_path, monkeypa
     with pytest.raises(OSError, match="must support hard links"):
         LocalStorage(tmp_path).put_if_absent("a", b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_a_name_is_no_room(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(DiskFullError, match="1 bytes of a could not be written"):
+        storage.put_if_absent("a", b"1")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(DiskFullError, match="1 bytes of a could not be written"):
+        storage.put("a", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_was_made_though_its_answer_was_lost_counts(tmp_path, monkeypatch):
+    real = os.link
+
+    def twice(source, target):
+        real(source, target)
+        real(source, target)  # as NFS repeats it
+
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr(os, "link", twice)
+    assert storage.put_if_absent("a", b"1")
+    assert not storage.put_if_absent("a", b"2")
+    assert storage.get("a") == b"1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["put", "put_if_absent"])
+def test_what_another_process_clears_away_is_written_again(tmp_path, monkeypatch, name):
+    cleared = []
+
+    def clearing(call):
+        def run(aside, path):
+            if not cleared:
+                cleared.append(1)
+                os.unlink(aside)  # noqa: PTH108
+            return call(aside, path)
+
+        return run
+
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr(os, "link", clearing(os.link))
+    monkeypatch.setattr(Path, "replace", clearing(Path.replace))
+    getattr(storage, name)("a", b"1")
+    assert cleared
+    assert storage.get("a") == b"1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_stands_in_the_way_is_told_as_it_is(tmp_path):
+    storage = LocalStorage(tmp_path)
+    (tmp_path / "commits").touch()
+    for write in (storage.put, storage.put_if_absent):
+        with pytest.raises((FileExistsError, NotADirectoryError), match="commits"):
+            write("commits/1.json", b"1")
+
+
+SYNC = """
+import multiprocessing, pickle, sys, threading
+from interp_embed.store.storage import LocalStorage
+
+def syncing():
+    return {t.ident for t in threading.enumerate() if t.name.startswith("interp-embed-sync")}
+
+def sync(storage, keys):
+    storage.sync(keys)
+    assert syncing()
+
+storage = LocalStorage(sys.argv[1])
+keys = [f"{n}/x" for n in range(40)]
+for key in keys:
+    storage.put_new(key, b"1")
+assert not syncing()
+storage.sync(keys)
+first = syncing()
+assert 1 <= len(first) <= 16
+storage.sync(keys)
+assert first <= syncing() and len(syncing()) <= 16
+process = multiprocessing.get_context("fork").Process(
+    target=sync, args=(pickle.loads(pickle.dumps(storage)), keys)
+)
+process.start()
+process.join(60)
+sys.exit(process.exitcode)
+"""
+
+
+def test_syncing_starts_its_threads_once_and_outlives_a_fork(tmp_path):
+    subprocess.run([sys.executable, "-c", SYNC, tmp_path], check=True, timeout=120)
+
+
+def test_what_cannot_be_synced_is_an_error_once_all_else_was_tried(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    keys = [f"{n}/x" for n in range(40)]
+    for key in keys:
+        storage.put_new(key, b"1")
+    running, lock, real = [], threading.Lock(), os.fsync
+
+    def slow(descriptor):
+        with lock:
+            running.append(1)
+            number = len(running)
+        time.sleep(0.01)
+        with lock:
+            running.append(-1)
+        if number == 5:
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.sync(keys)
+    assert sum(running) == 0
 
 
 def test_a_failed_write_leaves_no_temporary_file(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from interp_embed.chunk import Chunk, DocumentStatus
 from interp_embed.errors import (
     CorruptStoreError,
+    DiskFullError,
     FingerprintMismatchError,
     NotAStoreError,
     StoreExistsError,
@@ -25,6 +26,7 @@ from interp_embed.store.layout import library_versions
 from interp_embed.store.ledger import commit_keys
 from interp_embed.store.root import read_root, root_document
 from interp_embed.store.storage import open_storage
+from interp_embed.store.storage_wrapped import WrappedStorage
 from interp_embed.store.verify import verify
 from interp_embed.testing import (
     FaultyStorage,
@@ -202,6 +204,37 @@ def test_a_write_that_fails_leaves_no_folder(tmp_path):
         storage.put("chunks/zarr.json", b"")
     assert fail_at > 40
     assert_right(Store(inner), random_chunk(0, 4))
+
+
+def test_the_first_error_is_told_where_cleaning_up_fails_as_well(tmp_path):
+    class Full(WrappedStorage):
+        full = False
+
+        def put_new(self, key, data):
+            if self.full:
+                raise DiskFullError(28, "no room")
+            super().put_new(key, data)
+
+        def delete_folder(self, prefix):
+            raise PermissionError(f"{prefix} may not be deleted")
+
+    chunk = random_chunk(0, 3)
+    storage = Full(open_storage(tmp_path / "s"))
+    store = store_from_chunk(storage, chunk, finished=False)
+    storage.full = True
+    with StoreWriter(store) as writer, pytest.raises(DiskFullError, match="no room"):
+        writer.write(chunk, generation=1)
+
+
+def test_a_listing_that_lags_behind_loses_no_commit(tmp_path):
+    class Lagging(WrappedStorage):
+        def list(self, prefix=""):
+            found = list(super().list(prefix))
+            yield from found[:1] if prefix.startswith("chunks/") else found
+
+    chunk = random_chunk(0, 9)
+    store_from_chunk(Lagging(open_storage(tmp_path / "s")), chunk, finished=False)
+    assert_chunks_equal(read_everything(Store(tmp_path / "s")), chunk)
 
 
 def test_a_disk_that_loses_data_is_noticed_before_the_commit(tmp_path):

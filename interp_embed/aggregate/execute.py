@@ -49,7 +49,11 @@ def feature_count(store: Store) -> int:
     if store.d_sae is None:
         raise ValueError(
             f"nothing was encoded yet in {store.storage.url}, so the number of features is unknown. "
-            "Compute the activations first: load_from_file(path, resume=True)"
+            + (
+                "Compute the activations first: load_from_file(path, resume=True)"
+                if store.n_documents
+                else "It has no documents"
+            )
         )
     return store.d_sae
 

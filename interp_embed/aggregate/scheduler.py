@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from tqdm.auto import tqdm
 
 from interp_embed.aggregate.memory import available_memory
-from interp_embed.heap import release_freed_memory
 from interp_embed.parallel import available_cpus, bounded_map
 from interp_embed.progress import show_progress
 
@@ -34,8 +33,6 @@ _TASKS_AHEAD = 16
 """Tasks whose bytes are read before they are computed, at most."""
 _TASK_BYTES = 6 * 2**22
 """What the bytes of a large task take, compressed."""
-_TASKS_A_RELEASE = 8
-"""Large tasks of this process after which the memory that they freed is given back."""
 
 
 def active_client() -> distributed.Client | None:
@@ -138,13 +135,11 @@ def _ordered(
         if ahead is not None:
             fetching = stack.enter_context(_Fetching(ahead))
             run, tasks = fetching.using(run), fetching.before(tasks)
-        executor = None
-        if workers != 1:
-            executor = stack.enter_context(ThreadPoolExecutor(threads, "interp-embed-aggregate"))
-        for number, result in enumerate(bounded_map(executor, run, tasks, ahead=threads), 1):
-            yield result
-            if number % _TASKS_A_RELEASE == 0:
-                release_freed_memory()
+        if workers == 1:
+            yield from map(run, tasks)
+            return
+        executor = stack.enter_context(ThreadPoolExecutor(threads, "interp-embed-aggregate"))
+        yield from bounded_map(executor, run, tasks, ahead=threads)
 
 
 class _Fetching(Generic[T]):
@@ -183,11 +178,17 @@ class _Fetching(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        # Nothing is waited for: after an error or Ctrl-C, requests may take long yet.
+        self._executor.shutdown(wait=False, cancel_futures=True)
         for future in self._fetched.values():
-            if not future.cancelled() and future.exception() is None:
-                with future.result():
-                    pass
+            future.add_done_callback(_let_go)
+
+
+def _let_go(future: Future[AbstractContextManager[Any]]) -> None:
+    """Let go of bytes that nobody will ask for."""
+    if not future.cancelled() and future.exception() is None:
+        with future.result():
+            pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

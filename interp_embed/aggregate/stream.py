@@ -109,8 +109,9 @@ def stream_tokens(
         The next documents, one at least.
     """
     doc_ptr = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
-    token_ptr = chunk.array("token_ptr").read(int(doc_ptr[0]), int(doc_ptr[-1]) + 1)
-    bounds = token_ptr[doc_ptr - doc_ptr[0]].astype(np.int64)
+    first, last = int(doc_ptr[0]), int(doc_ptr[-1])
+    token_ptr = chunk.array("token_ptr").read(first, last + 1, keep=False)
+    bounds = token_ptr[doc_ptr - first].astype(np.int64)
     rows = positions - low
     begin, end, n_tokens = bounds[rows], bounds[rows + 1], np.diff(doc_ptr)[rows]
     window = _Window(chunk, int(bounds[0]), int(bounds[-1]))

@@ -79,7 +79,7 @@ def feature_statistics(
 
     needed = {total for name in names for total in _NEEDS[name]}
     if quantiles:
-        needed.add("histogram")
+        needed |= {"histogram", "highest"}
     known = known or {}
     missing = sorted(needed - set(known))
     totals = {name: known[name] for name in needed & set(known)}
@@ -108,7 +108,8 @@ def feature_statistics(
         coordinates |= {"bin_low": ("bin", edges[:-1]), "bin_high": ("bin", edges[1:])}
     if quantiles:
         found = kernels.quantiles(totals["histogram"], np.asarray(quantiles, np.float64))
-        variables["quantiles"] = (("quantile", "feature"), found)
+        # The middle of the last bin may be above every value.
+        variables["quantiles"] = (("quantile", "feature"), np.minimum(found, totals["highest"]))
         coordinates["quantile"] = list(quantiles)
     if labels:
         names_of = np.array([labels.get(f, "") for f in range(width)], object)

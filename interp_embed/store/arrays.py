@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
@@ -331,8 +332,10 @@ class FolderWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             # A half-written attempt is invisible, but it takes room: a full disk wants it back.
-            wait(self._syncing)
-            wait(self._checking.values())
+            behind: list[Future[Any]] = [*self._syncing, *self._checking.values()]
+            wait([future for future in behind if not future.cancel()])
             for writer in self._writers.values():
                 writer.abandon()
-            self.storage.delete_folder(self.key)
+            # Where that fails too, the first error is the one to tell.
+            with contextlib.suppress(OSError):
+                self.storage.delete_folder(self.key)

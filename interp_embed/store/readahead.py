@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.errors import CorruptStoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Executor
@@ -52,7 +54,7 @@ class ReadAhead:
         """Read what several plans ask for: the first step of all, then the second, and so on.
 
         What one step asked for can be read cheaply when the next one is asked for.
-        What cannot be read is left to whoever needs it.
+        What is missing or damaged is left to whoever needs it.
         """
         if self._requests is None:
             return self
@@ -62,7 +64,7 @@ class ReadAhead:
                 steps = [(plan, next(plan, None)) for plan in active]
                 active = [plan for plan, step in steps if step is not None]
                 self.load(wanted for _, step in steps if step is not None for wanted in step)
-        except OSError:
+        except (FileNotFoundError, CorruptStoreError):
             # Merged meanwhile, say, or damaged: the reader deals with it, and says so.
             self.close()
         except BaseException:
@@ -98,7 +100,7 @@ class ReadAhead:
             for future in flying:
                 future.result()
         except BaseException:
-            wait([*flying, *prepared])
+            wait([future for future in (*flying, *prepared) if not future.cancel()])
             raise
         for array, begin, data in landed:
             self._hold(array, begin, data.result() if isinstance(data, Future) else data)

@@ -27,6 +27,8 @@ _ABSENT = 2**64 - 1
 _TASK_CHUNKS = 8
 """Inner chunks a task: handing one to a thread costs as much as decoding it."""
 _KEPT_BYTES = 2**24
+_CACHED_CHUNKS = 8
+"""Inner chunks from which on a read is taken for a part of a pass, and not kept in the cache."""
 _FETCH_CHUNKS = 32
 """Inner chunks a request of a pass: few requests, and memory that the allocator uses again."""
 
@@ -358,8 +360,11 @@ class ShardedArray:
                     a, b = max(low, start), min(high, stop)
                     out[a - start : b - start] = values[a - low : b - low]
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return elements ``start:stop``; only the inner chunks that hold them are read."""
+    def read(self, start: int, stop: int, *, keep: bool = True) -> NDArray[Any]:
+        """Return elements ``start:stop``; only the inner chunks that hold them are read.
+
+        Few inner chunks are kept in the cache, which a pass (``keep=False``) would only flush.
+        """
         if not 0 <= start <= stop <= self.length:
             raise IndexError(
                 f"{start}:{stop} is outside of the {self.length} elements of {self.key}"
@@ -371,11 +376,17 @@ class ShardedArray:
         inner = self._codec.inner
         first, last = start // inner, (stop - 1) // inner
         parts = [self._block(number) for number in range(first, last + 1)]
+        if all(part is None for part in parts) and len(parts) >= _CACHED_CHUNKS:
+            out = np.empty(stop - start, self.dtype)
+            self.read_into(out, start)
+            return out
         if any(part is None for part in parts):
             if self.storage.remote:
-                parts = self._flights.do((first, last), lambda: [*self._read_blocks(first, last)])
+                parts = self._flights.do(
+                    (first, last), lambda: [*self._read_blocks(first, last, keep)]
+                )
             else:
-                parts = [*self._read_blocks(first, last)]
+                parts = [*self._read_blocks(first, last, keep)]
         blocks = [part for part in parts if part is not None]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return joined[start - first * inner : stop - first * inner]
@@ -386,10 +397,11 @@ class ShardedArray:
             block = next((b[number] for b in self._pinned if number in b), None)
         return block
 
-    def _read_blocks(self, first: int, last: int) -> Iterator[NDArray[Any]]:
+    def _read_blocks(self, first: int, last: int, keep: bool) -> Iterator[NDArray[Any]]:
         whole = self._fetch(0, self.size) if self._inner_count == 1 else None
         for number, data in self._raw(first, last + 1, whole):
             block = self._decode(number, data)
             block.flags.writeable = False
-            self._cache.put((self.key, number), block)
+            if keep:
+                self._cache.put((self.key, number), block)
             yield block

@@ -30,14 +30,34 @@ def open_storage(location: str | os.PathLike[str] | Storage) -> Storage:
     text = os.fspath(location)
     if not isinstance(text, str) or not text:
         raise ValueError(f"a store needs a path or a URL, got {location!r}")
+    _refuse_what_is_not_meant(text)
     scheme = urlsplit(text).scheme if "://" in text else ""
+    rest = text.split("://", 1)[-1]
     if scheme in {"", "file", "local"}:
-        return LocalStorage(text.split("://", 1)[1] if scheme else text)
+        return LocalStorage(rest)
     if scheme not in _OBSTORE_SCHEMES:
         return FsspecStorage(text)
-    url = text.rstrip("/")
+    url = f"{scheme}://{rest.rstrip('/')}"
     if scheme != "memory":
         return ObjectStorage(object_store(url), url)
     from obstore.store import MemoryStore
 
     return ObjectStorage(_memory_stores.setdefault(url, MemoryStore()), url)
+
+
+def _refuse_what_is_not_meant(text: str) -> None:
+    """Refuse passwords in URLs, which every message would show, and URLs that `pathlib` was given."""
+    for part in text.split("::"):
+        if "://" in part and urlsplit(part).password:
+            scheme = urlsplit(part).scheme
+            raise ValueError(
+                f"the {scheme}:// URL of a store has a password in it, which messages and logs would "
+                "show. Leave it out: credentials come from the environment "
+                f"(FSSPEC_{scheme.upper()}_PASSWORD, where fsspec reads them)"
+            )
+    scheme, _, rest = text.partition(":/")
+    if scheme in _OBSTORE_SCHEMES and not rest.startswith("/"):
+        raise ValueError(
+            f"{text!r} is neither a path nor a URL: pathlib makes one slash of two. Pass the URL as a "
+            f"string: '{scheme}://{rest}'"
+        )

@@ -24,13 +24,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
 
-__all__ = ["Sink", "Storage"]
+__all__ = ["Sink", "Storage", "unless_missing"]
 
 TEMPORARY = ".tmp-"
 """What a name begins with that no reader looks at."""
 BLOCK = 2**20
 AT_ONCE = 16
 """Requests in flight."""
+
+
+def unless_missing(error: Exception) -> None:
+    """Raise what keeps a folder from being listed: half a listing would pass for all that there is.
+
+    A folder that is not there has nothing in it.
+    """
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 class Sink:
@@ -160,7 +169,7 @@ class Storage(ABC):
 
     def folders(self, prefix: str) -> set[str]:
         """Return the names of the folders directly below the folder ``prefix``."""
-        cut = len(prefix) + 1
+        cut = len(prefix) + 1 if prefix else 0
         return {key[cut:].split("/", 1)[0] for key, _ in self.list(prefix) if "/" in key[cut:]}
 
     def exists(self, key: str) -> bool:
@@ -178,7 +187,9 @@ class Storage(ABC):
         """
         key = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
         try:
-            return self.put_if_absent(key, b"first") and not self.put_if_absent(key, b"second")
+            # The first answer counts for nothing: where it was lost, the key seems to be another's.
+            self.put_if_absent(key, b"first")
+            return not self.put_if_absent(key, b"second") and self.get(key) == b"first"
         finally:
             self.delete(key)
 

@@ -7,18 +7,19 @@ import errno
 import itertools
 import os
 import shutil
+import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
 from interp_embed.errors import DiskFullError
-from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage
+from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage, unless_missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalStorage"]
 
+T = TypeVar("T")
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_ATTEMPTS = 3
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
 
 
 class _FileSink(Sink):
@@ -48,7 +54,8 @@ class _FileSink(Sink):
 
     @override
     def close(self) -> None:
-        self._file.close()
+        with _room(self._root, self._key, self._size):  # some file systems say only now
+            self._file.close()
 
     @override
     def abandon(self) -> None:
@@ -116,11 +123,27 @@ class LocalStorage(Storage):
             raise
         return aside
 
+    def _place(self, key: str, data: bytes, place: Callable[[Path, Path], T]) -> T:
+        """Write ``data`` aside and give it its name, durably; return what ``place`` does."""
+        path = self._path(key)
+        for left in reversed(range(_ATTEMPTS)):
+            aside = self._write_aside(key, data)
+            try:
+                with _room(self.root, key, len(data)):
+                    placed = place(aside, path)
+                break
+            except FileNotFoundError:
+                # Another process cleared away what it took for left over.
+                if not left:
+                    raise
+            finally:
+                aside.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return placed
+
     @override
     def put(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        self._write_aside(key, data).replace(path)
-        _sync_folder(path.parent)
+        self._place(key, data, Path.replace)
 
     @override
     def put_new(self, key: str, data: bytes) -> None:
@@ -153,29 +176,11 @@ class LocalStorage(Storage):
 
     @override
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        path = self._path(key)
-        aside = self._write_aside(key, data)
-        try:
-            # A hard link appears with its whole content, or fails: the one call on a local file
-            # system that is both atomic and exclusive.
-            os.link(aside, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot create {path} exclusively: {error.strerror}. The file system must support "
-                "hard links for a store to be written safely; write to another disk and copy the "
-                "finished store",
-            ) from error
-        finally:
-            aside.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-        return True
+        return self._place(key, data, _link)
 
     @override
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        for folder, _, names in os.walk(self._path(prefix)):
+        for folder, _, names in os.walk(self._path(prefix), onerror=unless_missing):
             for name in names:
                 path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
@@ -207,11 +212,8 @@ class LocalStorage(Storage):
                     break
                 folders.add(parent)
         # A file system syncs many files together in about the time of one, if asked at once.
-        with ThreadPoolExecutor(AT_ONCE) as executor:
-            for _ in executor.map(self._sync_file, files):
-                pass
-            for _ in executor.map(_sync_folder, folders):
-                pass
+        _all_at_once(self._sync_file, files)
+        _all_at_once(_sync_folder, folders)
 
     def _sync_file(self, path: Path) -> None:
         # Some file systems say only now that there is no room.
@@ -248,12 +250,72 @@ def _free(root: Path) -> str:
         return "nothing is free"
 
 
+def _sync_pool() -> ThreadPoolExecutor:
+    """Return the threads that sync, one pool a process: starting them takes longer than a small commit.
+
+    What runs there syncs one file or folder and hands nothing to the pool in turn.
+    """
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(AT_ONCE, "interp-embed-sync")
+        return _pool
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _all_at_once(run: Callable[[Path], None], paths: Iterable[Path]) -> None:
+    """Run it for all paths; nothing is under way any more when this returns or raises."""
+    every = [*paths]
+
+    def some(first: int) -> None:
+        for path in every[first::AT_ONCE]:
+            run(path)
+
+    running = [_sync_pool().submit(some, first) for first in range(min(AT_ONCE, len(every)))]
+    try:
+        for future in running:
+            future.result()
+    finally:
+        wait([future for future in running if not future.cancel()])
+
+
 def _sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(aside: Path, path: Path) -> bool:
+    """Give a file its name unless that exists; return whether it has it.
+
+    A hard link appears with its whole content, or fails: the one call on a local file system that is
+    both atomic and exclusive.
+    """
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        # NFS repeats a call whose answer was lost, and then finds the name that it made itself.
+        return aside.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno in {*_NO_ROOM, errno.ENOENT}:
+            raise
+        raise OSError(
+            error.errno,
+            f"cannot create {path} exclusively: {error.strerror}. The file system must support hard "
+            "links for a store to be written safely; write to another disk and copy the finished "
+            "store",
+        ) from error
+    return True
 
 
 def _make_folder(folder: Path) -> None:

@@ -224,7 +224,9 @@ class StoreWriter:
         """Take a commit back whose folder another process took for garbage before it was named."""
         prefix = f"{commit.folder.key}/"
         found = {key.removeprefix(prefix) for key, _ in self.storage.list(commit.folder.key)}
-        if not found.issuperset(commit.folder.objects):
+        absent = [key for key in commit.folder.objects if key not in found]
+        # Some storages list what is new a little late.
+        if not all(self.storage.exists(prefix + key) for key in absent):
             self.storage.delete(commit.key)
             raise FileNotFoundError(f"{prefix} in {self.storage.url} was deleted meanwhile")
 
