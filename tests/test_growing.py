@@ -17,7 +17,8 @@ import interp_embed
 from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
-from interp_embed.store import Store, is_store
+from interp_embed.store import Store, blocks, is_store
+from interp_embed.store.compaction import collect_garbage
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing import (
@@ -55,6 +56,25 @@ def errors(path):
 
 
 # Appending
+
+
+def test_a_run_that_began_earlier_leaves_added_documents_alone(tmp_path, data):
+    data[3]["text"] = "python FAIL language"
+    made(tmp_path / "s", data[:6])
+    earlier, later = (Dataset.load_from_file(tmp_path / "s") for _ in range(2))
+    later.append(data[6:], compute_activations=False)
+    earlier._compute(2)  # tries the failed document again, and clears up
+    found = Dataset.load_from_file(tmp_path / "s")
+    assert found.documents() == [record["text"] for record in data]
+    assert errors(tmp_path / "s") == []
+
+
+def test_a_lost_object_of_the_plan_is_noticed(tmp_path, data):
+    grown = made(tmp_path / "s", data[:4])
+    grown.append(data[4:])
+    (tmp_path / "s/plan-000001.json").unlink()
+    with pytest.raises(CorruptStoreError, match="the plan says that there are 4"):
+        Dataset.load_from_file(tmp_path / "s")
 
 
 @pytest.mark.parametrize("cut", [1, 4, 11])
@@ -147,6 +167,26 @@ def test_the_index_covers_what_was_added(tmp_path, data):
     whole = made(tmp_path / "whole", data)
     for feature in range(8):
         assert grown.top_documents_for_feature(feature) == whole.top_documents_for_feature(feature)
+
+
+def test_documents_that_were_cleared_away_while_they_were_written_are_not_planned(
+    tmp_path, data, monkeypatch
+):
+    monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 2)
+    monkeypatch.setattr("interp_embed.inputs.readers._PIECE_RECORDS", 2)
+    grown = made(tmp_path / "s", data[:3])
+
+    def cleared():
+        yield from data[3:8]
+        collect_garbage(Store(tmp_path / "s"))  # by another process
+        yield from data[8:]
+
+    with pytest.raises(CorruptStoreError, match=r"documents 3 to 4, just written .* are gone"):
+        grown.append(cleared())
+    assert errors(tmp_path / "s") == []
+    grown.append(iter(data[3:]))
+    assert grown.documents() == [record["text"] for record in data]
+    assert errors(tmp_path / "s") == []
 
 
 def test_adding_that_is_interrupted_anywhere_can_be_repeated(quick_path, data):
@@ -247,6 +287,40 @@ def test_a_store_grown_and_merged_twice_is_read_right(tmp_path, data):
     assert errors(tmp_path / "second") == []
 
 
+def test_documents_added_since_a_dataset_was_opened_are_merged_too(tmp_path, data):
+    """Their chunks may hold older documents as well, and must not reach into the next store's."""
+    made(tmp_path / "a", data[:3])
+    made(tmp_path / "b", data[7:])
+    stale = Dataset.load_from_file(tmp_path / "a")
+    other = Dataset.load_from_file(tmp_path / "a")
+    for document in data[3:7]:
+        other.append([document])
+    merged = interp_embed.merge([stale, tmp_path / "b"], tmp_path / "out")
+    assert_same(merged, made(tmp_path / "whole", data))
+    assert errors(tmp_path / "out") == []
+    assert len(stale) == 3
+    shutil.rmtree(tmp_path / "a")
+    made(tmp_path / "a", data)
+    with pytest.raises(CorruptStoreError, match="replaced"):
+        interp_embed.merge([stale], tmp_path / "again")
+
+
+@pytest.mark.parametrize("failed", [[None, None], ["a FAIL", "FAIL"]])
+def test_a_store_in_which_all_failed_is_merged_though_it_knows_less(tmp_path, data, failed):
+    records = [{**data[0], "text": text} for text in failed]
+    made(tmp_path / "a", records)
+    made(tmp_path / "b", data)
+    assert Store(tmp_path / "a").d_sae is None
+    merged = interp_embed.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert_same(merged, made(tmp_path / "whole", records + data))
+    assert merged.status().tolist()[:3] == ["failed", "failed", "ok"]
+    assert errors(tmp_path / "out") == []
+    both = interp_embed.merge([tmp_path / "b", tmp_path / "a"], tmp_path / "back")
+    assert both.status().tolist()[-2:] == ["failed", "failed"]
+    assert run_cli(["compact", str(tmp_path / "out")]) == 0
+    assert errors(tmp_path / "out") == []
+
+
 def test_other_settings_are_not_merged(tmp_path, data):
     made(tmp_path / "a", data[:3])
     made(tmp_path / "half", data[3:], dtype="float16")
@@ -258,8 +332,9 @@ def test_other_settings_are_not_merged(tmp_path, data):
     assert not (tmp_path / "out").exists()
     with pytest.raises(StoreExistsError):
         interp_embed.merge([tmp_path / "a"], tmp_path / "half")
-    with pytest.raises(ValueError, match="must be a list"):
-        interp_embed.merge([], tmp_path / "out")
+    for stores in ([], str(tmp_path / "a"), tmp_path / "a", iter([tmp_path / "a"])):
+        with pytest.raises(ValueError, match="must be a list"):
+            interp_embed.merge(stores, tmp_path / "out")
     with pytest.raises(ValueError, match="cannot be merged"):
         interp_embed.merge([Dataset.load_from_file(tmp_path / "a")[:2]], tmp_path / "out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import gzip
 import itertools
 import json
@@ -271,6 +272,17 @@ def test_a_column_may_change_its_type_from_block_to_block(tmp_path, monkeypatch,
     )
 
 
+@pytest.mark.parametrize("other", [None, 0.5, 2**63, "x"])
+@pytest.mark.parametrize("number", [2**60 + 1, -(2**53) - 1])
+def test_integers_of_a_list_are_not_rounded(tmp_path, number, other):
+    records = [{"text": "a", "n": number}, {"text": "b", "n": other}, {"text": "c"}]
+    found = plan(records, tmp_path / "s").frame()["n"].tolist()
+    assert [None if pd.isna(v) else v for v in found] == [number, other, None]
+    plan(iter(records), tmp_path / "s")
+    rounded = [{"text": "a", "n": 1e300}, {"text": "b", "n": 1}]
+    assert as_documents(rounded, "text").frame()["n"].dtype == np.float64
+
+
 def test_a_column_may_come_and_go(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 2)
     records = [{"text": "a", "n": 1}, {"text": "b"}, {"text": "c"}, {"text": "d"}, {"more": "e"}]
@@ -431,10 +443,123 @@ def test_types_that_a_store_does_not_keep_become_those_that_it_does(tmp_path):
     frame = plan(table, tmp_path / "s").frame()
     record = frame.to_dict("records")[0]
     assert (record["text"], record["d"], record["k"]) == ("a", 1.0, "x")
-    assert record["t"].startswith("01:02:00")
-    assert record["in"]["when"].startswith("2024-01-02 03:00:00")
+    assert record["t"] == "01:02:00"
+    assert record["in"]["when"] == "2024-01-02T03:00:00"
     assert record["in"]["day"] == ["2024-01-02"]
     assert record["map"] == [["a", 1]]
+
+
+NESTED = [
+    [[1, None], [2**60 + 1], [], None],
+    [[True, None], [False], None],
+    [[0.5, None, 1.0], [2.0]],
+    [["a", None], ["b"]],
+    [{"a": 1, "b": [None, 2**60 + 1]}, {"a": None, "b": []}],
+    [[{"a": 1}, {"a": None}], [None]],
+    [[[1, None], None], [[2**60 + 1]]],
+    [[dt.date(2024, 1, 2), None], [dt.date(2024, 1, 3)]],
+    [{"when": dt.datetime(2024, 1, 2, 3, 4, 5, 600)}, {"when": None}],
+    [{"at": dt.time(1, 2, 3), "took": dt.timedelta(seconds=1.5)}],
+    [dt.time(1, 2), None, dt.time(3, 4, 5, 6)],
+    [decimal.Decimal("1.50"), None, decimal.Decimal("-0.25")],
+    [[decimal.Decimal("1.50")], [None]],
+]
+
+
+@pytest.mark.parametrize("values", NESTED, ids=map(str, range(len(NESTED))))
+def test_values_in_lists_are_the_same_from_arrow_and_from_dictionaries(tmp_path, values):
+    records = [{"text": "a", "v": v} for v in values]
+    store = plan(iter(records), tmp_path / "s")
+    table = pa.Table.from_pylist(records)
+    pq.write_table(table, tmp_path / "a.parquet")
+    for number, data in enumerate([table, tmp_path / "a.parquet"]):
+        assert plan(data, tmp_path / "s").plan.to_json() == store.plan.to_json()
+        other = plan(data, tmp_path / f"{number}")
+        assert other.plan.hashes == store.plan.hashes
+        assert repr(other.frame()["v"].tolist()) == repr(store.frame()["v"].tolist())
+    if not any(isinstance(v, dt.time | decimal.Decimal) for v in values):
+        found = json.dumps([json.loads(json.dumps(v)) for v in plain_list(store)])
+        assert found == json.dumps(values, default=in_json)
+
+
+def plain_list(store):
+    return [None if r["v"] is None else r["v"] for r in plain(store.frame())]
+
+
+def in_json(value):
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    return pd.Timedelta(value).isoformat() if isinstance(value, dt.timedelta) else value.isoformat()
+
+
+UTC1, UTC2 = (dt.timezone(dt.timedelta(hours=h)) for h in (1, 2))
+TOGETHER = [
+    [dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 1, tzinfo=dt.UTC)],
+    [dt.datetime(2024, 1, 1, tzinfo=UTC1), dt.datetime(2024, 1, 1, tzinfo=UTC2)],
+    [dt.datetime(2024, 1, 1), 1],
+    [dt.date(2024, 1, 1), "x"],
+    [dt.date(2024, 1, 1), dt.datetime(2024, 1, 1)],
+]
+
+
+@pytest.mark.parametrize("values", TOGETHER, ids=map(str, range(len(TOGETHER))))
+def test_times_beside_other_values_are_text_wherever_a_block_ends(tmp_path, monkeypatch, values):
+    expected = [v.isoformat() if isinstance(v, dt.date) else v for v in values]
+    for size in (1, 2):
+        monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", size)
+        store = plan(({"text": "a", "v": v} for v in values), tmp_path / f"{size}")
+        assert store.frame()["v"].tolist() == expected
+
+
+def test_times_that_nanoseconds_cannot_hold_stay_times(tmp_path):
+    zones = (dt.UTC, UTC1)
+    times = [
+        [dt.datetime(9999, 12, 31, tzinfo=z), None, dt.datetime(1, 2, 1, tzinfo=z)] for z in zones
+    ]
+    for number, values in enumerate([*times, [dt.timedelta(days=10**6), None]]):
+        store = plan(({"text": "a", "v": v} for v in values), tmp_path / f"{number}")
+        assert store.frame()["v"].dtype.kind in "mM"
+        found = [None if pd.isna(v) else v for v in store.frame()["v"]]
+        assert [v and v.isoformat() for v in found] == [
+            v
+            and (
+                pd.Timedelta(np.timedelta64(v, "us")) if isinstance(v, dt.timedelta) else v
+            ).isoformat()
+            for v in values
+        ]
+
+
+def test_a_document_without_any_column_is_a_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 2)
+    dataset = Dataset(iter([{"text": "a"}, {"text": "b"}, {}, {}, {"text": "c"}]), WordSAE())
+    assert dataset.documents() == ["a", "b", None, None, "c"]
+    assert dataset.status().tolist() == ["ok", "ok", "failed", "failed", "ok"]
+
+
+def test_dictionaries_of_arrow_of_any_kind_are_read(tmp_path):
+    view = pa.array(["x", "y"]).cast(pa.string_view())
+    indices = pa.array([1, 0, None], pa.uint32())
+    table = pa.table({
+        "text": ["a", "b", "c"],
+        "view": pa.DictionaryArray.from_arrays(indices, view),
+        "null": pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["x", None])),
+    })  # fmt: skip
+    frame = plan(table, tmp_path / "s").frame()
+    assert frame["view"].tolist() == ["y", "x", None]
+    assert frame["null"].tolist() == ["x", None, "x"]
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "arrow", "pandas"])
+def test_a_streamed_dataset_of_hugging_face_may_have_a_format(form):
+    stream = hugging_face([{"text": "a", "n": 1}, {"text": None, "n": None}]).to_iterable_dataset()
+    assert rows_of(stream.with_format(form)) == [{"text": "a", "n": 1}, {"text": None, "n": None}]
+
+
+def test_stores_in_a_folder_of_documents_are_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    path = Dataset(tmp_path, WordSAE(), save_path=tmp_path / "below" / "s").path
+    assert Dataset(tmp_path, WordSAE(), save_path=path).documents() == ["a"]
+    assert rows_of(f"file://{tmp_path}") == [{"text": "a"}]
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -463,6 +588,14 @@ class Untouched(WordSAE):
             r"field 'text' not found in data; its columns are \['body'\]",
         ),
         ("a.csv", "body\na\n", r"field 'text' not found.*\['body'\]"),
+        (
+            "a.csv",
+            "text,n\na,1\nb\0c,2\n",
+            r"a\.csv cannot be read as CSV: there is a NUL .* line 3",
+        ),
+        ("a.jsonl", '{"text": "a", "v": ' + "[" * 10**5, "line 1: maximum recursion depth"),
+        ("a.json", '[{"text": "a", "v": ' + "[" * 10**5, "record 1: maximum recursion depth"),
+        ("a.json", '[{"text": "a", "v": ' + "1" * 5000 + "}]", "record 1: Exceeds the limit"),
         ("a.txt", "text", "cannot tell what this is"),
         ("a.parquet", "PAR1 and no more", "cannot be read as Parquet"),
     ],
@@ -482,6 +615,36 @@ def test_a_value_that_cannot_be_stored_is_named_by_its_document(tmp_path, monkey
             plan(data, tmp_path / "s")
 
 
+@pytest.mark.parametrize(
+    ("depth", "error", "message"),
+    [
+        (600, TypeError, "column 'v', row 1: a value of type list cannot be stored"),
+        (5000, ValueError, "record 2 is nested too deeply"),
+    ],
+)
+def test_a_value_that_is_nested_too_deeply_is_named(tmp_path, depth, error, message):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    with pytest.raises(error, match=message):
+        plan(iter([{"text": "a"}, {"text": "b", "v": value}]), tmp_path / "s")
+
+
+def test_a_compressed_file_that_is_damaged_is_named(tmp_path):
+    whole = bytearray(gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(500))))
+    whole[30] ^= 0xFF
+    (tmp_path / "a.jsonl.gz").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz cannot be read as gzip: Error -3"):
+        as_documents(tmp_path / "a.jsonl.gz", "text")
+
+
+def test_a_damaged_file_is_named_once_though_it_is_read_twice(tmp_path):
+    (tmp_path / "a.csv").write_text("text,n\n" + "a,1\n" * 200_000 + "b,2,3\n")
+    with pytest.raises(ValueError, match="Expected 2 fields in line 200002") as caught:
+        rows_of(tmp_path / "a.csv")
+    assert str(caught.value).count("cannot be read as CSV") == 1
+
+
 def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
     whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(9999)))
     (tmp_path / "a.jsonl.gz").write_bytes(whole[:-20])
@@ -496,6 +659,12 @@ def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
         (["none.csv"], FileNotFoundError, "none.csv"),
         ("none*.csv", FileNotFoundError, "No file matches this pattern: 'none"),
         (".", FileNotFoundError, "No file in this folder ends in .csv"),
+        ("", FileNotFoundError, "an empty path"),
+        (iter([{}, {}]), ValueError, r"field 'text' not found in data; its columns are \[\]"),
+        (
+            pa.Table.from_arrays([pa.array(["a"])] * 3, ["text", "v", "v"]), ValueError,
+            r"columns \['v'\] occur more than once; rename them",
+        ),
         ((r for r in [{"text": "a"}, "b"]), TypeError, r"data\[1\] must be a dictionary, got str"),
         ((r for r in [{"body": "a"}]), ValueError, r"its columns are \['body'\]"),
         (lambda: 5, TypeError, "got int"),

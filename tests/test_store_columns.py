@@ -331,6 +331,18 @@ def test_the_hash_of_the_text_does_not_depend_on_pandas_idea_of_strings():
     assert len(set(text)) == 1
 
 
+def test_the_hash_does_not_depend_on_what_a_missing_value_is():
+    found = [
+        hashes(
+            BASE.assign(n=pd.Series(["x", missing], dtype=object)).assign(
+                m=pd.Series([[1], missing])
+            )
+        )
+        for missing in (None, np.nan, pd.NA, pd.NaT)
+    ]
+    assert found == found[:1] * 4
+
+
 def test_sets_hash_alike_in_every_process():
     code = (
         "import pandas as pd; from interp_embed.store.document_hash import *;"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 from typing_extensions import override
 
 from interp_embed.inputs.pieces import Piece, joined_frames, plain_where_whole
+from interp_embed.inputs.records import typed
 from interp_embed.store import blocks
+from interp_embed.store.columns import column_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -47,10 +50,19 @@ def rows_a_piece(nbytes: int, n_rows: int) -> int:
 
 
 def column_names_of(schema: pa.Schema) -> list[str]:
-    """Return the columns of a schema, without those that pandas kept its index in."""
+    """Return the columns of a schema, without those that pandas kept its index in.
+
+    Raises
+    ------
+    ValueError
+        If two have one name.
+    """
     stated = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
     index = {name for name in stated if isinstance(name, str)}
-    return [name for name in schema.names if name not in index] if index else list(schema.names)
+    names = [name for name in schema.names if name not in index]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"columns {twice} occur more than once; rename them")
+    return names
 
 
 def pieces_of_table(table: pa.Table | pa.RecordBatch) -> Iterator[ArrowPiece]:
@@ -119,16 +131,55 @@ def _frame(table: pa.Table) -> pd.DataFrame:
         pa.int64(): pd.Int64Dtype(), pa.uint8(): pd.UInt8Dtype(), pa.uint16(): pd.UInt16Dtype(),
         pa.uint32(): pd.UInt32Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.bool_(): pd.BooleanDtype(),
     }  # fmt: skip
-    found = table.unify_dictionaries().to_pandas(types_mapper=nullable.get, ignore_metadata=True)
+    listed = {n: c for n, c in enumerate(table.columns) if not all(map(_is_exact, c.chunks))}
+    direct = table.select([n for n in range(table.num_columns) if n not in listed])
+    found = direct.unify_dictionaries().to_pandas(types_mapper=nullable.get, ignore_metadata=True)
+    if listed:
+        others = iter(found.items())
+        series = [
+            typed(listed[n].to_pylist()) if n in listed else next(others)[1]
+            for n in range(table.num_columns)
+        ]
+        found = pd.DataFrame(dict(enumerate(series)))
+        found.columns = column_names(table.column_names)
     return plain_where_whole(found)
+
+
+def _is_exact(array: pa.Array) -> bool:
+    """Return whether pandas holds what is in lists and structures as it is.
+
+    Where some numbers in lists are missing it makes all of them floats.
+    """
+    import pyarrow as pa
+
+    return not pa.types.is_nested(array.type) or _is_whole(array)
+
+
+def _is_whole(array: pa.Array) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind, t = array.type, pa.types
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        return _is_whole(pc.list_flatten(array))
+    if t.is_struct(kind):
+        return all(map(_is_whole, array.flatten()))
+    return not (array.null_count or t.is_nested(kind) or t.is_temporal(kind))
 
 
 def _storable(table: pa.Table) -> pa.Table:
     """Return a table without types that a store does not keep."""
+    import pyarrow as pa
+
     for number, field in enumerate(table.schema):
-        wanted = _storable_type(field.type, inside=False)
-        if wanted != field.type:
-            table = table.set_column(number, field.name, table.column(number).cast(wanted))
+        column, wanted = table.column(number), _storable_type(field.type, inside=False)
+        if pa.types.is_dictionary(field.type):
+            value = getattr(wanted, "value_type", wanted)
+            if wanted != field.type or any(chunk.dictionary.null_count for chunk in column.chunks):
+                chunks = [c.dictionary.cast(value).take(c.indices) for c in column.chunks]
+                table = table.set_column(number, field.name, pa.chunked_array(chunks, value))
+        elif wanted != field.type:
+            table = table.set_column(number, field.name, column.cast(wanted))
     return table
 
 
@@ -144,8 +195,8 @@ def _storable_type(kind: pa.DataType, *, inside: bool) -> pa.DataType:
         return kind if plain and not inside and value == kind.value_type else value
     if t.is_decimal(kind):
         return pa.float64()
-    if t.is_time(kind) or t.is_string_view(kind) or (inside and t.is_temporal(kind)):
-        return pa.int64() if t.is_duration(kind) else pa.large_string()
+    if t.is_string_view(kind) or kind == pa.time64("ns"):  # Python's times of day have no such
+        return pa.large_string()
     if t.is_struct(kind):
         return pa.struct([f.with_type(_storable_type(f.type, inside=True)) for f in kind])
     if t.is_map(kind):

@@ -6,11 +6,13 @@ rows and a word in the next is text from the beginning.
 
 from __future__ import annotations
 
+import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from typing_extensions import override
 
 from interp_embed.inputs.pieces import FramePiece
 from interp_embed.store.blocks import document_sizes
@@ -73,8 +75,25 @@ class DelimitedReader:
 
 
 def _names(file: DocumentFile) -> list[str]:
-    with file.open_text() as text:
+    with _Cells(file) as text:
         return list(pd.read_csv(text, sep=_separator(file), nrows=0).columns)
+
+
+class _Cells(io.TextIOWrapper):
+    """Text without NUL characters: pandas would end a cell there and say nothing."""
+
+    def __init__(self, file: DocumentFile) -> None:
+        super().__init__(file.open(), "utf-8-sig", newline="\n")
+        self._lines = 0
+
+    @override
+    def read(self, size: int | None = -1, /) -> str:
+        found = super().read(size)
+        before, nul, _ = found.partition("\0")
+        self._lines += before.count("\n")
+        if nul:
+            raise ValueError(f"there is a NUL character in line {self._lines + 1}; remove it")
+        return found
 
 
 def _separator(file: DocumentFile) -> str:
@@ -84,7 +103,7 @@ def _separator(file: DocumentFile) -> str:
 def _chunks(file: DocumentFile, **options: Any) -> Iterator[pd.DataFrame]:
     """Yield the rows of a file, more at a time where they are short."""
     with (
-        file.open_text() as text,
+        _Cells(file) as text,
         pd.read_csv(
             text, sep=_separator(file), iterator=True, low_memory=False, index_col=False, **options
         ) as reader,

@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FORMATS", "DocumentFile", "find_files"]
+__all__ = ["FORMATS", "DamagedFileError", "DocumentFile", "find_files"]
 
 _BY_SUFFIX = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
@@ -29,7 +30,12 @@ FORMATS = {
 """Names of the formats, for people."""
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 _HEAD = 4096
+_IF_FILES_ARE_TEXTS = (
+    ". Where each file is a document, pass a generator in Python: "
+    "({'text': p.read_text(), 'path': str(p)} for p in sorted(Path(folder).glob('*.txt')))"
+)
 _MAGIC = frozenset("*?[")
+_STORE = "zarr.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +66,11 @@ class DocumentFile:
         return io.TextIOWrapper(self.open(), "utf-8-sig", newline="\n")
 
     def damaged(self, error: Exception) -> ValueError:
-        """Return an error that names the file."""
+        """Return an error that names the file, unless this one does."""
+        if isinstance(error, DamagedFileError):
+            return error
         said = self._not_utf8() if isinstance(error, UnicodeDecodeError) else str(error)
-        return ValueError(f"{self.path} cannot be read as {FORMATS[self.format]}: {said}")
+        return DamagedFileError(f"{self.path} cannot be read as {FORMATS[self.format]}: {said}")
 
     def _not_utf8(self) -> str:
         with self.open() as lines:
@@ -73,6 +81,10 @@ class DocumentFile:
                     byte = line[error.start]
                     return f"line {number} is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8"
         return "it is not UTF-8"
+
+
+class DamagedFileError(ValueError):
+    """Names the file already."""
 
 
 class _Unzipped(gzip.GzipFile):
@@ -103,6 +115,10 @@ def find_files(path: str | os.PathLike[str]) -> list[DocumentFile]:
 
 
 def _local(text: str) -> Iterator[str]:
+    if not text:
+        raise FileNotFoundError(
+            2, "data is an empty path; expected a file, a folder or a pattern", ""
+        )
     text = os.path.expanduser(text)  # noqa: PTH111  (keeps the path as it was given)
     if Path(text).is_dir():
         yield from _of_folder(text, [str(p) for p in sorted(Path(text).rglob("*")) if p.is_file()])
@@ -135,16 +151,22 @@ def _remote(url: str) -> Iterator[str]:
 
 
 def _of_folder(folder: str, names: list[str]) -> list[str]:
-    """Return the files of a folder that are documents by their suffix, hidden ones left out."""
+    """Return the files of a folder that are documents by their suffix.
+
+    Hidden ones are left out, and stores with all that is in them: a corpus may stand beside one.
+    """
+    stores = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == _STORE}
     found = [
         name
         for name in names
-        if _named_format(name) and not PurePosixPath(name).name.startswith((".", "_"))
+        if _named_format(name)
+        and not PurePosixPath(name).name.startswith((".", "_"))
+        and not stores.intersection(PurePosixPath(name).parents)
     ]
     if not found:
         raise FileNotFoundError(
-            2, f"No file in this folder ends in {', '.join(_BY_SUFFIX)}, or in one of them and .gz",
-            folder,
+            2, f"No file in this folder ends in {', '.join(_BY_SUFFIX)}, or in one of them and .gz"
+            f"{_IF_FILES_ARE_TEXTS}", folder,
         )  # fmt: skip
     return found
 
@@ -170,13 +192,13 @@ def _recognised(path: str) -> DocumentFile:
         try:
             with _Unzipped(_open(path)) as file:
                 head = file.read(_HEAD)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as gzip: {error}") from error
     kind = _format_of(head, _named_format(path))
     if kind is None:
         raise ValueError(
             f"{path}: cannot tell what this is. Expected a file that ends in "
-            f"{', '.join(_BY_SUFFIX)}, or one of these followed by .gz"
+            f"{', '.join(_BY_SUFFIX)}, or one of these followed by .gz{_IF_FILES_ARE_TEXTS}"
         )
     return DocumentFile(path, kind, compressed)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+
+from interp_embed.inputs.records import typed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +19,10 @@ __all__ = [
     "no_documents",
     "without_odd_texts",
 ]
+
+
+_ROUNDED = 2**53 - 1
+"""Above this in magnitude not every integer is a float."""
 
 
 class MissingFieldError(ValueError):
@@ -53,11 +60,22 @@ def as_frame(data: pd.DataFrame | Sequence[dict[Any, Any]], field: Any) -> pd.Da
         records = list(data)
         for number, record in enumerate(records):
             check_record(record, f"data[{number}]", field)
-        frame = pd.DataFrame(records)
+        frame = _exact(pd.DataFrame(records), records)
     if field not in frame.columns:
         if len(frame) == 0:
             return no_documents(field)
         raise MissingFieldError(field, frame.columns.tolist())
+    return frame
+
+
+def _exact(frame: pd.DataFrame, records: Sequence[dict[Any, Any]]) -> pd.DataFrame:
+    """Return a frame of dictionaries without the integers that pandas rounded: beyond 2**53."""
+    for name in frame.columns[frame.dtypes == np.float64]:
+        if not (frame[name].abs() > _ROUNDED).any():
+            continue
+        values = [record.get(name) for record in records]
+        if any(isinstance(v, int) and abs(v) > _ROUNDED for v in values):
+            frame[name] = typed(values)
     return frame
 
 

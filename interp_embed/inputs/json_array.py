@@ -79,6 +79,8 @@ class _Parser:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._held) - _NEAR
                 if not cut or not self._more():
                     raise ValueError(f"record {number}: {error.msg}") from None
+            except (ValueError, RecursionError) as error:  # too many digits, or too deep
+                raise ValueError(f"record {number}: {error}") from None
             else:
                 size = end - self.at
                 # A number may go on where what was read ends.

@@ -43,7 +43,8 @@ def pieces_of_files(files: Sequence[DocumentFile], field: Any) -> Iterator[Piece
             else:
                 yield from pieces_of_records(_records(file))
         except (ValueError, EOFError, zlib.error) as error:
-            raise file.damaged(error) from error
+            damaged = file.damaged(error)
+            raise damaged from (None if damaged is error else error)
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -79,7 +80,7 @@ def _records(file: DocumentFile) -> Iterator[dict[Any, Any]]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:  # which counts lines within the line
                 raise ValueError(f"line {number}: {error.msg} (column {error.colno})") from None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from None
             yield _checked(record, f"line {number}")
 
@@ -94,9 +95,12 @@ def pieces_of_records(records: Iterable[dict[Any, Any]]) -> Iterator[Piece]:
     """Yield dictionaries in pieces."""
     held: list[dict[Any, Any]] = []
     characters = 0
-    for record in records:
+    for number, record in enumerate(records, 1):
         held.append(record)
-        characters += sum(map(value_size, record.values()))
+        try:
+            characters += sum(map(value_size, record.values()))
+        except RecursionError:
+            raise ValueError(f"record {number} is nested too deeply") from None
         if len(held) >= _PIECE_RECORDS or characters >= _PIECE_CHARACTERS:
             yield RecordPiece(held)
             held, characters = [], 0

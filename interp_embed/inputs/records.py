@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +13,15 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["frame_of_records", "typed"]
+__all__ = ["frame_of_records", "plain", "typed", "with_plain_values"]
 
 _EXACT = 2**53
 _INTEGER = (int, np.integer)
 _NUMBER = (int, float, np.integer, np.floating)
 _TIMES = (dt.datetime, dt.timedelta, np.datetime64, np.timedelta64)
+_NOT_PLAIN = (dt.date, dt.time, decimal.Decimal, *_TIMES)
+_SIMPLE = {str, int, float, bool, type(None)}
+_NESTED = (list, tuple, set, frozenset, dict, np.ndarray)
 
 
 def frame_of_records(records: Sequence[dict[Any, Any]]) -> pd.DataFrame:
@@ -84,5 +89,67 @@ def _times(values: Sequence[Any], types: set[type]) -> pd.Series[Any] | None:
     try:
         series: pd.Series[Any] = pd.Series(plain)
     except (TypeError, ValueError, OverflowError):  # of several zones, or beyond what pandas holds
+        return _far_times(values, types)
+    return series if getattr(series.dtype, "kind", "O") in "mM" else _far_times(values, types)
+
+
+def _far_times(values: Sequence[Any], types: set[type]) -> pd.Series[Any] | None:
+    """Return Python's times in microseconds: the nanoseconds of pandas end in 2262."""
+    present: list[Any] = [None if _is_missing(v) else v for v in values]
+    if types == {dt.timedelta}:
+        return pd.Series(np.array(present, "timedelta64[us]"))
+    zone = next((v.tzinfo for v in present if isinstance(v, dt.datetime)), None)
+    if types != {dt.datetime} or zone is None or any(v and v.tzinfo != zone for v in present):
         return None
-    return series if getattr(series.dtype, "kind", "O") in "mM" else None
+    naive = [v and v.astimezone(dt.UTC).replace(tzinfo=None) for v in present]
+    utc = pd.DatetimeIndex(np.array(naive, "datetime64[us]"), tz="UTC")
+    return pd.Series(utc.tz_convert(zone))
+
+
+def with_plain_values(frame: pd.DataFrame, field: Any) -> pd.DataFrame:
+    """Return a frame in which times and decimals stand only where a store keeps them as such.
+
+    Elsewhere, within lists and dictionaries and beside values of another kind, times are text as
+    ISO 8601 has it, and decimals are floats. The column ``field`` stays: no such value is a text.
+    """
+    changed = {}
+    for number, name in enumerate(frame.columns):
+        series = frame.iloc[:, number]
+        if name == field or not pd.api.types.is_object_dtype(series.dtype):
+            continue
+        values = series.tolist()
+        types = {type(v) for v in values if not _is_missing(v)}
+        if types != {dt.date} and any(issubclass(t, _NOT_PLAIN + _NESTED) for t in types):
+            with contextlib.suppress(
+                RecursionError
+            ):  # it cannot be stored either, which is said then
+                changed[number] = typed([plain(v) for v in values])
+    if not changed:
+        return frame
+    columns = [changed.get(n, frame.iloc[:, n]) for n in range(frame.shape[1])]
+    whole = pd.DataFrame(dict(enumerate(columns)), index=pd.RangeIndex(len(frame)))
+    whole.columns = frame.columns
+    return whole
+
+
+def plain(value: Any) -> Any:
+    """Return a value without times and decimals: as text, and as floats."""
+    if isinstance(value, list | tuple):
+        return value if set(map(type, value)) <= _SIMPLE else [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist()) if value.dtype.kind in "OmM" else value
+    if _is_missing(value) or not isinstance(value, _NOT_PLAIN):
+        return value
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else pd.Timestamp(value).isoformat()
+    if isinstance(value, np.timedelta64 | dt.timedelta):
+        if not isinstance(value, np.timedelta64 | pd.Timedelta):
+            value = np.timedelta64(value, "us")  # pandas' own nanoseconds hold 292 years
+        return None if pd.isna(value) else pd.Timedelta(value).isoformat()
+    return value.isoformat()

@@ -20,6 +20,7 @@ from interp_embed.inputs.frames import (
 )
 from interp_embed.inputs.pieces import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.readers import pieces_of_files, pieces_of_records
+from interp_embed.inputs.records import with_plain_values
 from interp_embed.store.blocks import cut_frame
 
 __all__ = ["Documents", "as_documents"]
@@ -79,7 +80,7 @@ class Documents:
             first += following
         self._begun = itertools.chain(iter(first), begun)
         names = [name for piece in first for name in piece.columns]
-        if names and field not in names:
+        if field not in names and (names or any(map(len, first))):
             raise MissingFieldError(field, list(dict.fromkeys(names)))
 
     @property
@@ -92,17 +93,20 @@ class Documents:
 
         Texts that cannot be stored (bytes, objects) become None, so that only those fail.
         """
-        frames = cut_frame(self._frame) if self._frame is not None else cut(self._read())
+        streamed = self._frame is None
+        frames = cut(self._read()) if self._frame is None else cut_frame(self._frame)
         for frame in frames:
-            if frame.shape[1] == 0:
+            if frame.shape == (0, 0):
                 frame = no_documents(self.field)
+            if streamed:
+                frame = with_plain_values(frame, self.field)
             yield without_odd_texts(frame, self.field)
             del frame
 
     def frame(self) -> pd.DataFrame:
         """Return all documents in memory, with index 0 to n - 1."""
         if self._frame is None:
-            self._frame = joined_pieces(list(self._read()))
+            self._frame = with_plain_values(joined_pieces(list(self._read())), self.field)
             if self.field not in self._frame.columns:
                 self._frame = no_documents(self.field)
         return self._frame
@@ -238,6 +242,7 @@ def _of_hugging_face(data: Any, kind: str, field: Any) -> Documents:
             f"data is a {kind} of {list(data)}; pass one of them, such as data['train']"
         )
     if kind == "IterableDataset":
+        data = data.with_format(None)  # of dictionaries, whatever it gives otherwise
         return Documents(lambda: pieces_of_records(_checked(data, field)), field)
 
     def tables() -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from interp_embed.store.storage import open_storage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
 
     from interp_embed.dataset import Dataset
     from interp_embed.sae.base import BaseSAE
@@ -74,7 +74,7 @@ def merge(
     """
     from interp_embed.dataset import Dataset
 
-    if isinstance(stores, (str, bytes, Dataset)) or len(stores) == 0:
+    if not isinstance(stores, Sequence) or isinstance(stores, (str, bytes, Dataset)) or not stores:
         raise ValueError(
             f"stores must be a list of one path or dataset at least, got {stores!r:.100}"
         )
@@ -113,7 +113,9 @@ def _store(given: str | os.PathLike[str] | Dataset) -> Store:
     if not isinstance(given, Dataset):
         return Store(expanded(given))
     require_whole(given, "merged")
-    return given._store
+    store = Store(given._store.storage)  # as it is now; the dataset stays as it was
+    store.require_identity(given._store.identity)
+    return store
 
 
 def require_whole(dataset: Dataset, what: str) -> None:

@@ -38,6 +38,7 @@ BLOCK_CHARACTERS = 2**26
 """Most characters of a block, unless one document has more."""
 ITEM_CHARACTERS = 8
 """What an item of a list or an entry of a dictionary counts beside its characters."""
+_NUMBERS = {int, float, bool, type(None)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,5 +135,6 @@ def value_size(value: Any) -> int:
     if isinstance(value, dict):
         return sum(ITEM_CHARACTERS + value_size(v) for v in value.values())
     if isinstance(value, list | tuple | set | frozenset):
-        return sum(ITEM_CHARACTERS + value_size(v) for v in value)
+        size = ITEM_CHARACTERS * len(value)
+        return size if set(map(type, value)) <= _NUMBERS else size + sum(map(value_size, value))
     return 0

@@ -147,12 +147,16 @@ def _delete_commits(store: Store, commits: Sequence[Commit]) -> None:
 
 
 def leftovers(store: Store) -> set[str]:
-    """Return the folders and temporary files that no commit names: of killed runs, or in progress."""
+    """Return the folders and temporary files that nothing names: of killed runs, or in progress.
+
+    The store's plan is renewed: another process may have added documents.
+    """
     storage = store.storage
     # Listed before the commits are read: what is committed in between must not look forgotten.
     folders = {f"{p}/{name}" for p in (CHUNKS, DOCUMENTS) for name in storage.folders(p)}
     indexed = {f"{INDEX}/{name}" for name in storage.folders(INDEX)}
     aside = {k for k, _ in list(storage.list()) if _is_aside(k)}
+    store.refresh_plan()
     ledger = Ledger(read_commits(storage), store.n_documents)
     named = {c.folder.key for c in ledger.commits} | {b.folder.key for b in store.plan.blocks}
     return ((folders | aside) - named) | index_leftovers(storage, indexed)
@@ -171,8 +175,9 @@ def collect_garbage(store: Store, among: Collection[str] | None = None) -> int:
     store
         A complete store.
     among
-        Of what no commit names, delete only these: what `leftovers` returned some time ago. Without
-        it nobody else may be encoding into the store, as an attempt in progress has no name either.
+        Of what nothing names, delete only these: what `leftovers` returned some time ago. Without it
+        nobody else may be encoding into the store, as an attempt in progress has no name either.
+        Documents that are being added meanwhile may go; whoever adds them notices, and says so.
     """
     found = leftovers(store)
     indexes = delete_superseded(store)

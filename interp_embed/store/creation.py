@@ -12,18 +12,23 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from interp_embed.errors import FingerprintMismatchError, NotAStoreError, StoreExistsError
+from interp_embed.errors import (
+    CorruptStoreError,
+    FingerprintMismatchError,
+    NotAStoreError,
+    StoreExistsError,
+)
 from interp_embed.store.arrays import Folder, FolderWriter, group_metadata
 from interp_embed.store.blocks import DocumentBlock, cut_frame, describe_block
 from interp_embed.store.columns import Column, encode_frame, inner_documents
 from interp_embed.store.document_hash import combined_hashes
 from interp_embed.store.fingerprint import check_fingerprint, fingerprint_differences
+from interp_embed.store.labels import put_first_labels
 from interp_embed.store.layout import (
     CHUNKS,
     COMMITS,
     DOCUMENTS,
     FORMAT_VERSION,
-    LABELS,
     MANIFEST,
     PLANNING,
     ROOT,
@@ -185,8 +190,7 @@ def create_store(
     for folder in _GROUP_FOLDERS:  # so that plain Zarr walks down to the arrays
         storage.put(f"{folder}/zarr.json", group_metadata())
     if feature_labels:
-        labels = {str(k): v for k, v in feature_labels.items()}
-        storage.put_if_absent(f"{LABELS}/labels.json", seal({"labels": labels}))
+        put_first_labels(storage, feature_labels, "given")
     if read_plan(storage) is None:
         planning = _Planning(storage)
         planning.write(blocks, progress=progress)
@@ -226,7 +230,7 @@ def add_documents(store: Store, blocks: Iterable[DocumentBlock], *, progress: bo
     if missing := sum(stop - start for start, stop in store.ledger.missing):
         raise ValueError(
             f"{missing:,} documents of the store at {store.storage.url} are not encoded yet. Encode "
-            "them before others are added: load_from_file(path, resume=True)"
+            "them before others are added: interp-embed encode, or load_from_file(path, resume=True)"
         )
     planning = _Planning(store.storage, store.plan)
     planning.write((block for block in blocks if len(block.frame)), progress=progress)
@@ -310,6 +314,8 @@ class _Planning:
         ------
         StoreExistsError
             If the other plan is of other documents.
+        CorruptStoreError
+            If another process took what is not planned yet for a dead run's, and deleted it.
         """
         blocks = [
             block if schema == self._unified else block._replace(columns=_as_json(schema))
@@ -326,6 +332,7 @@ class _Planning:
         )
         document = {"format_version": FORMAT_VERSION, **plan.to_json()}
         key = plan_key(after.additions + 1 if after else 0)
+        self._require_written(key)
         if not self.storage.put_if_absent(key, seal(document)):
             # Another plan was first, or this one, if the answer to a first try was lost.
             winner = read_plan(self.storage)
@@ -343,6 +350,19 @@ class _Planning:
                 )
         for key in _records(self.storage):
             self.storage.delete(key)
+
+    def _require_written(self, key: str) -> None:
+        for block in self._blocks:
+            if not self.storage.exists(f"{block.folder.key}/zarr.json"):
+                if self.storage.exists(key):  # another plan was first, and has no need of it
+                    return
+                for key in _records(self.storage):  # of what may be gone: all is written again
+                    self.storage.delete(key)
+                raise CorruptStoreError(
+                    f"documents {block.start:,} to {block.stop - 1:,}, just written to "
+                    f"{self.storage.url}, are gone: another process cleared the store up meanwhile. "
+                    "The same call again writes them again"
+                )
 
 
 def _as_json(schema: Sequence[Column]) -> list[dict[str, Any]]:

@@ -72,7 +72,11 @@ def _pieces(series: pd.Series[Any], first: int) -> Iterator[bytes]:
         present = present.astype(object)
     kind, arrays = _canonical(present)
     if kind == "json":
-        arrays = [_objects(json_values(series, series.name, sort_keys=True, first=first))]
+        values = [
+            None if absent else value
+            for value, absent in zip(series.tolist(), missing.tolist(), strict=True)
+        ]
+        arrays = [_objects(json_values(values, series.name, sort_keys=True, first=first))]
     yield json.dumps([kind, len(series)]).encode()
     yield np.packbits(missing).tobytes()
     for array in arrays:

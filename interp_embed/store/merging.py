@@ -21,8 +21,9 @@ from interp_embed.store.document_hash import combined_hashes
 from interp_embed.store.fingerprint import fingerprint_differences
 from interp_embed.store.index_ledger import read_index_commits
 from interp_embed.store.index_writer import build_index
-from interp_embed.store.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, LABELS, PLAN, ROOT
-from interp_embed.store.ledger import Ledger, Plan, PlannedBlock, read_commits, read_plan
+from interp_embed.store.labels import copy_labels
+from interp_embed.store.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, PLAN, ROOT
+from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
 from interp_embed.store.reader import Store
 from interp_embed.store.root import read_root, root_document
 from interp_embed.store.schema import unified_schema
@@ -50,12 +51,12 @@ def check_mergeable(stores: Sequence[Store]) -> None:
         Naming each part that differs, with both values.
     """
     # First those that hold activations: of the others less may be known.
-    ordered = sorted(stores, key=lambda store: not store.ledger.live)
+    ordered = sorted(stores, key=lambda store: not _has_activations(store))
     first = ordered[0]
     for store in ordered[1:]:
         a, b = _settings(first), _settings(store)
         parts = [f"{name}: {x!r} and {y!r}" for name, x, y in fingerprint_differences(a, b)]
-        if store.ledger.live:
+        if _has_activations(store):
             parts += [f"{name} is known of one only" for name in sorted(set(a) ^ set(b))]
         if parts:
             raise FingerprintMismatchError(
@@ -63,6 +64,11 @@ def check_mergeable(stores: Sequence[Store]) -> None:
                 f"things, so their activations do not belong together: {'; '.join(parts)}. Encode the "
                 "documents of one of them again"
             )
+
+
+def _has_activations(store: Store) -> bool:
+    """Return whether any document was encoded: where all failed, nothing may be known of the SAE."""
+    return any(commit.n_failed < commit.stop - commit.start for commit in store.ledger.live)
 
 
 def _settings(store: Store) -> dict[str, Any]:
@@ -102,6 +108,7 @@ def merge_stores(
         If an object of a source is damaged, as far as that is noticed in copying it.
     """
     check_mergeable(sources)
+    live = [_live(store) for store in sources]  # before documents are counted
     starts = [0]
     for store in sources:
         starts.append(starts[-1] + store.n_documents)
@@ -111,10 +118,9 @@ def merge_stores(
         raise _begun(target)
     for parent in (CHUNKS, DOCUMENTS):
         target.put(f"{parent}/zarr.json", group_metadata())
-    if labels := next((found for s in sources if (found := s.feature_labels())), None):
-        kept = {str(feature): label for feature, label in labels.items()}
-        target.put_if_absent(f"{LABELS}/labels.json", seal({"labels": kept}))
-    commits = [(s, c, at) for s, at in zip(sources, starts, strict=False) for c in _live(s)]
+    for store, start in zip(sources, starts, strict=False):  # the first that has some wins
+        copy_labels(store.storage, target, start)
+    commits = [(s, c, at) for s, held, at in zip(sources, live, starts, strict=False) for c in held]
     blocks = [
         (s, block, at)
         for s, at in zip(sources, starts, strict=False)
@@ -156,8 +162,12 @@ def _begun(target: Storage) -> StoreExistsError:
 
 
 def _live(store: Store) -> list[Commit]:
-    """Return the commits that count, with the hashes of their objects."""
-    return [*Ledger(read_commits(store.storage), store.n_documents).live]
+    """Return the commits that count, with the hashes of their objects, as they are now.
+
+    Documents that were added since the store was opened may be in them: they count from here on.
+    """
+    store.refresh(manifest=False)
+    return [*store.ledger.live]
 
 
 def _publish_plan(

@@ -189,12 +189,11 @@ def _unified(a: Column, b: Column | None) -> Column:
         return _with_missing(a, b)
     nullable, null = a.nullable or b.nullable, a.null if a.null == b.null else "none"
     if a.kind == b.kind == "codes":
-        categories = list(a.categories or ())
-        if a.categories == b.categories or not (a.ordered or b.ordered):
-            categories += [c for c in b.categories or () if c not in categories]
-            # 1 == True == 1.0, which are three categories of an index of objects.
-            if a.dtype == b.dtype and a.dtype != "object" and a.ordered == b.ordered:
-                return replace(a, categories=categories)
+        # 1 == True == 1.0, which are three categories of an index of objects.
+        alike = a.dtype == b.dtype and a.dtype != "object" and a.ordered == b.ordered
+        if alike and (a.categories == b.categories or not a.ordered):
+            categories = dict.fromkeys([*(a.categories or ()), *(b.categories or ())])
+            return replace(a, categories=list(categories))
     elif a.dtype == b.dtype:
         kinds = {a.kind, b.kind}
         kind = a.kind if len(kinds) == 1 else "mixed"
