@@ -15,7 +15,7 @@ from fake_sae import FAIL, LOG, SLOW, WordSAE
 
 from interp_embed import Dataset, saving
 from interp_embed.encode import encode
-from interp_embed.encode.cluster import _tasks
+from interp_embed.encode.cluster import _encode_run, _let_go, _tasks, _Where
 from interp_embed.encode.shares import gaps
 from interp_embed.store import Store
 from interp_embed.store.verify import verify
@@ -117,6 +117,17 @@ class Unknown(WordSAE):
 
     def metadata(self):
         return {**super().metadata(), "surprise": 1}
+
+
+def test_workers_show_no_bars_of_their_own(planned, monkeypatch, capfd):
+    monkeypatch.setattr("interp_embed.progress.show_progress", lambda: True)
+    store = Store(planned)
+    where = _Where(store.storage.url, str(store.attributes["id"]), store.n_documents)
+    try:
+        assert _encode_run(where, 0, 8, 8, "auto").encoded == 8
+    finally:
+        _let_go()
+    assert capfd.readouterr().err == ""
 
 
 def test_unfinished_on_demand(planned, client):

@@ -271,6 +271,21 @@ def test_a_tokeniser_that_fails_takes_its_document_only(tmp_path):
     ]
 
 
+def test_long_texts_are_prepared_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("interp_embed.encode.isolate._CHARACTERS_AT_ONCE", 100)
+    calls = []
+
+    class Noting(SteppedSAE):
+        def prepare(self, texts):
+            calls.append([len(text) for text in texts])
+            return super().prepare(texts)
+
+    sizes = [40, 40, 40, 300, 10, 90, 1, 1, 1]
+    store = planned(tmp_path / "s", ["x" * size for size in sizes])
+    encode_store(store, Noting(), documents_per_commit=100)
+    assert calls == [[40, 40], [40], [300], [10, 90], [1, 1, 1]]
+
+
 def test_an_sae_that_makes_its_own_batches_is_given_whole_commits(tmp_path):
     class Whole(SteppedSAE):
         makes_batches = True
@@ -392,6 +407,46 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_after_an_interrupt(tmp_pa
     Stuck.release.set()
     data = Dataset.load_from_file(tmp_path / "s", resume=True)
     assert len(data.filter_na_rows()) == 40
+
+
+def test_storage_that_answers_nothing_is_not_asked_after_an_interrupt(tmp_path, monkeypatch):
+    monkeypatch.setattr("interp_embed.encode.pipeline._GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("interp_embed.encode.pipeline._PATIENCE_SECONDS", 0.2)
+    down, release = threading.Event(), threading.Event()
+
+    class Down(LocalStorage):
+        def _wait(self):
+            if down.is_set():
+                release.wait(30)
+
+        def put_if_absent(self, key, data):
+            if key.startswith("commits/") and len(list(super().list("commits"))) == 2:
+                down.set()
+            self._wait()
+            return super().put_if_absent(key, data)
+
+        def get(self, key):
+            self._wait()
+            return super().get(key)
+
+        def list(self, prefix=""):
+            self._wait()
+            return super().list(prefix)
+
+    class Breaks(SteppedSAE):
+        def encode_prepared(self, prepared):
+            if len(self.encoded) >= 12:
+                assert down.wait(30)
+                raise KeyboardInterrupt
+            return super().encode_prepared(prepared)
+
+    store = planned(Down(tmp_path / "s"), [f"d{i}" for i in range(40)])
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        encode_store(store, Breaks(), batch_size=2, documents_per_commit=8)
+    took = time.monotonic() - begun
+    release.set()
+    assert took < 10
 
 
 def test_a_write_that_is_given_up_commits_nothing(tmp_path):

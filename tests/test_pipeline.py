@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import FAIL, LOG, NONE, WideSAE, WordSAE, expected
+from fake_sae import FAIL, LOG, NAN, NONE, WideSAE, WordSAE, expected
 from fork_server import alive, documents, wait_for
 
 from interp_embed import Dataset
-from interp_embed.encode import encode_store
+from interp_embed.encode import encode, encode_store
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.store import Store
 from interp_embed.store.storage import LocalStorage
@@ -474,6 +474,38 @@ def test_a_back_end_that_fails_every_document_ends_the_run(tmp_path):
         Dataset(texts, BrokenSAE(), save_path=tmp_path / "s")
     whole = Dataset(texts, WordSAE(), save_path=tmp_path / "t")
     assert len(whole.failures()) == 0
+
+
+def test_many_documents_that_failed_before_may_fail_again(tmp_path):
+    texts = records(f"doc{i} {NAN if i % 2 else 'good'}" for i in range(240))
+    first = Dataset(texts, WordSAE(), save_path=tmp_path / "s")
+    assert len(first.failures()) == 120
+    again = Dataset(texts, WordSAE(), save_path=tmp_path / "s")
+    assert again.failures().equals(first.failures())
+
+
+def test_any_number_of_documents_in_a_row_may_be_too_long(tmp_path):
+    class Short(WordSAE):
+        def encode_chunk(self, texts):
+            chunk = super().encode_chunk(texts)
+            long = [i for i, text in enumerate(texts) if "long" in text]
+            reason = "the document has 9 tokens, more than the 8 that the model and the SAE take"
+            return chunk.with_failures(dict.fromkeys(long, reason))
+
+    texts = records([*(f"long {i}" for i in range(150)), "short"])
+    assert len(Dataset(texts, Short(), save_path=tmp_path / "s").failures()) == 150
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5])
+def test_numbers_that_make_no_sense_are_refused_before_work(number, tmp_path):
+    path = tmp_path / "s"
+    Dataset(records(["a"]), WordSAE(), compute_activations=False, save_path=path)
+    with pytest.raises(ValueError, match=f"batch_size must be a positive integer, got {number}"):
+        encode(path, WordSAE(), batch_size=number)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+        encode_store(Store(path), WordSAE(), batch_size=number)
+    with pytest.raises(ValueError, match="documents_per_commit must be a positive integer"):
+        encode_store(Store(path), WordSAE(), documents_per_commit=number)
 
 
 def test_a_resumed_run_commits_as_often_as_it_was_asked_to(tmp_path):

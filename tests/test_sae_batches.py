@@ -130,6 +130,25 @@ def test_a_lone_document_is_tried_again_when_nothing_else_is_in_flight():
     assert seen == [60, 50, 50]
 
 
+def test_activations_of_a_silent_bos_need_not_be_finite():
+    class Overflowing(Device):
+        def __call__(self, hidden, lengths):
+            later = super().__call__(hidden, lengths)
+            result = later.result()
+            result.finite[hidden == 7] = False
+            later.result = lambda: result
+            return later
+
+    device = Overflowing()
+    documents = [document(3, first=7), document(3, first=5)]
+    for d in documents:
+        d.tokens.special[0] = True
+    encoder = ChunkEncoder(device.run, device, silent_token=7, on_cpu=False)
+    chunk = encoder(documents, {})
+    assert list(chunk.reasons) == [1], "there it is an ordinary token"
+    assert chunk.csr(0).toarray()[:, 0].tolist() == [0, 8, 9]
+
+
 def test_an_error_that_comes_late_is_that_of_its_batch():
     device = Device()
     results = []

@@ -121,6 +121,14 @@ def test_what_is_not_a_string_fails_alone(text):
     assert (bad.reason or "").startswith(("the text is missing", "the text is not a string"))
 
 
+def test_half_a_character_fails_alone():
+    (good, bad, whole), _ = documents(["a", "ab\ud83d", "\U0001f600"])
+    assert good.reason is whole.reason is None
+    assert bad.reason == (
+        r"the text is not Unicode: '\ud83d' at character 2 is half of a surrogate pair"
+    )
+
+
 def test_a_long_document_is_cut_to_the_limit_with_bos_counted():
     text = TEXTS[5]
     (document,), _ = documents([text], max_tokens=7)

@@ -216,6 +216,13 @@ def test_overflow_and_truncate_say_the_same_or_are_refused():
         resolve_overflow("window", -1, truncate=True)
 
 
+@pytest.mark.parametrize("value", [1.5, "3", True])
+@pytest.mark.parametrize("name", ["window_overlap", "context_size", "batch_tokens"])
+def test_what_counts_tokens_is_an_integer(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got {value!r}"):
+        LocalSAE(overflow="window", **{name: value})
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"truncate": False}, {"overflow": "window", "window_overlap": 7}]
 )

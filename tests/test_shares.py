@@ -64,14 +64,14 @@ def test_shares_are_disjoint_in_order_and_leave_nothing(n_chunks, count):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_worker_goes_through_its_share_and_then_helps_from_the_end():
+def test_a_worker_goes_through_its_share_and_then_helps_where_most_is_missing():
     store = Committed(22, 2)  # eleven chunks, the last of two documents
     work = take_work(store.store, Worker(0, 3))
     assert [next(work) for _ in range(3)] == [(0, 2), (2, 4), (4, 6)]
     for start in (0, 2, 4):
         store.commit(start, start + 2)
     store.commit(6, 8)  # worker 1 has begun; of its share 4-6 are missing, and 7-10 of worker 2's
-    assert next(work) == (20, 22)
+    assert next(work) in [(18, 20), (20, 22)]
 
 
 def test_runs_are_cut_to_what_is_missing():
@@ -97,13 +97,16 @@ def test_nobody_takes_what_was_committed_since_it_began():
     assert len(list(work)) <= 2
 
 
-def test_workers_that_finish_together_take_different_chunks():
-    store = Committed(64, 1)
-    for document in range(16, 64):
-        store.commit(document, document + 1)
-    stolen = [next(take_work(store.store, Worker(i, 4))) for i in (1, 2, 3)]
-    assert len(set(stolen)) == 3
-    assert all(8 <= start < 16 for start, _ in stolen)
+def test_workers_that_are_left_of_many_seldom_want_the_same_chunk():
+    store = Committed(60, 1)
+    work = [take_work(store.store, Worker(i, 30)) for i in (25, 29)]
+    rounds = 0
+    while gaps(store.store):
+        taken = [run for each in work for run in [next(each, None)] if run]  # both, and then commit
+        for start, stop in taken:
+            store.commit(start, stop)
+        rounds += 1
+    assert rounds <= 36  # 30 if they never did, 60 if they always did
 
 
 @settings(max_examples=60, deadline=None)

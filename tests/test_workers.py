@@ -20,7 +20,7 @@ from s3_server import s3_server
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.cli.workers import processes_for, visible_gpus
+from interp_embed.cli.workers import _Screen, processes_for, visible_gpus
 from interp_embed.encode import Worker, encode, finish_store
 from interp_embed.encode.shares import gaps
 from interp_embed.errors import FingerprintMismatchError
@@ -295,8 +295,8 @@ def test_a_store_alone_is_encoded_and_finished(planned, cli):
     [
         (["--worker", "2/2"], 2, "expected a worker from 0/2 to 1/2, got 2/2"),
         (["--worker", "one"], 2, "expected i/n"),
-        (["--dtype", "float16"], 2, "--dtype is settled when a store is made"),
-        (["--save-every", "3"], 2, "--save-every is settled when a store is made"),
+        (["--dtype", "float16"], 2, "--dtype is for a new store"),
+        (["--save-every", "3"], 2, "--save-every is for a new store"),
         (["--gpus", "all", "--processes", "2"], 2, "exclude each other"),
         (["--gpus", "all"], 1, "this process sees 0 GPUs. For processes on the CPU"),
         (["--gpus", "1"], 1, "this process sees 0 GPUs"),
@@ -319,11 +319,84 @@ def test_no_store_and_a_worker_without_a_plan_are_refused(tmp_path, cli):
     assert "there is no store" in cli("finish", tmp_path / "nowhere")[2]
     code, _, err = cli("encode", source)
     assert code == 1
-    assert "there is no store" in err
+    assert "is a file, and a store is a folder" in err
     code, _, err = cli("encode", source, tmp_path / "s", "--worker", "0/2")
     assert code == 2
     assert "interp-embed plan" in " ".join(err.split())
     assert not (tmp_path / "s").exists()
+
+
+def test_an_sae_that_is_not_there_is_refused_before_documents_are_written(tmp_path, cli):
+    pytest.importorskip("sae_lens")
+    source = source_of(records(3), tmp_path)
+    for sae, message in [
+        ("no-such/thing", "release='no-such' is no release that SAELens knows"),
+        ("gpt2-small-res-jb/blocks.8.hook_resid", "which has blocks.8.hook_resid_pre"),
+    ]:
+        code, _, err = cli("plan", source, tmp_path / "s", "--sae", sae)
+        assert code == 1
+        assert message in err
+        assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["plan", "finish"])
+def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkeypatch, command,
+                                                  number, code):  # fmt: skip
+    def interrupted(*_, **__):
+        signal.raise_signal(number)
+
+    source = source_of(records(50), tmp_path)
+    arguments = ["plan", source, planned, "--sae", "fake_sae:WordSAE", "--chunk-documents", 5]
+    if command == "finish":
+        assert cli("encode", planned, "--worker", "0/1")[0] == 0
+        arguments = ["finish", planned]
+    with monkeypatch.context() as patch:
+        patch.setattr("interp_embed.saving.plan_store", interrupted)
+        patch.setattr("interp_embed.encode.planned.finish_chunks", interrupted)
+        found, _, err = cli(*arguments)
+    assert found == code
+    assert "what was written is safe. The same command again goes on from there" in err
+    assert cli(*arguments)[0] == 0
+
+
+def test_processes_are_on_the_cpu_and_gpus_need_no_device(planned, cli):
+    found = processes_for(None, gpus=None, processes=2, device="auto")
+    assert [each.device for each in found] == ["cpu", "cpu"]
+    found = processes_for(None, gpus=None, processes=1, device="cuda:1")
+    assert [each.device for each in found] == ["cuda:1"]
+    code, _, err = cli("encode", planned, "--gpus", "all", "--device", "cpu")
+    assert code == 2
+    assert "--gpus says where the models run" in " ".join(err.split())
+
+
+def test_lines_of_json_that_a_worker_s_sae_prints_are_messages(capsys):
+    worker = Worker(0, 1)
+    _Screen([worker], "none").show(worker, '{"documents": 3}')
+    _Screen([worker], "json").show(worker, '{"documents": 3}')
+    plain, wrapped = capsys.readouterr().err.splitlines()
+    assert plain == '[0/1] {"documents": 3}'
+    assert json.loads(wrapped) == {"worker": "0/1", "message": '{"documents": 3}'}
+
+
+def test_gpus_that_are_not_there_are_refused_before_documents_are_written(
+    tmp_path, cli, monkeypatch
+):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    source = source_of(records(3), tmp_path)
+    code, _, err = cli("encode", source, tmp_path / "s", "--sae", "fake_sae:WordSAE", "--gpus", "2")
+    assert code == 1
+    assert "sees 0 GPUs" in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_worker_that_leaves_chunks_missing_says_so_with_its_exit_code(planned, cli, monkeypatch):
+    monkeypatch.setattr("interp_embed.cli.workers.missing_chunks", lambda store: [3, 4])
+    code, out, _ = cli("encode", planned, "--worker", "0/2")
+    assert code == 1
+    assert "2 chunks are still missing" in out
 
 
 def test_gpus_are_those_that_the_process_sees(monkeypatch):

@@ -12,6 +12,7 @@ from interp_embed.aggregate.memory import format_bytes
 from interp_embed.analysis import diff
 from interp_embed.cli.facts import open_store, read_facts, thousands
 from interp_embed.cli.hints import telling_words
+from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.saes import best_device, quiet_loading
 from interp_embed.cli.top import document_lines, markers
 from interp_embed.data import load_demo
@@ -97,10 +98,8 @@ def _encode(texts: pd.DataFrame, store: Path, device: str) -> _Run | None:
     print(f"Encoding on {sae.model_device} ...", flush=True)
     begun = time.monotonic()
     try:
-        dataset = Dataset(texts, sae, _DESCRIPTION, save_path=store)
-    except KeyboardInterrupt as stop:
-        stop.__notes__ = ["what was committed is safe. The same command again goes on from there"]
-        raise
+        with says(COMMITTED):
+            dataset = Dataset(texts, sae, _DESCRIPTION, save_path=store)
     finally:
         sae.destroy()
     return _Run(dataset.token_count - before.token_count, time.monotonic() - begun)
@@ -109,7 +108,7 @@ def _encode(texts: pd.DataFrame, store: Path, device: str) -> _Run | None:
 def compare(dataset: Dataset) -> list[FeatureDifference]:
     """Return the features that differ most in either direction, from most ``GROUP_A`` to most B.
 
-    Features have no labels here, so each comes with the words that it is most telling of.
+    Beside its label, each comes with the words that it is most telling of in these documents.
     """
     group = dataset.pandas()["group"].to_numpy()
     table = diff(dataset[group == GROUP_A], dataset[group == GROUP_B], k=None)
@@ -188,8 +187,8 @@ def _page(dataset: Dataset, differences: Sequence[FeatureDifference]) -> str:
         n_a=int((group == GROUP_A).sum()),
         n_b=int((group == GROUP_B).sum()),
         introduction="Dictionary definitions, seen through the features of a sparse autoencoder that "
-        "reads the inside of a small language model. Nobody told it about foods or animals, and "
-        "nobody labelled its features: the words beside each are those on which it is most active.",
+        "reads the inside of a small language model. Nobody told it about foods or animals. Its "
+        "features are named after words that each is active on, and not on most others.",
         source=_SOURCE,
     )
 

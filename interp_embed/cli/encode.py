@@ -8,6 +8,7 @@ import numpy as np
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
+from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.saes import build_sae, quiet_loading
 from interp_embed.cli.tables import open_documents
 from interp_embed.store import is_store
@@ -43,7 +44,7 @@ def run_encode(
     if not is_store(check_place(store)):
         model.load()  # first, so that an SAE that cannot be had leaves no store behind
     begun = time.monotonic()
-    try:
+    with says(COMMITTED):
         dataset = Dataset(
             documents,
             model,
@@ -54,9 +55,6 @@ def run_encode(
             batch_size=batch_size,
             dtype=np.dtype(dtype),
         )
-    except KeyboardInterrupt as stop:
-        stop.__notes__ = ["what was committed is safe. The same command again goes on from there"]
-        raise
     failures = dataset.failures()
     encoded = len(dataset) - len(failures)
     print(f"{dataset.path}")

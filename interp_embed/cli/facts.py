@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp_embed.chunk import DocumentStatus
+from interp_embed.errors import NotAStoreError
 from interp_embed.store import MISSING, Store
 
 if TYPE_CHECKING:
@@ -97,6 +99,10 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
     if "://" not in str(path) and is_pickle(path):
         raise ValueError(f"{path} is a pickle. First: interp-embed convert {path} NEW.zarr")
+    if "://" not in str(path) and Path(path).is_file():
+        raise NotAStoreError(
+            f"{path} is a file, and a store is a folder. If it holds documents, give the store after it"
+        )
     return Store(path)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from interp_embed import Dataset, merge
 from interp_embed.cli.facts import open_store, thousands
-from interp_embed.cli.saes import best_device, build_sae, quiet_loading
+from interp_embed.cli.interrupts import says
+from interp_embed.cli.saes import quiet_loading, sae_for
 from interp_embed.cli.tables import open_documents
-from interp_embed.encode.recorded import recorded_sae
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,21 +23,17 @@ def run_append(source: str, path: str, *, sae: str | None, batch_size: int, devi
     """Add the documents of a file to a store, and encode them."""
     store = open_store(path)
     documents = open_documents(source, store.field)
-    device = device if device == "auto" else best_device(device)
-    model = recorded_sae(store, device) if sae is None else build_sae(sae, device)
+    model = sae_for(store, sae, device)
     quiet_loading()
     begun = time.monotonic()
     dataset = Dataset.load_from_file(path)
     dataset.sae = model
     before = len(dataset)
-    try:
+    with says(
+        "what was committed is safe. If the documents were added, 'interp-embed encode' with the "
+        "store alone encodes the rest; else the same command again goes on"
+    ):
         dataset.append(documents, batch_size=batch_size)
-    except KeyboardInterrupt as stop:
-        stop.__notes__ = [
-            "what was committed is safe. If the documents were added, 'interp-embed encode' with the "
-            "store alone encodes the rest; else the same command again goes on"
-        ]
-        raise
     added = dataset[np.arange(before, len(dataset))]
     failed = len(added.failures())
     print(

@@ -74,7 +74,7 @@ def _nonzeros(facts: StoreFacts) -> str:
 
 def _sae(facts: StoreFacts) -> str:
     sae = facts.sae
-    names = [str(sae[name]) for name in ("release", "sae_id") if sae.get(name)]
+    names = [str(sae[name]) for name in ("release", "sae_id", "variant_name") if sae.get(name)]
     name = " ".join(names) or str(sae.get("sae_class", "unknown"))
     return f"{name}, on {facts.model}" if facts.model else name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from interp_embed import saving
 from interp_embed.cli.facts import open_store, thousands
+from interp_embed.cli.interrupts import resumable
 from interp_embed.cli.saes import build_sae
 from interp_embed.cli.tables import open_documents
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, missing_chunks
+from interp_embed.sae import LocalSAE
 from interp_embed.store.fingerprint import fingerprint_differences
 
 if TYPE_CHECKING:
@@ -33,15 +36,16 @@ def create_planned(
     chunk_documents: int,
 ) -> Store:
     """Create the store with the documents of ``source``; open it where that was done before."""
-    return saving.plan_store(
-        open_documents(source, field),
-        store,
-        sae,
-        field=field,
-        description=description,
-        documents_per_chunk=chunk_documents,
-        dtype=np.dtype(dtype),
-    )
+    with resumable():
+        return saving.plan_store(
+            open_documents(source, field),
+            store,
+            sae,
+            field=field,
+            description=description,
+            documents_per_chunk=chunk_documents,
+            dtype=np.dtype(dtype),
+        )
 
 
 def run_plan(
@@ -55,10 +59,15 @@ def run_plan(
     chunk_documents: int,
 ) -> None:
     """Write the documents of a file into a store, encode none, and print what to do next."""
+    model = build_sae(sae, "cpu")
+    if isinstance(model, LocalSAE):
+        with contextlib.suppress(ImportError):  # without SAELens the workers have to say it
+            if (problem := model.problem()) is not None:
+                raise ValueError(problem)
     planned = create_planned(
         source,
         store,
-        model := build_sae(sae, "cpu"),
+        model,
         field=field,
         dtype=dtype,
         description=description,
@@ -106,7 +115,8 @@ def run_finish(path: str) -> bool:
         print(f"  chunk i is the documents from {step} * i on. To encode them:")
         print(f"  interp-embed encode {shlex.quote(path)} --worker 0/1")
         return False
-    finish_store(store)
+    with resumable():
+        finish_store(store)
     failures = store.failures(np.arange(store.n_documents))
     print(
         f"{store.storage.url}: complete, {thousands(store.n_documents - len(failures))} of "

@@ -25,6 +25,10 @@ _EXPECTED = (
     ImportError,
 )  # fmt: skip
 _LONGEST = 1000
+_EXTRAS = {
+    "pyarrow": "io", "httpx": "http", "tenacity": "http", "starlette": "serve", "uvicorn": "serve",
+    "openai": "llm", "pydantic": "llm", "aiolimiter": "llm",
+}  # fmt: skip
 # Recent releases of typer carry a click of their own, so its classes are asked of typer.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -82,7 +86,7 @@ def describe(error: BaseException) -> str:
 
 def _missing_packages(error: ImportError) -> str:
     missing = (error.name or "").partition(".")[0]
-    extra = "io" if missing == "pyarrow" or "pyarrow" in str(error) else "model"
+    extra = "io" if "pyarrow" in str(error) else _EXTRAS.get(missing, "model")
     return f"What this needs comes with the extra {extra!r}: interp_embed[{extra}]"
 
 

@@ -17,9 +17,9 @@ import typer
 from tqdm.auto import tqdm
 
 from interp_embed.cli.facts import open_store, thousands
+from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.plan import create_planned, run_finish
-from interp_embed.cli.saes import best_device, build_sae, quiet_loading
-from interp_embed.encode.recorded import recorded_sae
+from interp_embed.cli.saes import build_sae, quiet_loading, sae_for
 from interp_embed.encode.shares import Worker, missing_chunks
 from interp_embed.parallel import available_cpus
 from interp_embed.progress import chosen_log, log_as
@@ -68,6 +68,9 @@ def run_encode_planned(
         number = None if worker is None else Worker.parse(worker)
     except ValueError as error:
         raise typer.BadParameter(f"--worker: {error}") from None
+    started = None
+    if gpus is not None or processes is not None:
+        started = processes_for(number, gpus=gpus, processes=processes, device=device)
     if store is not None and sae is not None:
         create_planned(
             source,
@@ -78,32 +81,29 @@ def run_encode_planned(
             description=description,
             chunk_documents=chunk_documents,
         )
-    if gpus is None and processes is None:
-        run_worker(path, number, sae=sae, batch_size=batch_size, device=device)
-        return 0
-    open_store(path)  # or say what is there instead, before anything is started
-    started = processes_for(number, gpus=gpus, processes=processes, device=device)
+    if started is None:
+        return run_worker(path, number, sae=sae, batch_size=batch_size, device=device)
+    # Or say what is there instead, before anything is started.
+    left = len(missing_chunks(open_store(path)))
+    if len(started) > left > 0:
+        print(f"{left} chunks are missing, so {left} of {len(started)} processes are started")
+    started = started[: max(1, left)]
     arguments = ["--batch-size", str(batch_size), *([] if sae is None else ["--sae", sae])]
     return run_processes(path, started, arguments, finish=number is None)
 
 
 def run_worker(
     path: str, worker: Worker | None, *, sae: str | None, batch_size: int, device: str
-) -> None:
-    """Encode what is missing in a store, as one of several workers or alone."""
+) -> int:
+    """Encode what is missing in a store, as one of several workers or alone; return the exit code."""
     from interp_embed.encode import encode
 
-    store = open_store(path)
-    device = device if device == "auto" else best_device(device)
-    model = recorded_sae(store, device) if sae is None else build_sae(sae, device)
-    quiet_loading()
     begun = time.monotonic()
-    try:
-        with log_as(None, None if worker is None else str(worker)):
-            report = encode(store, model, worker=worker, batch_size=batch_size)
-    except KeyboardInterrupt as stop:
-        stop.__notes__ = ["what was committed is safe. The same command again goes on from there"]
-        raise
+    with says(COMMITTED), log_as(None, None if worker is None else str(worker)):
+        store = open_store(path)
+        model = sae_for(store, sae, device)
+        quiet_loading()
+        report = encode(store, model, worker=worker, batch_size=batch_size)
     left = len(missing_chunks(store)) if worker is not None else 0
     print(
         f"{store.storage.url}: {thousands(report.encoded)} documents encoded, "
@@ -111,6 +111,7 @@ def run_worker(
         f"({time.monotonic() - begun:.1f} s)"
         + (f"; {thousands(left)} chunks are still missing" if left else "")
     )
+    return int(left > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ def processes_for(
 ) -> list[Process]:
     """Return the processes that ``--gpus`` or ``--processes`` ask for.
 
-    Together they are one worker: with ``worker`` its share is divided among them.
+    Together they are one worker: with ``worker`` its share is divided among them. ``--processes``
+    are on the CPU unless ``device`` names something else.
     """
     whole = worker or Worker(0, 1)
     if gpus is not None:
@@ -149,7 +151,8 @@ def processes_for(
     # Left alone, each would start a thread for every core.
     threads = str(max(1, available_cpus() // count))
     limits = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
-    return [Process(whole.part(i, count), limits, device) for i in range(count)]
+    place = "cpu" if device == "auto" else device  # all of them would take the first GPU
+    return [Process(whole.part(i, count), limits, place) for i in range(count)]
 
 
 def visible_gpus(wanted: str) -> list[str]:
@@ -295,7 +298,7 @@ class _Screen:
             with contextlib.suppress(ValueError):
                 record = json.loads(line)
         with self._lock:
-            if not isinstance(record, dict) or "documents" not in record:
+            if not isinstance(record, dict) or "tokens_per_s" not in record:
                 text = json.dumps({"worker": str(worker), "message": line})
                 tqdm.write(text if self._passes else f"[{worker}] {line}", file=sys.stderr)
             elif self._passes:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, gaps, missing_chunks
-from interp_embed.progress import show_progress
+from interp_embed.progress import chosen_log
 from interp_embed.store.reader import Store
 from interp_embed.store.sealed import digest
 
@@ -109,7 +109,7 @@ def _submitted(
         total=sum(stop - start for start, stop in missing),
         desc="Encoding",
         unit="doc",
-        disable=not show_progress(),
+        disable=chosen_log() != "bar",
     )
     threads = max(1, sum(client.nthreads().values()))
     where = _Where(store.storage.url, str(store.attributes["id"]), store.n_documents)
@@ -183,7 +183,9 @@ def _encode_run(where: _Where, start: int, stop: int, batch_size: int, device: s
         store = _stores[where]
         pieces = (p for gap in gaps(store, start, stop) for p in store.plan.pieces(*gap))
         sae = _held(store, device)
-        return encode_store(store, sae, batch_size=batch_size, work=pieces, finish=False)
+        return encode_store(
+            store, sae, batch_size=batch_size, work=pieces, finish=False, log="none"
+        )
 
 
 def _held(store: Store, device: str) -> BaseSAE:

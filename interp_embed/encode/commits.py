@@ -22,6 +22,8 @@ __all__ = ["ATTEMPTS", "Committer"]
 ATTEMPTS = 5
 """How often something is done again that another process cleared away meanwhile."""
 _HOPELESS = 100
+_OF_THE_DOCUMENT = ("the text is", "the document has")
+"""How reasons begin that say nothing of the SAE or its device: no text, and too long a one."""
 
 
 class Committer:
@@ -51,7 +53,10 @@ class Committer:
         """
         chunk = encoded.chunk(piece.start, self._sae.d_sae)
         chunk = chunk.with_failures(chunk.beyond_range(self._writer.dtype))
-        self._streak.check(chunk)
+        if (
+            not piece.again
+        ):  # documents known to be bad, from all over the store, are now neighbours
+            self._streak.check(chunk)
         ok = np.flatnonzero(chunk.status != DocumentStatus.FAILED)
         if piece.again:
             for low, high in neighbours(ok.tolist()):
@@ -86,8 +91,8 @@ class _Streak:
         for position in range(chunk.n_documents):
             reason = chunk.reasons.get(position, "")
             kind = reason.partition(":")[0]
-            if reason.startswith("the text is"):
-                continue  # says nothing of the SAE
+            if reason.startswith(_OF_THE_DOCUMENT):
+                continue
             self._length = self._length + 1 if kind and kind == self._kind else bool(kind)
             self._kind = kind
             if self._length >= _HOPELESS:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.chunk import Chunk
+from interp_embed.errors import SAEUnavailableError
+from interp_embed.sae.assemble import one_line
 from interp_embed.sae.memory import free_cached, is_out_of_memory
 from interp_embed.sae.tokens import reason_not_text
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["EncodedDocuments", "PreparedDocuments", "encode_isolated", "prepare_isolated"]
 
 _PREPARED_AT_ONCE = 64
+_CHARACTERS_AT_ONCE = 2**20
+"""Tokenisers take about a hundred bytes a character while they work on a text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +112,13 @@ def prepare_isolated(
     if _encodes_texts(sae):
         items = {i: texts[i] for i in wanted}
     else:
-        _in_batches(wanted, lambda: _PREPARED_AT_ONCE, prepare, reasons, check)
+        before = np.concatenate([[0], np.cumsum([len(texts[i]) for i in wanted], dtype=np.int64)])
+
+        def most(begin: int) -> int:
+            end = np.searchsorted(before, before[begin] + _CHARACTERS_AT_ONCE, side="right") - 1
+            return max(1, min(_PREPARED_AT_ONCE, int(end) - begin))
+
+        _in_batches(wanted, most, prepare, reasons, check)
     # Neighbours in length waste least on padding.
     order = sorted(items, key=lambda i: len(texts[i]))
     return PreparedDocuments(len(texts), items, order, reasons)
@@ -148,7 +158,7 @@ def encode_isolated(
         budget.sufficed(len(batch))
         parts.append((chunk, batch))
 
-    def most() -> int:
+    def most(_: int) -> int:
         return len(prepared.order) if sae.makes_batches else budget.now
 
     _in_batches(prepared.order, most, run, reasons, check)
@@ -157,7 +167,7 @@ def encode_isolated(
 
 def _in_batches(
     order: list[int],
-    most: Callable[[], int],
+    most: Callable[[int], int],
     run: Callable[[list[int]], None],
     reasons: dict[int, str],
     check: Callable[[], None],
@@ -169,7 +179,7 @@ def _in_batches(
     order
         Positions of documents.
     most
-        Returns how many a batch may have now.
+        Returns how many a batch may have now that begins at an index of ``order``.
     run
         Does the work.
     reasons
@@ -181,15 +191,17 @@ def _in_batches(
     while todo:
         check()
         begin, stop = todo.popleft()
-        end = min(stop, begin + most())
+        end = min(stop, begin + most(begin))
         if end < stop:
             todo.appendleft((end, stop))
         if begin == end:
             continue
         try:
             run(order[begin:end])
+        except SAEUnavailableError:
+            raise  # no document is to blame, and the next ones would fail too
         except Exception as error:  # noqa: BLE001 - whatever is raised is this batch's failure
-            reason = f"{type(error).__name__}: {error}".strip()
+            reason = one_line(error)
             no_memory = is_out_of_memory(error)
         else:
             continue

@@ -20,6 +20,7 @@ from interp_embed.encode.isolate import encode_isolated, prepare_isolated
 from interp_embed.encode.monitor import Monitor
 from interp_embed.encode.pieces import commit_size, cut, retries
 from interp_embed.encode.stage import Stage
+from interp_embed.inputs import check_positive
 from interp_embed.progress import chosen_log
 from interp_embed.sae.memory import Budget
 from interp_embed.store import compaction
@@ -115,7 +116,12 @@ def encode_store(
         If the SAE or its settings are not those of the store.
     RuntimeError
         If so many documents in a row fail in the same way that the SAE must be at fault.
+    ValueError
+        If a number that is to be positive is not.
     """
+    check_positive(batch_size=batch_size)
+    if documents_per_commit is not None:
+        check_positive(documents_per_commit=documents_per_commit)
     log = chosen_log(log)
     check_fingerprint(store, sae.fingerprint())
     with kept_interrupts() as check:
@@ -161,6 +167,7 @@ def _encode(
     total = None
     if work is None:
         total = sum(stop - start for start, stop in itertools.chain(missing, again))
+    pipeline: _Pipeline | None = None
     loaded_here = not sae.is_loaded()
     if loaded_here:
         sae.load()
@@ -176,7 +183,7 @@ def _encode(
     finally:
         if loaded_here:
             sae.destroy()
-        if everything:
+        if everything and not (pipeline is not None and pipeline.gave_up):
             store.refresh()
     return pipeline.report()
 
@@ -216,6 +223,11 @@ class _Pipeline:
         Is told what was done.
     check
         Raises an interrupt that something swallowed.
+
+    Attributes
+    ----------
+    gave_up : bool
+        Whether a commit was given up because the storage took too long.
     """
 
     def __init__(
@@ -238,6 +250,7 @@ class _Pipeline:
         self._ahead: deque[tuple[Piece, Future[PreparedDocuments]]] = deque()
         self._behind: deque[tuple[Piece, Future[Counts]]] = deque()
         self._seconds = self._device_seconds = 0.0
+        self.gave_up = False
 
     def report(self) -> EncodeReport:
         """Return what was done."""
@@ -326,6 +339,7 @@ class _Pipeline:
         if not self._commits.close(_GRACE_SECONDS if interrupted else None):
             self._commits.stop()
             self._writer.give_up()
+            self.gave_up = True
             if not self._commits.close(_PATIENCE_SECONDS):
                 error.add_note("A commit in progress took too long and was given up")
         self._reader.close(_PATIENCE_SECONDS if interrupted else None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import Worker, chunk_ranges, missing_chunks, take_work
+from interp_embed.inputs import check_positive
 from interp_embed.progress import show_progress
 from interp_embed.store import StoreWriter
 from interp_embed.store import finish as finish_chunks
@@ -70,10 +71,12 @@ def encode(
         If the SAE that the store names cannot be built again, or the arguments contradict each
         other.
     """
+    check_positive(batch_size=batch_size)
+    if client is not None and (worker is not None or sae is not None):
+        raise ValueError("with client, the workers are the cluster's and so are their SAEs")
+    number = Worker.parse(worker) if isinstance(worker, str) else worker
     opened = store if isinstance(store, Store) else Store(store)
     if client is not None:
-        if worker is not None or sae is not None:
-            raise ValueError("with client, the workers are the cluster's and so are their SAEs")
         from interp_embed.encode.cluster import encode_on_cluster
 
         report = encode_on_cluster(opened, client, batch_size=batch_size, device=device)
@@ -83,10 +86,9 @@ def encode(
     from interp_embed.saving import keep_labels
 
     model = recorded_sae(opened, device) if sae is None else sae
-    if worker is None:
+    if number is None:
         report = encode_store(opened, model, batch_size=batch_size, finish=finish is not False)
     else:
-        number = Worker.parse(worker) if isinstance(worker, str) else worker
         work = take_work(opened, number)
         report = encode_store(
             opened, model, batch_size=batch_size, work=work, finish=finish is True

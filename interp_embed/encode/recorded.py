@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interp_embed.sae.hooked import HookedSAE
 from interp_embed.sae.kinds import device_problem
 from interp_embed.sae.loading import load_sae_from_metadata
-from interp_embed.sae.local import LocalSAE
 
 if TYPE_CHECKING:
     from interp_embed.sae.base import BaseSAE
@@ -25,8 +25,9 @@ def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
     store
         The store.
     device
-        As `BaseSAE` takes it, or ``"auto"``: a GPU where there is one, for SAEs of this library;
-        others stay on the device that their class chooses.
+        As `BaseSAE` takes it, or ``"auto"``: a GPU where there is one (or all of them, for a model
+        that was spread), for SAEs that run a model here; others stay on the device that their class
+        chooses.
 
     Raises
     ------
@@ -42,6 +43,11 @@ def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
         ) from error
     if device != "auto":
         sae.set_device(device)
-    elif isinstance(sae, LocalSAE):
-        sae.set_device("cpu" if device_problem("cuda:0") else "cuda:0")
+    elif isinstance(sae, HookedSAE):
+        if device_problem("cuda:0") is not None:
+            sae.set_device("cpu")
+        elif sae.model_device == "auto":  # it may not fit on one GPU
+            sae.set_device({"model": "auto", "sae": "cuda:0"})
+        else:
+            sae.set_device("cuda:0")
     return sae

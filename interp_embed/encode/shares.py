@@ -1,8 +1,8 @@
 """Which documents a worker encodes next, where several encode one store.
 
 Nothing on disk says who is busy with what. Worker ``i`` of ``n`` owns a contiguous share of the
-planned chunks and goes through it in order; with its share done it takes chunks from the ends of
-other shares. What is committed is looked up before each take. That two workers encode one chunk can
+planned chunks and goes through it in order; with its share done it takes chunks from the latter
+halves of other shares. What is committed is looked up before each take. That two workers encode one chunk can
 happen, with a worker that died and one that took over from it, for instance: one of them commits.
 """
 
@@ -95,6 +95,7 @@ def take_work(store: Store, worker: Worker) -> Iterator[tuple[int, int]]:
     taken = np.zeros(n_chunks, bool)
     found: list[tuple[int, int]] = []
     free = np.zeros(n_chunks, bool)
+    rng = np.random.default_rng([worker.number, worker.count])
     listed = cost = 0.0
     while True:
         own = np.flatnonzero(free[begin:end])
@@ -104,7 +105,7 @@ def take_work(store: Store, worker: Worker) -> Iterator[tuple[int, int]]:
             cost = time.monotonic() - now
             free = _open(store, found) & ~taken
             own = np.flatnonzero(free[begin:end])
-        chunk = begin + int(own[0]) if len(own) else _steal(free, worker)
+        chunk = begin + int(own[0]) if len(own) else _steal(free, worker.count, rng)
         if chunk is None:
             return
         taken[chunk], free[chunk] = True, False
@@ -116,18 +117,21 @@ def take_work(store: Store, worker: Worker) -> Iterator[tuple[int, int]]:
         ]
 
 
-def _steal(free: NDArray[np.bool_], worker: Worker) -> int | None:
-    """Return a chunk from the end of the share in which most are missing."""
-    cuts = [Worker(i, worker.count).share(len(free))[0] for i in range(worker.count)]
+def _steal(free: NDArray[np.bool_], count: int, rng: np.random.Generator) -> int | None:
+    """Return a chunk of a share in which most are missing, from its latter half.
+
+    The owner comes from the front. Which share and which chunk is left to chance: several thieves at
+    once should not want the same one.
+    """
+    cuts = [Worker(i, count).share(len(free))[0] for i in range(count)]
     before = np.concatenate([[0], np.cumsum(free)])
     left = np.diff(before[[*cuts, len(free)]])
-    victim = int(np.argmax(left))
-    if left[victim] == 0:
+    if left.max(initial=0) == 0:
         return None
-    first, last = Worker(victim, worker.count).share(len(free))
+    victim = int(rng.choice(np.flatnonzero(left == left.max())))
+    first, last = Worker(victim, count).share(len(free))
     there = first + np.flatnonzero(free[first:last])
-    # Its owner comes from the front, and several thieves at once should not want the same one.
-    return int(there[-1 - worker.number % ((len(there) + 1) // 2)])
+    return int(rng.choice(there[len(there) // 2 :]))
 
 
 def gaps(store: Store, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
