@@ -442,6 +442,33 @@ def test_a_dtype_that_says_its_objects_are_bytes_is_not_believed():
         load(b"\x80\x04" + frombuffer + b"(C\x08AAAAAAAA" + forged + b"K\x01\x85X\x01\0\0\0CtR.")
 
 
+def empty_array_opcodes():
+    reconstruct = global_opcodes("numpy._core.multiarray", "_reconstruct")
+    return reconstruct + global_opcodes("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
+
+
+@pytest.mark.parametrize(
+    "shape", [(5,), (2**28,), (1,), (-1,), (-1, -2), (2**62, 4), "ab", (True, 2)]
+)
+def test_an_array_of_another_shape_than_its_list_is_refused(shape):
+    # numpy reads beyond the end of a list that is too short.
+    described = pickle.dumps(shape, 3)[2:-1] + dtype_opcodes("O8")
+    content = pickle.dumps([1, 2], 3)[2:-1]
+    with pytest.raises(UnsafePickleError, match="array of shape"):
+        load(
+            b"\x80\x04" + empty_array_opcodes() + b"(K\x01" + described + b"\x89" + content + b"tb."
+        )
+
+
+def test_an_array_has_one_state():
+    # With a second one numpy frees memory that views of the first still use.
+    state = b"(K\x01K\x02\x85" + dtype_opcodes("i8") + b"\x89C\x10" + bytes(16) + b"tb"
+    array = empty_array_opcodes() + state
+    assert load(b"\x80\x04" + array + b".").tolist() == [0, 0]
+    with pytest.raises(UnsafePickleError, match="two states"):
+        load(b"\x80\x04" + array + state + b".")
+
+
 def test_a_dtype_that_says_its_numbers_are_objects_is_not_believed():
     forged = dtype_opcodes("i8", 3, "<", None, None, None, -1, -1, 63)
     reconstruct = global_opcodes("numpy._core.multiarray", "_reconstruct")

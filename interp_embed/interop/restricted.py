@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import math
 import pickle
 import re
 from collections import OrderedDict
@@ -153,14 +154,28 @@ class Array(np.ndarray[Any, np.dtype[Any]], metaclass=_Sealed):
         _refuse("numpy.ndarray called directly")
 
     def __setstate__(self, state: Any) -> None:
+        """Take over shape, dtype and content, once, if they fit together.
+
+        numpy trusts what it is given here: a list that is too short for the shape makes it crash, and
+        a second state frees memory that views of the first still use.
+        """
         if not isinstance(state, tuple) or len(state) not in (4, 5):
             _refuse("an array with a state that numpy does not write")
+        if self.base is not None or self.shape != (0,):
+            _refuse("an array with two states")
         shape, described, fortran, content = state[-4:]
         if not isinstance(described, DType):
             _refuse("an array with a state that numpy does not write")
         dtype = described.resolve()
         if not isinstance(content, list if dtype.hasobject else (bytes, bytearray)):
             _refuse(f"an array of {dtype} made of {type(content).__name__}")
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            _refuse(f"an array of shape {shape!r:.60}")
+        unit = 1 if dtype.hasobject else dtype.itemsize
+        if len(content) != math.prod(shape) * unit:
+            _refuse(
+                f"an array of shape {shape} and {dtype} made of {len(content)} elements or bytes"
+            )
         state = (1, shape, dtype, bool(fortran), content)
         super().__setstate__(cast("Any", state))
 
