@@ -15,6 +15,7 @@ __all__ = [
     "NotAStoreError",
     "ResultTooLargeError",
     "SAENotLoadedError",
+    "SAEUnavailableError",
     "SingleWriterError",
     "StoreExistsError",
     "UnsafePickleError",
@@ -60,6 +61,10 @@ class DiskFullError(OSError):
 
 class SAENotLoadedError(RuntimeError):
     """An SAE was asked to encode before its models were loaded."""
+
+
+class SAEUnavailableError(ConnectionError):
+    """The service that encodes cannot be used at all; no document is to blame, so the run ends."""
 
 
 class UnsafePickleError(ValueError):

@@ -317,7 +317,7 @@ def test_metadata_of_a_local_sae_need_no_class():
     ("record", "message"),
     [
         ({}, "neither 'sae_type' nor 'sae_class'"),
-        ({"sae_type": "goodfire"}, "cannot be rebuilt"),
+        ({"sae_type": "nonsense"}, "cannot be rebuilt"),
         ({"sae_class": "no_such_module:X"}, "cannot be imported"),
         ({"sae_class": "interp_embed.sae:NoSuchSAE"}, "cannot be imported"),
         ({"sae_class": "subprocess:Popen"}, "not a subclass"),

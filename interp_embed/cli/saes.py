@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from interp_embed.encode.recorded import recorded_sae
 from interp_embed.sae.kinds import device_problem
 
 if TYPE_CHECKING:
     from interp_embed.sae import BaseSAE
+    from interp_embed.store.reader import Store
 
-__all__ = ["best_device", "build_sae", "quiet_loading"]
+__all__ = ["best_device", "build_sae", "quiet_loading", "sae_for"]
 
+_GOODFIRE = "goodfire:"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -27,8 +30,9 @@ def build_sae(spec: str, device: str) -> BaseSAE:
     Parameters
     ----------
     spec
-        ``embedded``; a folder in SAELens's format; ``module:factory``, where ``factory()`` returns
-        an SAE and the module may be in the current folder; or ``RELEASE/SAE_ID``.
+        ``embedded``; ``goodfire:VARIANT``; the URL of a server; a folder in SAELens's format;
+        ``module:factory``, where ``factory()`` returns an SAE and the module may be in the current
+        folder; or ``RELEASE/SAE_ID``.
     device
         ``auto``, or a device as `BaseSAE` takes it. With ``auto`` an SAE from a factory stays on the
         device that it was made for.
@@ -42,6 +46,10 @@ def build_sae(spec: str, device: str) -> BaseSAE:
 
     if spec == "embedded":
         return LocalSAE.embedded(device=best_device(device))
+    if spec.startswith(("http://", "https://")):
+        return _behind(spec)
+    if spec.startswith(_GOODFIRE):
+        return _goodfire(spec.removeprefix(_GOODFIRE), device)
     folder = Path(spec).expanduser()
     if (folder / "cfg.json").is_file():
         folder = folder.resolve()
@@ -56,18 +64,55 @@ def build_sae(spec: str, device: str) -> BaseSAE:
     release, _, sae_id = spec.partition("/")
     if not release or not sae_id:
         raise typer.BadParameter(
-            f"expected 'embedded', RELEASE/SAE_ID, a folder in SAELens's format or module:factory "
-            f"after --sae, got {spec!r}"
+            "expected 'embedded', RELEASE/SAE_ID, goodfire:VARIANT, a URL, a folder in SAELens's "
+            f"format or module:factory after --sae, got {spec!r}"
         )
     return LocalSAE(release=release, sae_id=sae_id, device=best_device(device))
+
+
+def _behind(url: str) -> BaseSAE:
+    from interp_embed.sae.http import HttpSAE
+
+    try:
+        return HttpSAE(url)
+    except ValueError as error:
+        raise typer.BadParameter(f"--sae: {error}") from None
+
+
+def _goodfire(variant: str, device: str) -> BaseSAE:
+    from interp_embed.sae import GoodfireSAE
+
+    chosen = best_device(device)
+    spread = device == "auto" and chosen != "cpu"  # the larger one fits on no single GPU
+    try:
+        return GoodfireSAE(variant, device={"model": "auto", "sae": chosen} if spread else chosen)
+    except ValueError as error:
+        raise typer.BadParameter(f"{_GOODFIRE}{variant} after --sae: {error}") from None
+
+
+def sae_for(store: Store, spec: str | None, device: str) -> BaseSAE:
+    """Return the SAE that ``--sae`` names, or else the one that the store names.
+
+    The module of its class may be in the current folder, too.
+    """
+    device = device if device == "auto" else best_device(device)
+    if spec is not None:
+        return build_sae(spec, device)
+    _look_here()
+    return recorded_sae(store, device)
+
+
+def _look_here() -> None:
+    """Let modules be imported from the current folder, as with ``python -m``."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def _from_factory(spec: str) -> BaseSAE:
     from interp_embed.sae import BaseSAE
 
     module, _, name = spec.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the current folder, as with python -m
+    _look_here()
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ so which one it was is part of what identifies a run.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ __all__ = [
     "EMBEDDED_SAE_ID",
     "EmbeddedModel",
     "cache_folder",
+    "embedded_labels",
     "embedded_model",
     "embedded_sae_folder",
 ]
@@ -42,6 +44,12 @@ _CACHE_FORMAT = 1
 def embedded_sae_folder() -> Path:
     """Return the folder of the embedded SAE, in SAELens's format."""
     return Path(__file__).parent / "embedded"
+
+
+def embedded_labels() -> dict[int, str]:
+    """Return names of the embedded SAE's features, made from the words that they prefer."""
+    text = (embedded_sae_folder() / "labels.json").read_text(encoding="utf-8")
+    return {int(feature): label for feature, label in json.loads(text)["labels"].items()}
 
 
 def cache_folder() -> Path:

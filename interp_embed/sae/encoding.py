@@ -249,6 +249,7 @@ def _without(sparse: SparseTokens, rows: NDArray[np.bool_]) -> SparseTokens:
     return replace(
         sparse,
         count=np.where(rows, 0, sparse.count),
+        finite=sparse.finite | rows,
         feature=sparse.feature[keep],
         activation=sparse.activation[keep],
     )

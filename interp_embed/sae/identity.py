@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from interp_embed.sae.kinds import plain_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["hash_loaded", "recordable", "what_was_asked"]
+__all__ = ["hash_loaded", "recordable", "unknown_sae", "what_was_asked"]
 
 # Files of a folder that determine activations, as far as there are any.
 _SAE_FILES = ("cfg.json", "sae_weights.safetensors")
@@ -55,6 +56,27 @@ def _source(value: Any, patterns: Sequence[str]) -> str | None:
     if value is None or not isinstance(value, str | Path):
         return None if value is None else "object"
     return f"folder:{hash_files(Path(value), patterns)}" if Path(value).is_dir() else str(value)
+
+
+def unknown_sae(release: str, sae_id: str) -> str | None:
+    """Return why SAELens has no such SAE; None if it has one, or may find one on the hub."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    if release in known:
+        if sae_id in known[release].saes_map:
+            return None
+        near = ", ".join(get_close_matches(sae_id, known[release].saes_map)) or "none like it"
+        return f"sae_id={sae_id!r} is not found in release {release}, which has {near}"
+    folders = (Path(sae_id) / release, Path(sae_id))
+    if sae_id in known or any((f / "cfg.json").is_file() for f in folders):
+        return f"there is no release {release!r}, but sae_id={sae_id!r} is one: the two are swapped"
+    if "/" in release:
+        return None
+    return (
+        f"release={release!r} is no release that SAELens knows, no folder with an SAE, and "
+        "no repository on the hub; SAELens's table of pretrained SAEs lists the releases"
+    )
 
 
 def hash_loaded(sae: Any, tokenizer: Any, *, templated: bool) -> dict[str, Any]:

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.base import BaseSAE, class_path
 from interp_embed.sae.kinds import SAEType, plain_json
-from interp_embed.sae.local import LocalSAE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["load_sae_from_metadata", "sae_record"]
+
+# What `interp_embed.sae` calls them, so that only the one that is asked for is imported.
+_CLASSES = {
+    SAEType.LOCAL: "LocalSAE",
+    SAEType.GOODFIRE: "GoodfireSAE",
+    SAEType.GOODFIRE_API: "GoodfireApiSAE",
+}
 
 
 def sae_record(sae: BaseSAE) -> dict[str, Any]:
@@ -32,7 +38,8 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
     ----------
     metadata : mapping
         An SAE's `metadata`, with the import path of its class under ``sae_class`` (or ``class``,
-        as in a fingerprint), unless ``sae_type`` says what it is.
+        as in a fingerprint). Without one, as in a pickle of the original library, ``sae_type`` says
+        what it is: a `SAEType`.
     import_modules : bool
         Import the module of the class where it is not imported yet. That runs the module's code, so
         only for metadata that can be trusted. Modules of this library are imported in any case.
@@ -48,8 +55,8 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
     kind = metadata.get("sae_type")
     if path is not None:
         cls = _find_class(str(path), import_modules)
-    elif kind == SAEType.LOCAL:
-        cls = LocalSAE
+    elif kind in _CLASSES:
+        cls = _class_of(SAEType(kind))
     elif kind is None:
         raise ValueError(
             "the metadata name neither 'sae_type' nor 'sae_class', so the SAE cannot be rebuilt; "
@@ -58,7 +65,8 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
     else:
         raise ValueError(
             f"SAEs of type {str(kind)!r} cannot be rebuilt by this version of interp_embed; "
-            f"expected {SAEType.LOCAL.value!r} or the path of a class under 'sae_class'"
+            f"expected one of {', '.join(repr(k.value) for k in _CLASSES)}, or the path of a class "
+            "under 'sae_class'"
         )
     try:
         return cls.from_metadata(settings)
@@ -66,6 +74,16 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
         raise ValueError(
             f"{class_path(cls)} does not take the recorded settings: {error}"
         ) from error
+
+
+def _class_of(kind: SAEType) -> type[BaseSAE]:
+    try:
+        found: type[BaseSAE] = getattr(importlib.import_module("interp_embed.sae"), _CLASSES[kind])
+    except ImportError as error:
+        raise ValueError(
+            f"SAEs of type {kind.value!r} need something that is not installed: {error}"
+        ) from error
+    return found
 
 
 def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:

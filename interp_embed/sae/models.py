@@ -18,6 +18,7 @@ from interp_embed.sae.embedded_release import HUB_NAME, LAYERS, embedded_model
 from interp_embed.sae.hashing import hash_config, hash_tensors
 from interp_embed.sae.hooks import HookNotFoundError, decoder_layers
 from interp_embed.sae.runner import LensRunner, ModelRunner
+from interp_embed.sae.trunk import hub_commit, load_trunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,7 +93,14 @@ def resolve_dtype(dtype: str, device: str, recorded: object = None) -> torch.dty
 
 
 def load_hooked_model(
-    metadata: Any, *, model: Any, tokenizer: Any, device: str, dtype: str
+    metadata: Any,
+    *,
+    model: Any,
+    tokenizer: Any,
+    device: str,
+    dtype: str,
+    layers: int | None = None,
+    quantize: bool = False,
 ) -> HookedModel:
     """Load the model of an SAE and find the hook in it.
 
@@ -106,6 +114,11 @@ def load_hooked_model(
         In place of the model's own.
     device : str
     dtype : str
+    layers : int, optional
+        Load no more than these decoder layers, and no head. By default all is loaded, and what is
+        behind the hook let go.
+    quantize : bool
+        With ``layers``: load linear layers in 8 bits.
     """
     options = dict(metadata.model_from_pretrained_kwargs or {})
     hook_name = metadata.hook_name
@@ -120,7 +133,7 @@ def load_hooked_model(
         lens = _load_lens(lens_class, name, options, device, torch_dtype)
         return _with_lens(metadata, lens, tokenizer or lens.tokenizer, {"model": name})
     loaded, loaded_tokenizer, identity = _load_transformers(
-        name, model, tokenizer, hook_name, options, device, torch_dtype
+        name, model, tokenizer, hook_name, options, device, torch_dtype, layers, quantize
     )
     try:
         if not _ON_RESIDUAL.fullmatch(hook_name) and any(options.get(o) for o in _FOLDING):
@@ -140,7 +153,8 @@ def load_hooked_model(
         return _with_lens(metadata, lens, loaded_tokenizer, identity)
     if not _is_module(model):
         _discard_behind(loaded, runner.site.layer)
-    needs_hash = "model_revision" not in identity and "model_sha256" not in identity
+    # A folder's files are hashed where they are asked for; in 8 bits devices round differently.
+    needs_hash = not quantize and not {"model_revision", "model_sha256"} & set(identity)
     return HookedModel(
         loaded,
         loaded_tokenizer,
@@ -158,6 +172,8 @@ def _load_transformers(
     options: Mapping[str, Any],
     device: str,
     dtype: torch.dtype,
+    layers: int | None,
+    quantize: bool,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Return the model, its tokenizer, and what is known of where it came from."""
     from transformers import AutoModelForCausalLM
@@ -177,16 +193,26 @@ def _load_transformers(
     else:
         official = name if model is not None else _official_name(name)
         shared = {k: v for k, v in options.items() if k in _SHARED}
-        loaded = AutoModelForCausalLM.from_pretrained(
-            official, dtype=dtype, device_map=device_map, **shared
-        )
+        resolved = None if layers is None else hub_commit(official, shared)
+        if layers is None:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                official, dtype=dtype, device_map=device_map, **shared
+            )
+        else:
+            if resolved is not None:
+                shared["revision"] = resolved
+            loaded = load_trunk(
+                official, layers, dtype=dtype, device=device, quantize=quantize, options=shared
+            )
         own_tokenizer = official if tokenizer is None else None
         is_folder = Path(official).is_dir()
         identity = {"model": "folder" if is_folder else official}
+        if resolved is not None:
+            identity["model_revision"] = resolved
     commit = getattr(loaded.config, "_commit_hash", None)
     if commit is not None:
         identity["model_revision"] = str(commit)
-    if device_map is None:
+    if device_map is None and layers is None:
         loaded = loaded.to(device)
     return (
         loaded.eval(),
@@ -310,7 +336,18 @@ def _used_weights(model: Any, layer: int | None) -> Iterator[tuple[str, torch.Te
     for name, tensor in model.state_dict().items():
         inside = re.match(re.escape(path) + r"\.(\d+)\.", name)
         if (inside is None or int(inside.group(1)) <= last) and not name.startswith("lm_head."):
-            yield name, tensor
+            yield name, _from_disk(model, name) if tensor.is_meta else tensor
+
+
+def _from_disk(model: Any, name: str) -> torch.Tensor:
+    """Return a weight that accelerate keeps on the disk until it is run."""
+    from accelerate.utils import align_module_device
+
+    path, _, weight = name.rpartition(".")
+    module = model.get_submodule(path)
+    with align_module_device(module, "cpu"):
+        loaded: torch.Tensor = getattr(module, weight).detach().clone()
+    return loaded
 
 
 def _discard_behind(model: Any, layer: int | None) -> None:

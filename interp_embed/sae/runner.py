@@ -106,6 +106,8 @@ class ModelRunner:
     def __call__(self, documents: Sequence[NDArray[np.integer]]) -> torch.Tensor:
         """Return activations of shape (tokens of all documents, d_in)."""
         device = self.model.get_input_embeddings().weight.device
+        if device.type == "meta":  # on the disk until it is run: accelerate moves what goes in
+            device = type(device)("cpu")
         ids, mask, rows = _padded(documents, device)
         captured: list[torch.Tensor] = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "TokenizedDocument",
     "Window",
     "bos_token_id",
+    "require_integer",
     "resolve_overflow",
 ]
 
@@ -89,6 +91,8 @@ def resolve_overflow(overflow: str | None, window_overlap: int | None, *, trunca
 
     Raises
     ------
+    TypeError
+        If ``window_overlap`` is no integer.
     ValueError
         If the arguments contradict each other, or one is out of range.
     """
@@ -104,9 +108,30 @@ def resolve_overflow(overflow: str | None, window_overlap: int | None, *, trunca
         raise ValueError(
             f"window_overlap={window_overlap} needs overflow='window', it is {overflow!r}"
         )
-    if window_overlap is not None and window_overlap < 0:
-        raise ValueError(f"window_overlap must be at least 0, got {window_overlap}")
+    require_integer("window_overlap", window_overlap, 0)
     return overflow
+
+
+def require_integer(name: str, value: Any, least: int) -> None:
+    """Raise unless ``value`` is None or an integer of at least ``least``."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _not_unicode(text: str) -> str | None:
+    """Return why no tokenizer takes a text: of a character in two halves it has one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"the text is not Unicode: {text[error.start]!a} at character {error.start} is half "
+            "of a surrogate pair"
+        )
+    return None
 
 
 def bos_token_id(tokenizer: Any, preferred: int | None = None) -> int:
@@ -202,6 +227,8 @@ class DocumentTokenizer:
                 done[number] = TokenizedDocument.failed(reason_not_text(text) or "")
             elif not text:
                 done[number] = TokenizedDocument(TokenTable.empty())
+            elif (broken := _not_unicode(text)) is not None:
+                done[number] = TokenizedDocument.failed(broken)
             elif self._template is None:
                 wanted[number] = text
             else:

@@ -1,0 +1,161 @@
+"""SAEs behind an API: what a subclass has to say is one coroutine, from a document to activations."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.sae.assemble import NOT_FINITE
+from interp_embed.sae.remote.base import RemoteSAE
+from interp_embed.sae.tokens import align_strings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["ApiDocument", "ApiSAE"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ApiDocument:
+    """What a service says of one document.
+
+    Attributes
+    ----------
+    activations : csr_matrix, shape (n_tokens, d_sae)
+    tokens : list of str, or TokenTable
+        One for each row. Strings are sought in the text to find their spans; those that are no part
+        of it are special tokens. Where ids and spans are known, a `TokenTable` says them.
+    truncated : bool or None
+        Whether the document was cut. With None, and strings as tokens, it was if they end before the
+        text does.
+    vocabulary : mapping of int to str
+        With a `TokenTable`: strings of the ids of special tokens.
+    """
+
+    activations: csr_matrix
+    tokens: Sequence[str] | TokenTable
+    truncated: bool | None = None
+    vocabulary: Mapping[int, str] = field(default_factory=dict)
+
+
+class ApiSAE(RemoteSAE):
+    """An SAE behind an API. A subclass implements `encode_document`.
+
+    Documents are asked for side by side, at most ``max_concurrency`` at once. A request that fails is
+    repeated where that is worth it: connections that fail, timeouts, and the HTTP statuses 408, 425,
+    429 and 500 and above, with the pause that ``Retry-After`` asks for. Errors of the usual HTTP
+    libraries, and of SDKs built on them, are understood; `classify` is there for others.
+
+    A document that fails for good is recorded as failed, with the reason, and takes no other with it.
+    A service that refuses the key, or that answers none of the documents that it was given, ends the
+    run with `SAEUnavailableError`; the store goes on from there later.
+
+    Keys belong into the environment: whatever `metadata` returns is written into stores.
+
+    Parameters
+    ----------
+    max_concurrency : int
+        Documents under way at once.
+    max_retries : int
+        How often a request is repeated.
+    base_delay : float
+        Seconds before the first repetition; the pause doubles each time, up to a minute.
+    truncate, use_assistant_role, device
+        As for `BaseSAE`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_matrix
+    >>> class LengthSAE(ApiSAE):
+    ...     async def encode_document(self, text):
+    ...         words = text.split()
+    ...         lengths = np.array([[len(w)] for w in words], np.float32).reshape(-1, 1)
+    ...         return ApiDocument(csr_matrix(lengths), words)
+    >>> sae = LengthSAE(max_concurrency=2)
+    >>> sae.load()
+    >>> sae.encode(["one two three"])[0].toarray().ravel().tolist()
+    [3.0, 3.0, 5.0]
+    >>> sae.destroy()
+    """
+
+    @abstractmethod
+    async def encode_document(self, text: str) -> ApiDocument:
+        """Return the activations and tokens of one document.
+
+        Runs on the SAE's own event loop; a client that belongs to a loop is best made in `open` and
+        closed in `close`.
+
+        Parameters
+        ----------
+        text : str
+            Never empty.
+
+        Raises
+        ------
+        Exception
+            Whatever is wrong with the document or the service; see the class.
+        """
+
+    async def encode_batch(self, texts: Sequence[str]) -> Chunk:
+        """Return documents, each from `encode_document`."""
+        chunks = [
+            self._document(text, await self.encode_document(text)) if text else self._nothing()
+            for text in texts
+        ]
+        return chunks[0] if len(chunks) == 1 else Chunk.concatenate(chunks)
+
+    def _nothing(self) -> Chunk:
+        """Return an empty text: it has no tokens, and nobody is asked."""
+        width = self.d_sae or 0
+        nothing = csr_matrix(np.empty((0, width), np.float32))
+        return Chunk.from_documents(width, [nothing], [TokenTable.empty()])
+
+    def _document(self, text: str, found: ApiDocument) -> Chunk:
+        """Return a document as a chunk.
+
+        Raises
+        ------
+        ValueError
+            If tokens and activations do not fit together, or are not finite.
+        """
+        if not isinstance(found, ApiDocument):
+            raise TypeError(
+                f"encode_document() must return an ApiDocument, got {type(found).__name__}"
+            )
+        matrix = csr_matrix(found.activations, dtype=np.float32)
+        if matrix.shape[0] != len(found.tokens):
+            raise ValueError(
+                f"{self.service()} returned {matrix.shape[0]} rows of activations for "
+                f"{len(found.tokens)} tokens"
+            )
+        if not np.isfinite(matrix.data).all():
+            raise ValueError(NOT_FINITE)
+        vocabulary = dict(found.vocabulary)
+        truncated = bool(found.truncated)
+        if isinstance(found.tokens, TokenTable):
+            table = found.tokens
+        else:
+            strings = list(found.tokens)
+            start, end, special = align_strings(text, strings)
+            # Ids are a hash: an API that gives strings has no others.
+            ids = np.array([crc32(s.encode(errors="surrogatepass")) for s in strings], np.uint32)
+            table = TokenTable(ids, start, end, special)
+            outside = zip(ids.tolist(), strings, special.tolist(), strict=True)
+            vocabulary |= {number: string for number, string, extra in outside if extra}
+            if found.truncated is None:
+                truncated = 0 < int(end.max(initial=0)) < len(text)
+        return Chunk.from_documents(
+            matrix.shape[1], [matrix], [table], truncated=[truncated], vocabulary=vocabulary
+        )

@@ -1,0 +1,325 @@
+"""An SAE on another machine, behind the small protocol that ``interp-embed serve-sae`` speaks."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from interp_embed.errors import SAEUnavailableError
+from interp_embed.sae.assemble import one_line
+from interp_embed.sae.kinds import plain_json
+from interp_embed.sae.remote.base import RemoteSAE, require_number
+from interp_embed.sae.remote.retries import Trouble, http_status, retrying
+from interp_embed.sae.remote.transport import (
+    AnswerError,
+    BadAnswerError,
+    HttpTransport,
+    checked_url,
+    key_from_environment,
+    require_http,
+)
+from interp_embed.sae.remote.wire import (
+    ARROW,
+    JSON,
+    PROTOCOL,
+    decode_arrow,
+    decode_json,
+    has_arrow,
+    parse_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from interp_embed.chunk import Chunk
+    from interp_embed.sae.remote.transport import Answer
+
+__all__ = ["TOKEN_VARIABLE", "HttpSAE"]
+
+TOKEN_VARIABLE = "INTERP_EMBED_HTTP_TOKEN"
+_RETRIES_AT_ONCE = 2
+"""When loading: who has mistyped a URL should not wait for minutes."""
+_HEALTH_SECONDS = 10.0
+
+
+class HttpSAE(RemoteSAE):
+    """An SAE that a server runs, as ``interp-embed serve-sae`` does; see ``docs/http.md``.
+
+    Chunks are those that the SAE behind the server makes: token ids, spans, special tokens, statuses
+    and reasons included. What is recorded of it in a store is the server's URL, and in the
+    fingerprint that of the SAE behind the server, so that a run goes on only with the same SAE.
+
+    If the environment has ``INTERP_EMBED_HTTP_TOKEN`` when the SAE is loaded, it is sent as a bearer
+    token. It is not kept, and not in what is recorded.
+
+    Parameters
+    ----------
+    url : str
+        Such as ``"http://127.0.0.1:8765"``.
+    max_concurrency : int
+        Requests under way at once. A server encodes one at a time, and the others wait there.
+    max_retries : int
+        How often a request is repeated: when the connection fails, and when the server is busy (429)
+        or fails (5xx).
+    base_delay : float
+        Seconds before the first repetition; the pause doubles each time, up to a minute, or is what
+        the server asks for.
+    timeout : float
+        Seconds to wait for an answer to begin, or to go on. Then the documents of the request are
+        asked for in halves, unless the server is gone.
+    request_characters, request_documents : int
+        Most characters and documents in one request; a document that has more goes alone. Less if the
+        server says so.
+    form : {"auto", "arrow", "json"}
+        How activations are sent: as Arrow, which needs pyarrow on both sides, or as JSON; by default
+        Arrow where both have it.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the URL holds what may be a key.
+    """
+
+    _transport = (
+        *RemoteSAE._transport, "url", "timeout", "request_characters", "request_documents", "form",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        url: str,
+        max_concurrency: int = 4,
+        max_retries: int = 8,
+        base_delay: float = 0.5,
+        *,
+        timeout: float = 300.0,
+        request_characters: int = 2**16,
+        request_documents: int = 256,
+        form: str = "auto",
+    ) -> None:
+        super().__init__(max_concurrency, max_retries, base_delay)
+        require_number("timeout", timeout, 0)
+        if timeout <= 0:
+            raise ValueError(f"timeout must be above 0, got {timeout}")
+        require_number("request_characters", request_characters, 1, whole=True)
+        require_number("request_documents", request_documents, 1, whole=True)
+        if form not in ("auto", "arrow", "json"):
+            raise ValueError(f"form must be one of 'auto', 'arrow', 'json', got {form!r}")
+        self.url = checked_url(url)
+        self.timeout = timeout
+        self.request_characters = request_characters
+        self.request_documents = request_documents
+        self.form = form
+        self._http: HttpTransport | None = None
+        self._served: dict[str, Any] | None = None
+        self._name = ""
+        self._most = (request_characters, request_documents)
+
+    def __repr__(self) -> str:
+        loaded = "loaded" if self.is_loaded() else "not loaded"
+        return f"{type(self).__name__}({self.url!r}, {loaded})"
+
+    def service(self) -> str:
+        """Return what messages call the server."""
+        return f"the SAE server at {self.url}"
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the constructor's arguments as values for JSON; the token is not among them."""
+        return {name: getattr(self, name) for name in self._transport}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything known that activations depend on: once loaded, the server's SAE.
+
+        The URL is no part of it: a server may move.
+        """
+        served = {} if self._served is None else {"server": self._served}
+        return {**super().fingerprint(), **served}
+
+    async def open(self) -> None:
+        """Ask the server what it serves.
+
+        Raises
+        ------
+        SAEUnavailableError
+            If it does not answer, refuses the token, or is something else.
+        """
+        require_http("HttpSAE")
+        if self.form == "arrow":
+            _require_arrow()
+        key = key_from_environment(TOKEN_VARIABLE)
+        self._http = HttpTransport(self.url, key=key, timeout=self.timeout)
+        said = await self._document("/v1/info")
+        try:
+            self._take_info(said)
+        except BadAnswerError as error:
+            raise SAEUnavailableError(
+                f"{self.url}/v1/info: {error}. Is it an SAE server of protocol {PROTOCOL}?"
+            ) from error
+
+    def _take_info(self, said: Mapping[str, Any]) -> None:
+        if said.get("protocol") != PROTOCOL:
+            raise BadAnswerError(f"'protocol' is {said.get('protocol')!r:.40}, expected {PROTOCOL}")
+        name, served, width = said.get("sae"), said.get("fingerprint"), said.get("d_sae")
+        if not isinstance(name, str) or not name:
+            raise BadAnswerError(f"'sae' is {name!r:.40}, expected a string")
+        if not isinstance(served, dict):
+            raise BadAnswerError(f"'fingerprint' is {served!r:.40}, expected an object")
+        if width is not None and (
+            isinstance(width, bool) or not isinstance(width, int) or width < 1
+        ):
+            raise BadAnswerError(f"'d_sae' is {width!r:.40}, expected a number of features or null")
+        limits = []
+        for key, mine in (
+            ("max_characters", self.request_characters), ("max_documents", self.request_documents),
+        ):  # fmt: skip
+            theirs = said.get(key, mine)
+            if isinstance(theirs, bool) or not isinstance(theirs, int) or theirs < 1:
+                raise BadAnswerError(f"{key!r} is {theirs!r:.40}, expected a number above 0")
+            limits.append(min(mine, theirs))
+        self._name, self._served, self._d_sae = name, plain_json(served), width
+        self._most = (limits[0], limits[1])
+
+    def load_feature_labels(self) -> None:
+        """Ask the server for the labels of its SAE's features."""
+        self._feature_labels = self.wait_for(self._labels())
+
+    async def _labels(self) -> dict[int, str]:
+        said = await self._document("/v1/labels")
+        labels = said.get("labels")
+        if not isinstance(labels, dict) or not all(
+            key.isascii() and key.isdigit() and isinstance(value, str)
+            for key, value in labels.items()
+        ):
+            raise SAEUnavailableError(
+                f"{self.url}/v1/labels: 'labels' is not an object of features and strings"
+            )
+        return {int(key): value for key, value in labels.items()}
+
+    async def _document(self, path: str) -> dict[str, Any]:
+        """Return a JSON object that the server has; what goes wrong here goes wrong altogether."""
+
+        async def ask() -> dict[str, Any]:
+            answer = await self._client().get(path)
+            self._client().refuse_echo(self.url + path, answer.body)
+            return parse_json(answer.body, "the answer")
+
+        try:
+            return await retrying(
+                ask,
+                self.classify,
+                max_retries=min(self.max_retries, _RETRIES_AT_ONCE),
+                base_delay=self.base_delay,
+            )
+        except AnswerError as error:
+            raise SAEUnavailableError(_with_advice(error)) from error
+        except BadAnswerError as error:
+            raise SAEUnavailableError(f"{self.url}{path}: {error}. Is it an SAE server?") from error
+        except Exception as error:
+            raise SAEUnavailableError(
+                f"{self.service()} cannot be reached: {one_line(error)}. Is "
+                "'interp-embed serve-sae' running there?"
+            ) from error
+
+    async def close(self) -> None:
+        """Close connections."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    def _client(self) -> HttpTransport:
+        if self._http is None:
+            raise RuntimeError("HttpSAE has no connection; call its load() first")
+        return self._http
+
+    async def check_service(self) -> None:
+        """Raise `SAEUnavailableError` if the server does not say that it is well."""
+        try:
+            await self._client().get("/health", timeout=min(self.timeout, _HEALTH_SECONDS))
+        except Exception as error:
+            if http_status(error) == 404:  # a server may leave it out; documents are answered
+                return
+            raise SAEUnavailableError(
+                f"{self.service()} is down or overloaded: {one_line(error)}. Start it again and resume"
+            ) from error
+
+    def classify(self, error: BaseException) -> Trouble:
+        """Return what to make of an error: documents that take too long are not tried again.
+
+        They have waited for minutes. Half of them may be quicker, and `check_service` finds out
+        whether it is the server that hangs.
+        """
+        waited = {"ReadTimeout", "WriteTimeout"} & {cls.__name__ for cls in type(error).__mro__}
+        return Trouble.DOCUMENT if waited else super().classify(error)
+
+    def batches(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the positions of the texts of each request, neighbours together."""
+        characters, documents = self._most
+        found: list[list[int]] = []
+        size = math.inf
+        for position, text in enumerate(texts):
+            size += len(text)
+            if size > characters or len(found[-1]) >= documents:
+                found.append([])
+                size = len(text)
+            found[-1].append(position)
+        return found
+
+    async def encode_batch(self, texts: Sequence[str]) -> Chunk:
+        """Return documents as the server encodes them.
+
+        Raises
+        ------
+        BadAnswerError
+            If it answers with anything but these documents.
+        SAEUnavailableError
+            If it has another SAE now than when this was loaded.
+        """
+        # ASCII, as the default is, so that a text with half of a surrogate pair arrives as it is.
+        body = json.dumps({"protocol": PROTOCOL, "texts": list(texts)}).encode()
+        answer = await self._client().post("/v1/encode", body, accept=self._accept())
+        try:
+            return self._read(answer, texts)
+        except BadAnswerError as error:
+            raise BadAnswerError(f"{self.url}/v1/encode sent a bad answer: {error}") from None
+
+    def _read(self, answer: Answer, texts: Sequence[str]) -> Chunk:
+        if answer.content_type == ARROW:
+            _require_arrow()
+            header, chunk = decode_arrow(answer.body, texts)
+            self._client().refuse_echo(self.url, json.dumps([*chunk.reasons.values()]))
+            self._client().refuse_echo(self.url, json.dumps([*chunk.vocabulary.values()]))
+        elif answer.content_type == JSON:
+            self._client().refuse_echo(self.url, answer.body)
+            header, chunk = decode_json(answer.body, texts)
+        else:
+            raise BadAnswerError(
+                f"its content type is {answer.content_type or 'missing'!r:.60}, expected {ARROW} or "
+                f"{JSON}; it begins {answer.body[:40]!r}"
+            )
+        if header.sae != self._name:
+            raise SAEUnavailableError(
+                f"{self.service()} has another SAE now than when the run began; start it with the SAE "
+                "that the store was made with, and resume"
+            )
+        return chunk
+
+    def _accept(self) -> str:
+        if self.form == "json" or (self.form == "auto" and not has_arrow()):
+            return JSON
+        return ARROW if self.form == "arrow" else f"{ARROW}, {JSON};q=0.5"
+
+
+def _with_advice(error: AnswerError) -> str:
+    if error.status_code in (401, 403):
+        return f"{error}. Set {TOKEN_VARIABLE} to the token that the server was started with"
+    if error.status_code == 404:
+        return f"{error}. Is it an SAE server, and is the URL its root?"
+    return str(error)
+
+
+def _require_arrow() -> None:
+    if not has_arrow():
+        raise ImportError(
+            "activations as Arrow need pyarrow: pip install 'interp_embed[io]', or pass form='json'",
+            name="pyarrow",
+        )

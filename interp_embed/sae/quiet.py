@@ -1,0 +1,43 @@
+"""Loading with libraries that say more than a user has to know."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["quiet_bitsandbytes", "quiet_saelens"]
+
+
+@contextlib.contextmanager
+def quiet_saelens() -> Iterator[None]:
+    """Import SAELens, and load with it, without what it says on the way.
+
+    What it imports warns of its own future, and what it loads gives advice on how to load the model
+    (which `models` follows): neither is the user's concern.
+    """
+    with warnings.catch_warnings(), quiet_bitsandbytes():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty")
+        yield
+
+
+@contextlib.contextmanager
+def quiet_bitsandbytes() -> Iterator[None]:
+    """Import bitsandbytes, as TransformerLens does where it is installed, without its remarks.
+
+    They are about kernels for 4 bits, which nothing here uses.
+    """
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,384 @@
+"""What every SAE that runs elsewhere does: requests side by side, and failures kept to documents."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp_embed.chunk import Chunk, DocumentStatus
+from interp_embed.errors import SAEUnavailableError
+from interp_embed.sae.assemble import one_line
+from interp_embed.sae.base import BaseSAE
+from interp_embed.sae.remote.loop import LoopThread
+from interp_embed.sae.remote.retries import Trouble, retrying, trouble
+from interp_embed.sae.tokens import reason_not_text, token_strings
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+
+    from scipy.sparse import csr_matrix
+
+__all__ = ["RemoteSAE", "require_number"]
+
+_CLOSE_SECONDS = 5.0
+
+
+class RemoteSAE(BaseSAE):
+    """An SAE that some service runs; how the service is asked is for subclasses to say.
+
+    Requests run on an event loop on a thread of its own, from `load` to `destroy`, so that `encode`
+    and `encode_chunk` work wherever they are called, a notebook's running loop included. The
+    coroutine `encode_chunk_async` is for callers that would rather not block.
+
+    A request that fails is repeated where that is worth it. Then
+
+    - if the service refuses whoever asks (401, 402, 403), or nobody answers and no document of the
+      call was answered, `SAEUnavailableError` is raised;
+    - otherwise its documents are asked for again in halves, and one that fails alone is recorded as
+      failed, with the reason.
+
+    Parameters
+    ----------
+    max_concurrency : int
+        Requests under way at once.
+    max_retries : int
+        How often a request is repeated.
+    base_delay : float
+        Seconds before the first repetition; the pause doubles each time.
+    truncate, use_assistant_role, device
+        As for `BaseSAE`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+
+    makes_batches = True
+    _transport: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
+    """Settings on which activations do not depend."""
+
+    def __init__(
+        self,
+        max_concurrency: int = 8,
+        max_retries: int = 3,
+        base_delay: float = 2.0,
+        *,
+        truncate: bool = True,
+        use_assistant_role: bool = True,
+        device: str | Mapping[str, str] = "cpu",
+    ) -> None:
+        super().__init__(truncate=truncate, use_assistant_role=use_assistant_role, device=device)
+        require_number("max_concurrency", max_concurrency, 1, whole=True)
+        require_number("max_retries", max_retries, 0, whole=True)
+        require_number("base_delay", base_delay, 0)
+        self.max_concurrency = max_concurrency
+        self.max_retries = max_retries
+        self.base_delay = base_delay
+        self._loop: LoopThread | None = None
+        self._slots: asyncio.Semaphore | None = None
+
+    # What a subclass says
+
+    @abstractmethod
+    async def encode_batch(self, texts: Sequence[str]) -> Chunk:
+        """Return the documents of one request; failures of single documents are in the chunk."""
+
+    async def open(self) -> None:
+        """Make clients, on the event loop that uses them; called by `load`."""
+        return
+
+    async def close(self) -> None:
+        """Let go of what `open` made, whether or not it got far; called by `destroy`."""
+        return
+
+    async def check_service(self) -> None:
+        """Raise `SAEUnavailableError` if the service is gone; called when a request failed for good.
+
+        Here nothing is asked: most services have no way to.
+        """
+        return
+
+    def service(self) -> str:
+        """Return what messages call the service."""
+        return f"the service of {type(self).__name__}"
+
+    def batches(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the positions of the texts of each request; by default each has its own."""
+        return [[i] for i in range(len(texts))]
+
+    def classify(self, error: BaseException) -> Trouble:
+        """Return what to make of an error that `encode_batch` raised."""
+        return trouble(error)
+
+    # What it does with that
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the constructor's arguments as values for JSON; there is no key among them."""
+        settings = {name: getattr(self, name) for name in RemoteSAE._transport}
+        return {**super().metadata(), **settings}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything known that activations depend on; how requests are made is left out."""
+        return {k: v for k, v in super().fingerprint().items() if k not in self._transport}
+
+    def load_models(self) -> None:
+        """Start the event loop and make the client.
+
+        Raises
+        ------
+        SAEUnavailableError
+            If the service cannot be used.
+        """
+        if self._loop is not None:
+            return
+        self._loop = LoopThread(f"interp-embed-{type(self).__name__}")
+        try:
+            self._loop.run(self._open())
+        except BaseException:
+            self.destroy_models()
+            raise
+
+    def load(self) -> None:
+        """Make the client, and ask for feature labels."""
+        try:
+            super().load()
+        except BaseException:
+            self.destroy_models()
+            raise
+
+    async def _open(self) -> None:
+        self._slots = asyncio.Semaphore(self.max_concurrency)
+        await self.open()
+
+    def destroy_models(self) -> None:
+        """Close the client and end the event loop."""
+        if self._loop is None:
+            return
+        loop, self._loop, self._slots = self._loop, None, None
+        try:
+            loop.run(asyncio.wait_for(self.close(), _CLOSE_SECONDS))
+        finally:
+            loop.close()
+
+    def wait_for(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return what a coroutine returns on the SAE's event loop."""
+        if self._loop is None:
+            work.close()
+            self._require_loaded()
+            raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
+        return self._loop.run(work)
+
+    def encode_chunk(self, texts: Sequence[str]) -> Chunk:
+        """Encode documents with their tokens; see `BaseSAE.encode_chunk`.
+
+        Raises
+        ------
+        SAEUnavailableError
+            If the service cannot be used at all.
+        """
+        self._require_loaded()
+        return self.wait_for(self._encode_all(list(texts)))  # type: ignore[no-any-return]
+
+    async def encode_chunk_async(self, texts: Sequence[str]) -> Chunk:
+        """As `encode_chunk`, for callers with an event loop of their own."""
+        self._require_loaded()
+        if self._loop is None:
+            raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
+        return await asyncio.wrap_future(self._loop.submit(self._encode_all(list(texts))))
+
+    def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
+        """Return the activations of each text, (n_tokens, d_sae); None for one that failed."""
+        return _matrices(self.encode_chunk(texts))
+
+    async def encode_async(self, texts: Sequence[str]) -> list[csr_matrix | None]:
+        """As `encode`, for callers with an event loop of their own."""
+        return _matrices(await self.encode_chunk_async(texts))
+
+    def tokenize(
+        self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
+    ) -> Any:
+        """Return the tokens of documents as the service sees them: it is asked to encode them.
+
+        Parameters
+        ----------
+        documents : sequence of str
+        as_tokens : bool
+            Return strings; otherwise ``input_ids`` and ``attention_mask``.
+        padding : bool
+            Pad on the right to the longest document, with empty strings or zeros.
+
+        Returns
+        -------
+        list of list of str, or dict of str to list of list of int
+            A string or number for each row of activations; a document that failed has none.
+        """
+        chunk = self.encode_chunk(documents)
+        bounds = chunk.doc_ptr.tolist()
+        tables = [chunk.tokens.take(slice(a, b)) for a, b in pairwise(bounds)]
+        width = max(map(len, tables), default=0) if padding else 0
+        if as_tokens:
+            strings = [
+                token_strings(text, table, chunk.vocabulary)
+                for text, table in zip(documents, tables, strict=True)
+            ]
+            return [row + [""] * (width - len(row)) for row in strings]
+        ids = [table.id.tolist() for table in tables]
+        return {
+            "input_ids": [row + [0] * (width - len(row)) for row in ids],
+            "attention_mask": [[1] * len(row) + [0] * (width - len(row)) for row in ids],
+        }
+
+    def encode_chat(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]]
+    ) -> Sequence[csr_matrix | None]:
+        """Raise ValueError: the tokenizer with the chat template is the service's."""
+        raise ValueError(
+            f"{type(self).__name__} cannot encode conversations: the chat template is with the "
+            "service, which takes texts"
+        )
+
+    async def _encode_all(self, texts: list[str]) -> Chunk:
+        """Return all documents in order."""
+        call = _Call(self, texts)
+        await call.run()
+        return call.chunk()
+
+    async def request(self, texts: Sequence[str]) -> Chunk:
+        """Return the documents of one request, which is repeated where that is worth it."""
+        slots = self._slots
+        if slots is None:
+            raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
+        async with slots:
+            return await retrying(
+                lambda: self.encode_batch(texts),
+                self.classify,
+                max_retries=self.max_retries,
+                base_delay=self.base_delay,
+            )
+
+
+class _Call:
+    """One call of `RemoteSAE.encode_chunk`.
+
+    Parameters
+    ----------
+    sae
+        Loaded.
+    texts
+        The documents.
+    """
+
+    def __init__(self, sae: RemoteSAE, texts: list[str]) -> None:
+        self._sae = sae
+        self._texts = texts
+        self._reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
+        self._parts: list[tuple[Chunk, list[int]]] = []
+        self._lost: list[tuple[list[int], Exception]] = []
+        self._answered = False
+
+    async def run(self) -> None:
+        """Ask for all documents."""
+        wanted = [i for i in range(len(self._texts)) if i not in self._reasons]
+        batches = self._sae.batches([self._texts[i] for i in wanted])
+        await self._side_by_side([[wanted[k] for k in batch] for batch in batches])
+        if not self._lost:
+            return
+        if not self._answered:
+            error = self._lost[0][1]
+            raise SAEUnavailableError(
+                f"{self._sae.service()} answers no document: {one_line(error)}"
+            ) from error
+        for batch, error in self._lost:
+            self._reasons |= dict.fromkeys(batch, one_line(error))
+
+    async def _side_by_side(self, batches: list[list[int]]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for batch in batches:
+                    group.create_task(self._ask(batch))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+
+    async def _ask(self, batch: list[int]) -> None:
+        """Ask for some documents, and for each half of them if that fails because of them."""
+        sae = self._sae
+        try:
+            chunk = await sae.request([self._texts[i] for i in batch])
+            if chunk.n_documents != len(batch):
+                raise ValueError(
+                    f"{sae.service()} returned {chunk.n_documents} documents for {len(batch)}"
+                )
+            self._require_width(chunk)
+        except SAEUnavailableError:
+            raise
+        except Exception as error:
+            kind = sae.classify(error)
+            if kind is Trouble.REFUSED:
+                raise SAEUnavailableError(
+                    f"{sae.service()} refuses requests: {one_line(error)}"
+                ) from error
+            await sae.check_service()
+            if kind is Trouble.UNREACHABLE:
+                self._lost.append((batch, error))
+                return
+            self._answered = True
+            if len(batch) == 1:
+                self._reasons[batch[0]] = one_line(error)
+                return
+        else:
+            self._answered = True
+            self._parts.append((chunk, batch))
+            return
+        middle = len(batch) // 2
+        await self._side_by_side([batch[:middle], batch[middle:]])
+
+    def _require_width(self, chunk: Chunk) -> None:
+        known = self._sae.d_sae
+        if chunk.d_sae and known and chunk.d_sae != known:
+            raise ValueError(
+                f"{self._sae.service()} returned {chunk.d_sae} features, and {known} before"
+            )
+        if chunk.d_sae and not known:
+            self._sae._d_sae = chunk.d_sae
+
+    def chunk(self) -> Chunk:
+        """Return all documents, in order."""
+        parts = [chunk for chunk, _ in self._parts]
+        positions = [p for _, members in self._parts for p in members]
+        failed = list(self._reasons)
+        if failed or not parts:
+            width = next((c.d_sae for c in parts if c.d_sae), self._sae.d_sae or 0)
+            parts.append(Chunk.failed(width, failed, [self._reasons[p] for p in failed]))
+            positions += failed
+        order = np.argsort(np.array(positions, np.int64), kind="stable")
+        return Chunk.concatenate(parts).take(order).with_doc_id(np.arange(len(order)))
+
+
+def require_number(name: str, value: object, least: float, *, whole: bool = False) -> None:
+    """Raise if an argument is not a number of at least ``least``.
+
+    Raises
+    ------
+    TypeError
+        If it is no number, or not a whole one where it has to be.
+    ValueError
+        If it is too small, or not finite.
+    """
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "an integer" if whole else "a number"
+        raise TypeError(f"{name} must be {kind}, got {type(value).__name__}: {value!r}")
+    if not least <= float(value) < float("inf"):
+        raise ValueError(f"{name} must be at least {least:g}, got {value}")
+
+
+def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
+    return [
+        None if status == DocumentStatus.FAILED else chunk.csr(i)
+        for i, status in enumerate(chunk.status.tolist())
+    ]

@@ -1,0 +1,256 @@
+"""Requests over HTTP, with answers of bounded size, and errors in one line that hold no key."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from interp_embed.sae.remote.retries import parse_retry_after
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+
+__all__ = [
+    "Answer",
+    "AnswerError",
+    "BadAnswerError",
+    "HttpTransport",
+    "checked_url",
+    "key_from_environment",
+    "require_http",
+]
+
+_LONGEST_ANSWER = 2**31
+_LONGEST_REFUSAL = 2**16
+_LONGEST_SAID = 300
+_CONNECT_SECONDS = 10.0
+_HIDDEN = "(key)"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class AnswerError(OSError):
+    """A server answered with an HTTP status that is not 200.
+
+    Attributes
+    ----------
+    status_code : int
+    retry_after : float or None
+        Seconds after which it wants to be asked again.
+    """
+
+    def __init__(self, message: str, status_code: int, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.retry_after = retry_after
+
+
+class BadAnswerError(ValueError):
+    """What a server sent is not what it should have sent."""
+
+
+class Answer:
+    """An answer with status 200.
+
+    Parameters
+    ----------
+    content_type : str
+        Without parameters, in lower case.
+    body : bytes
+    """
+
+    def __init__(self, content_type: str, body: bytes) -> None:
+        self.content_type = content_type
+        self.body = body
+
+
+def require_http(what: str) -> None:
+    """Raise ImportError, saying what to install, where there is no HTTP client."""
+    try:
+        import httpx  # noqa: F401
+        import tenacity  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs {error.name}: pip install 'interp_embed[http]'", name=error.name
+        ) from error
+
+
+def checked_url(url: object) -> str:
+    """Return a base URL without the slash at its end.
+
+    Raises
+    ------
+    TypeError
+        If it is no string.
+    ValueError
+        If it is no ``http`` or ``https`` URL, or has a user, password, query or fragment, which are
+        where keys are put. The message does not repeat them.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a string, got {type(url).__name__}")
+    expected = "expected something like 'http://127.0.0.1:8765'"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"url is not a URL ({error}); {expected}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "url must not hold a user or password, since it is written into stores; give keys in "
+            f"the environment. {expected.capitalize()}"
+        )
+    if parts.query or parts.fragment:
+        raise ValueError(f"url must not have a query or fragment; {expected}")
+    if parts.scheme not in ("http", "https") or not host or url != url.strip():
+        raise ValueError(f"url must begin with http:// or https:// and a host, got {url!r}")
+    return url.rstrip("/")
+
+
+def key_from_environment(variable: str) -> str | None:
+    """Return the key in an environment variable; None where it is not set, or empty.
+
+    Raises
+    ------
+    ValueError
+        If it cannot stand in a header. The message does not repeat it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        return None
+    if not all("!" <= c <= "~" for c in key):
+        raise ValueError(
+            f"the key in {variable} has characters that cannot stand in an HTTP header (spaces, line "
+            "breaks, or what is not ASCII)"
+        )
+    return key
+
+
+class HttpTransport:
+    """An HTTP client for one server. It is made on the event loop that uses it.
+
+    Parameters
+    ----------
+    url : str
+        From `checked_url`.
+    key : str or None
+        Sent as a bearer token, and nowhere shown.
+    timeout : float
+        Seconds to wait for an answer to begin or go on.
+    """
+
+    def __init__(self, url: str, *, key: str | None, timeout: float) -> None:
+        import httpx
+
+        self.url = url
+        self._key = key
+        self._timeout = timeout
+        host = urlsplit(url).hostname or ""
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=host
+            not in _LOOPBACK,  # proxies of the environment do not lead to this machine
+            follow_redirects=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"HttpTransport({self.url!r})"
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._client.aclose()
+
+    async def get(self, path: str, *, timeout: float | None = None) -> Answer:
+        """Return the answer to a GET request."""
+        return await self._ask("GET", path, {}, None, timeout)
+
+    async def post(self, path: str, body: bytes, *, accept: str) -> Answer:
+        """Return the answer to a POST request with JSON."""
+        headers = {"Content-Type": "application/json", "Accept": accept}
+        return await self._ask("POST", path, headers, body, None)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: float | None,
+    ) -> Answer:
+        import httpx
+
+        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        try:
+            async with self._client.stream(
+                method, path, headers=dict(headers), content=body, **options
+            ) as response:
+                if response.status_code != 200:
+                    raise await self._refusal(response)
+                kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+                return Answer(kind, await self._body(response, _LONGEST_ANSWER))
+        except httpx.TransportError as error:
+            what = str(error)
+            if not what and isinstance(error, httpx.TimeoutException):
+                what = f"no answer within {self._timeout if timeout is None else timeout:g} s"
+            # The same class, so that it is known what to make of it, in words that name the server.
+            raise type(error)(self._said(f"{self.url}{path}: {what}")) from None
+        except httpx.DecodingError as error:
+            raise BadAnswerError(
+                self._said(f"{self.url}{path} answered with what cannot be decompressed: {error}")
+            ) from None
+
+    async def _body(self, response: httpx.Response, longest: int) -> bytes:
+        parts, size = [], 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > longest:
+                raise BadAnswerError(f"{response.url} answered with more than {longest:,} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _refusal(self, response: httpx.Response) -> AnswerError:
+        """Return the error for a status that is not 200, with what the server says of it."""
+        try:
+            body = await self._body(response, _LONGEST_REFUSAL)
+        except BadAnswerError:
+            body = b""
+        said = self._said(_message(body))
+        said = said if len(said) <= _LONGEST_SAID else f"{said[:_LONGEST_SAID]}…"
+        reason = f"{response.status_code} {response.reason_phrase}".strip()
+        return AnswerError(
+            self._said(f"{response.url} answered {reason}" + (f": {said}" if said else "")),
+            response.status_code,
+            parse_retry_after(response.headers.get("retry-after")),
+        )
+
+    def refuse_echo(self, url: str, sent: bytes | str) -> None:
+        """Raise BadAnswerError if a server repeats the key in what may end up in a store."""
+        if self._key is not None and self._key in (
+            sent if isinstance(sent, str) else sent.decode(errors="replace")
+        ):
+            raise BadAnswerError(f"{url} repeats the key that it was sent, in its answer")
+
+    def _said(self, message: str) -> str:
+        """Return a message in one line, without the key should a server have repeated it."""
+        line = " ".join(message.split()).rstrip(": ")
+        return line if self._key is None else line.replace(self._key, _HIDDEN)
+
+
+def _message(body: bytes) -> str:
+    """Return what the body of a refusal says."""
+    import json
+
+    text = body.decode(errors="replace")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = "" if text.lstrip().startswith("<") else text  # a page for people says little
+    for name in ("error", "detail", "message"):
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+    said = " ".join((found if isinstance(found, str) else json.dumps(found)).split())
+    return "" if said in ("{}", "null", "[]", '""') else said

@@ -1,0 +1,10 @@
+"""A server that lends an SAE to other machines, as `interp_embed.sae.http.HttpSAE` asks for it.
+
+The protocol is described in ``docs/http.md``. starlette and uvicorn are imported when a server is made.
+"""
+
+from __future__ import annotations
+
+from interp_embed.serve.run import serve
+
+__all__ = ["serve"]

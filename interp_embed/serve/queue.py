@@ -1,0 +1,167 @@
+"""Requests on their way to the device: a bounded number, one at a time, the next one tokenised."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from interp_embed.encode.isolate import encode_isolated, prepare_isolated
+from interp_embed.sae.memory import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Any
+
+    from interp_embed.chunk import Chunk
+    from interp_embed.sae.base import BaseSAE
+
+__all__ = ["BusyError", "ClosingError", "DeviceQueue", "GoneError"]
+
+T = TypeVar("T")
+_SMOOTHING = 0.3
+
+
+class BusyError(Exception):
+    """As many requests wait as may.
+
+    Attributes
+    ----------
+    retry_after : int
+        Seconds until one of them should be done.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"as many requests wait as may; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class ClosingError(Exception):
+    """The server is about to end."""
+
+
+class GoneError(Exception):
+    """Whoever asked does not wait any more."""
+
+
+class DeviceQueue:
+    """Encodes the documents of requests.
+
+    One request has the device; those behind it are tokenised meanwhile. An SAE need not be safe to
+    use from two threads: it is tokenised with on one thread and run on another, as in an encoding run.
+
+    Parameters
+    ----------
+    sae : BaseSAE
+        Loaded.
+    most : int
+        Requests that may wait or run at once.
+    batch_size : int
+        Documents that an SAE which makes no batches by itself is given at once.
+    """
+
+    def __init__(self, sae: BaseSAE, *, most: int, batch_size: int) -> None:
+        self._sae = sae
+        self._most = most
+        self._budget = Budget(batch_size)
+        self._tokenizer = ThreadPoolExecutor(1, "interp-embed-tokenise")
+        self._runner = ThreadPoolExecutor(1, "interp-embed-device")
+        self._device = asyncio.Lock()
+        self._inside = 0
+        self._closing = False
+        self._seconds = 1.0
+
+    @property
+    def inside(self) -> int:
+        """Requests that wait or run."""
+        return self._inside
+
+    @property
+    def closing(self) -> bool:
+        """Whether requests that have not begun are turned away."""
+        return self._closing
+
+    def stop(self) -> None:
+        """Turn away what has not begun; what runs is finished. Safe to call from a signal handler."""
+        self._closing = True
+
+    def close(self) -> None:
+        """End the threads."""
+        self.stop()
+        for executor in (self._tokenizer, self._runner):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def admit(self) -> _Place:
+        """Return a place in the queue, to be used as a context manager.
+
+        Raises
+        ------
+        BusyError
+            If there is none.
+        ClosingError
+            If the server is about to end.
+        """
+        if self._closing:
+            raise ClosingError
+        if self._inside >= self._most:
+            raise BusyError(max(1, math.ceil(self._seconds)))
+        return _Place(self)
+
+    async def encode(self, texts: Sequence[str], gone: Callable[[], Awaitable[bool]]) -> Chunk:
+        """Return the documents as a run of this SAE would commit them as float32.
+
+        Parameters
+        ----------
+        texts
+            The documents.
+        gone
+            Tells whether nobody waits for them any more.
+
+        Raises
+        ------
+        ClosingError, GoneError
+            Before the device is asked.
+        """
+        loop = asyncio.get_running_loop()
+        sae = self._sae
+        prepared = await loop.run_in_executor(self._tokenizer, prepare_isolated, sae, list(texts))
+        async with self._device:
+            if self._closing:
+                raise ClosingError
+            if await gone():
+                raise GoneError
+            begun = time.monotonic()
+            encoded = await loop.run_in_executor(
+                self._runner, encode_isolated, sae, prepared, self._budget
+            )
+            taken = time.monotonic() - begun
+        self._seconds += _SMOOTHING * (taken - self._seconds)
+        return await self.off_loop(_finished, encoded, sae)
+
+    async def off_loop(self, call: Callable[..., T], *args: Any) -> T:
+        """Return what a call returns that would keep the event loop from answering others."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizer, call, *args)
+
+
+class _Place:
+    """A request's place in the queue."""
+
+    def __init__(self, queue: DeviceQueue) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        self._queue._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._queue._inside -= 1
+
+
+def _finished(encoded: Any, sae: BaseSAE) -> Chunk:
+    """Return documents in order; those that cannot be stored as float32 fail, as when committing."""
+    import numpy as np
+
+    chunk: Chunk = encoded.chunk(0, sae.d_sae)
+    kind = np.dtype(np.float32)
+    return chunk.with_failures(chunk.beyond_range(kind)).as_dtype(kind)

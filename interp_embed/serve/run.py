@@ -1,0 +1,166 @@
+"""A server from its start to its end: where it listens, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from interp_embed.encode.interrupts import kept_interrupts
+from interp_embed.sae.http import TOKEN_VARIABLE
+from interp_embed.sae.remote.transport import key_from_environment
+
+if TYPE_CHECKING:
+    from interp_embed.sae.base import BaseSAE
+
+__all__ = ["serve"]
+
+_GRACE_SECONDS = 30
+_SHORTEST_TOKEN = 16
+
+
+def serve(
+    sae: BaseSAE,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    *,
+    queue: int = 16,
+    batch_size: int = 8,
+) -> None:
+    """Lend an SAE to other machines until SIGINT or SIGTERM; the URL is printed once it listens.
+
+    If the environment has ``INTERP_EMBED_HTTP_TOKEN``, requests have to bring it along. What is being
+    encoded when the server is told to end is finished and answered, if that takes no more than 30
+    seconds; what waits is turned away with 503.
+
+    Parameters
+    ----------
+    sae : BaseSAE
+        Loaded, and destroyed at the end, unless it is loaded already.
+    host : str
+        An address or name of this machine. Anything but the loopback needs a token.
+    port : int
+        0 for any that is free.
+    queue : int
+        Requests that may wait or run at once; others are answered 429.
+    batch_size : int
+        Documents at once, for an SAE that makes no batches by itself.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or a token is missing or too short.
+    OSError
+        If the address cannot be listened at.
+    """
+    _require_serve()
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be between 0 and 65535, got {port}")
+    for name, value in (("queue", queue), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    token = _token(host)
+    listening = _listen(host, port)  # before the SAE is loaded, which may take minutes
+    loaded_here = not sae.is_loaded()
+    try:
+        with kept_interrupts():
+            if loaded_here:
+                sae.load()
+            _run(sae, listening, token, queue, batch_size)
+    finally:
+        listening.close()
+        if loaded_here:
+            sae.destroy()
+
+
+def _run(
+    sae: BaseSAE, listening: socket.socket, token: str | None, most: int, batch_size: int
+) -> None:
+    import uvicorn
+
+    from interp_embed.serve.app import make_app
+    from interp_embed.serve.queue import DeviceQueue
+
+    queue = DeviceQueue(sae, most=most, batch_size=batch_size)
+
+    class Server(uvicorn.Server):
+        """Turns away what waits as soon as it is told to end."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            queue.stop()
+            super().handle_exit(sig, frame)
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host, port = listening.getsockname()[:2]
+            name = f"[{host}]" if ":" in host else host
+            asks = "without a token" if token is None else f"with the token of {TOKEN_VARIABLE}"
+            print(f"{sae!r}", file=sys.stderr)
+            print(f"listening {asks}; Ctrl-C ends it", file=sys.stderr)
+            print(f"http://{name}:{port}", flush=True)
+
+    server = Server(
+        uvicorn.Config(
+            make_app(sae, queue, token=token),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+def _token(host: str) -> str | None:
+    """Return the token that requests have to bring along.
+
+    Raises
+    ------
+    ValueError
+        If there is none where there has to be one, or it is easily guessed.
+    """
+    token = key_from_environment(TOKEN_VARIABLE)
+    make = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
+    if token is not None and len(token) < _SHORTEST_TOKEN:
+        raise ValueError(
+            f"the token in {TOKEN_VARIABLE} has {len(token)} characters, expected at least "
+            f"{_SHORTEST_TOKEN}; {make}"
+        )
+    if token is None and not _is_loopback(host):
+        raise ValueError(
+            f"host {host!r} can be reached from other machines, so a token is needed in the "
+            f"environment variable {TOKEN_VARIABLE}; {make}"
+        )
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        listening = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
+    listening.set_inheritable(True)
+    return listening
+
+
+def _require_serve() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"serving an SAE needs {error.name}: pip install 'interp_embed[serve]'", name=error.name
+        ) from error
