@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed import saving
-from interp_embed.activations import Activations
 from interp_embed.aggregate.memory import parse_size
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
+from interp_embed.labelling import Labelling
+from interp_embed.naming import Naming
 from interp_embed.progress import show_progress
 from interp_embed.store.layout import check_dtype
 
@@ -49,7 +50,7 @@ def _remove(path: str, owner: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-class Dataset(Activations):
+class Dataset(Labelling, Naming):
     """Documents and their feature activations.
 
     The activations live in a store on disk; this object selects documents of it. Slicing, masking,
@@ -167,11 +168,12 @@ class Dataset(Activations):
         )
         saving.keep_labels(self._store, self.sae, wrote=report.encoded > 0)
 
-    def _cannot_encode(self) -> str:
+    def _cannot_encode(self, instead: str = "") -> str:
         reason = f": {self._no_sae.rstrip('.')}" if self._no_sae else ""
         return (
             f"the SAE that made {self.path} cannot be rebuilt from its metadata, so nothing can be "
-            f"encoded{reason}. Pass the data, the SAE and this save_path to Dataset(...) instead"
+            f"encoded{reason}. "
+            + (instead or "Pass the data, the SAE and this save_path to Dataset(...) instead")
         )
 
     def append(self, data: Any, compute_activations: bool = True, batch_size: int = 8) -> None:
@@ -201,7 +203,7 @@ class Dataset(Activations):
         check_positive(batch_size=batch_size)
         saving.require_whole(self, "added to")
         if compute_activations and self.sae is None:
-            raise ValueError(self._cannot_encode())
+            raise ValueError(self._cannot_encode("Or set the dataset's sae to the SAE"))
         saving.append(self._store, data, self.sae)
         self._bind_documents(np.arange(self._store.n_documents))
         if compute_activations:

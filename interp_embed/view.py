@@ -194,13 +194,18 @@ class View:
                 return list(executor.map(read, range(len(documents))))
 
     def feature_labels(self) -> dict[int, str]:
-        """Return names of features, by feature."""
-        if self._labels is None:
-            stored = self._store.feature_labels()
-            if not stored and self.sae is not None:
-                stored = {int(k): v for k, v in (self.sae.feature_labels() or {}).items()}
-            self._labels = stored
-        return dict(self._labels)
+        """Return names of features, by feature.
+
+        Of several labels of a feature the best: what was given by a person, else what scored highest;
+        see `interp_embed.label.best_labels`. `labels` has all of them.
+        """
+        return self._store.labels.shown(*self._first_labels())
+
+    def _first_labels(self) -> tuple[Mapping[int, str] | None, str]:
+        """Return what stands in place of the labels that the store began with, and its source."""
+        if self._labels is None and not self._store.labels.first() and self.sae is not None:
+            return self.sae.feature_labels() or {}, "sae"
+        return self._labels, "given"
 
     def status(self) -> NDArray[np.str_]:
         """Return what became of each document.

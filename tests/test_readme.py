@@ -142,8 +142,9 @@ def run_blocks(blocks, namespace):
 
 def test_the_example_of_an_sae_of_ones_own_runs():
     text = (ROOT / "docs" / "sae.md").read_text(encoding="utf-8")
+    text = text.partition("\n## An SAE of your own\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "python", "python", "text"]
+    assert [kind for kind, _ in blocks] == ["python", "python", "text"]
     run_blocks(blocks, {"__name__": "sae.md"})
 
 
@@ -165,7 +166,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
     lines = [line for line in shell_lines() if line.startswith("interp-embed ")]
-    assert len(lines) == 9
+    assert len(lines) == 10
     for line in lines:
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stderr}"

@@ -122,8 +122,9 @@ def encode(
     sae: Annotated[
         str,
         typer.Option(
-            help="embedded, RELEASE/SAE_ID of SAELens, a folder in SAELens's format, or "
-            "module:factory, where factory() returns an SAE. For a store alone: what it was made with."
+            help="embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, the URL of 'serve-sae', a "
+            "folder in SAELens's format, or module:factory, where factory() returns an SAE. For a store alone: what it "
+            "was made with."
         ),
     ] = "embedded",
     batch_size: Annotated[int, typer.Option(min=1, help="Documents a batch.")] = 8,
@@ -142,7 +143,7 @@ def encode(
         typer.Option(help="A process for each GPU: all, a number of them, or a list such as 0,2."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="So many processes, on the CPU.")
+        int | None, typer.Option(min=1, help="So many processes, on the CPU if --device is auto.")
     ] = None,
     log: Annotated[
         Log | None,
@@ -171,13 +172,15 @@ def encode(
     }
     if gpus is not None and processes is not None:
         raise typer.BadParameter("--gpus and --processes exclude each other")
+    if gpus is not None and "device" in given:
+        raise typer.BadParameter("--gpus says where the models run; leave out --device")
     context.with_resource(log_as(None if log is None else log.value))
     if store is None:
         for name in ("field", "save_every", "dtype", "description"):
             if name in given:
                 raise typer.BadParameter(
-                    f"--{name.replace('_', '-')} is settled when a store is made, and nothing but "
-                    f"{source} is given, which should be a store: INPUT or STORE is missing"
+                    f"--{name.replace('_', '-')} is for a new store, and only {source} is given. Give "
+                    "the documents and the store, or the store without this option"
                 )
     elif worker is not None:
         raise typer.BadParameter(
@@ -231,8 +234,8 @@ def plan(
     sae: Annotated[
         str,
         typer.Option(
-            help="embedded, RELEASE/SAE_ID of SAELens, a folder in SAELens's format, or "
-            "module:factory, where factory() returns an SAE."
+            help="embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, a folder in SAELens's "
+            "format, or module:factory, where factory() returns an SAE."
         ),
     ] = "embedded",
     field: Field = "text",
@@ -318,6 +321,41 @@ def merge(
     run_merge(out, stores)
 
 
+@app.command("serve-sae")
+def serve_sae(
+    sae: Annotated[
+        str,
+        typer.Option(
+            help="embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, a folder in SAELens's "
+            "format, or module:factory, where factory() returns an SAE."
+        ),
+    ] = "embedded",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen at. Others than 127.0.0.1 need a token in the environment "
+            "variable INTERP_EMBED_HTTP_TOKEN."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8765,
+    device: Device = "auto",
+    queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; others are told to come back.")
+    ] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Documents a batch, for SAEs that make none by themselves.")
+    ] = 8,
+) -> None:
+    """Lend an SAE to other machines over HTTP.
+
+    There, HttpSAE(URL) or --sae URL encodes with it. The URL is printed once it listens. Ctrl-C ends
+    it; what is being encoded is finished first.
+    """
+    from interp_embed.cli.serve import run_serve
+
+    run_serve(sae, host=host, port=port, device=device, queue=queue, batch_size=batch_size)
+
+
 @app.command()
 def info(
     store: StorePath,
@@ -341,6 +379,66 @@ def top(
     from interp_embed.cli.top import run_top
 
     run_top(store, feature, k=k, lowest=lowest, by=by.value)
+
+
+@app.command()
+def labels(
+    store: StorePath,
+    feature: Annotated[
+        list[int] | None,
+        typer.Option("--feature", "-f", min=0, help="Of this feature only; may be repeated."),
+    ] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            "--import", metavar="PATH", help="Add the labels of a file, a folder or a pattern."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="With --import: where they are from. 'given' puts them before all others."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL/LAYER", help="With --import, of Neuronpedia's files: which SAE's."
+        ),
+    ] = None,
+    from_tokens: Annotated[
+        bool,
+        typer.Option("--from-tokens", help="Name features by the words that they prefer."),
+    ] = False,
+    write: Annotated[
+        str | None,
+        typer.Option("--export", metavar="PATH", help="Write labels to a .json or .csv file."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every label, not only the best of each feature.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the labels of features, add to them, or write them to a file.
+
+    Reads JSON and CSV, and the explanations that Neuronpedia exports. Nothing that is in the store is
+    replaced: of several labels of a feature the best is shown.
+    """
+    if read is None and (source is not None or only is not None):
+        raise typer.BadParameter("--source and --only are for --import")
+    from interp_embed.cli.labels import run_labels
+
+    run_labels(
+        store,
+        features=feature or [],
+        read=read,
+        source=source,
+        only=only,
+        from_tokens=from_tokens,
+        write=write,
+        every=every,
+        as_json=json,
+    )
 
 
 @app.command()

@@ -20,6 +20,7 @@ from interp_embed.saving.unannounced import Unannounced
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.blocks import describe_block
 from interp_embed.store.creation import check_place
+from interp_embed.store.labels import copy_labels, put_first_labels
 from interp_embed.store.layout import check_dtype
 from interp_embed.store.storage import LocalStorage, open_storage
 
@@ -133,9 +134,12 @@ def _copy(dataset: Dataset, path: str | os.PathLike[str] | Storage, dtype: np.dt
         d_sae=store.d_sae,
         fingerprint=settings,
         sae=attributes["sae"],
-        feature_labels=dataset.feature_labels(),
     )
     documents = dataset._documents
+    first, source = dataset._first_labels()
+    if first:
+        put_first_labels(copy.storage, first, source)
+    copy_labels(store.storage, copy.storage, documents, first=first is None)
     located = store.status(documents) != MISSING
     located &= copy.ledger.locate(np.arange(len(documents))) < 0  # by a save that was cut off
     with StoreWriter(copy) as writer:

@@ -19,8 +19,7 @@ from interp_embed.saving.replacing import recover
 from interp_embed.store import Store, create_store, is_store
 from interp_embed.store.creation import check_place
 from interp_embed.store.fingerprint import check_fingerprint
-from interp_embed.store.layout import LABELS
-from interp_embed.store.sealed import seal
+from interp_embed.store.labels import has_first_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def plan_store(
                 in_memory=documents.in_memory,
             )
             if feature_labels:
-                _put_labels(store, feature_labels, wrote=False)
+                _put_labels(store, feature_labels, "given", wrote=False)
             return store
     check_place(storage)
     if load and not empty and not sae.is_loaded():
@@ -168,15 +167,15 @@ def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:
     cannot be stored there are left out.
     """
     if labels := sae.feature_labels():
-        _put_labels(store, labels, wrote=wrote)
+        _put_labels(store, labels, "sae", wrote=wrote)
 
 
-def _put_labels(store: Store, labels: Mapping[int, str], *, wrote: bool) -> None:
-    key = f"{LABELS}/labels.json"
-    if store.storage.exists(key):
+def _put_labels(store: Store, labels: Mapping[int, str], source: str, *, wrote: bool) -> None:
+    if has_first_labels(store.storage):
         return
     try:
-        store.storage.put_if_absent(key, seal({"labels": {str(k): v for k, v in labels.items()}}))
+        put_first_labels(store.storage, labels, source)
+        store.labels.refresh()
     except OSError as error:
         read_only = isinstance(error, PermissionError) or error.errno == errno.EROFS
         if wrote or not read_only:
@@ -317,6 +316,8 @@ def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
                 stacklevel=3,
             )
         device = "cpu"
+    elif device == DEFAULT_DEVICE and getattr(sae, "model_device", None) == "auto":
+        device = {"model": "auto", "sae": device}  # a model that may not fit on one GPU
     sae.set_device(device)
 
 

@@ -19,9 +19,9 @@ from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.columns import Column
 from interp_embed.store.documents import DocumentReader
 from interp_embed.store.handles import Reference, opened
+from interp_embed.store.labels import Answers, LabelStore
 from interp_embed.store.layout import (
     BINDING,
-    LABELS,
     MANIFEST,
     PLAN,
     ROOT,
@@ -187,6 +187,13 @@ class Store:
             commits = read_commits(self.storage)
         if max((commit.stop for commit in commits), default=0) > self.n_documents:
             self.refresh_plan()
+        for commit in commits:
+            if commit.stop > self.n_documents:
+                raise CorruptStoreError(
+                    f"{commit.key} in {self.storage.url} has documents {commit.start} to {commit.stop}, "
+                    f"and the plan says that there are {self.n_documents}: an object of the plan, such "
+                    "as plan-000001.json, is missing. Restore it from a copy"
+                )
         ledger = Ledger(commits, self.plan.n_documents)
         chunks = {c.key: StoredChunk(self.storage, c, self.cache) for c in ledger.live}
         # Replaced together: other threads may be reading.
@@ -489,11 +496,16 @@ class Store:
 
         return self.consistently(read)
 
+    @cached_property
+    def labels(self) -> LabelStore:
+        """The labels: read when they are first asked for, and again by `LabelStore.refresh`."""
+        return LabelStore(self.storage)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """Answers of language models that were paid for."""
+        return Answers(self.storage)
+
     def feature_labels(self) -> dict[int, str]:
-        """Return the labels that were stored with the activations."""
-        try:
-            key = f"{LABELS}/labels.json"
-            found = unseal(self.storage.get(key), f"{key} in {self.storage.url}")
-        except FileNotFoundError:
-            return {}
-        return {int(feature): label for feature, label in found["labels"].items()}
+        """Return the label of each feature that is shown; see `interp_embed.label.best_labels`."""
+        return self.labels.shown()

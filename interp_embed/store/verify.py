@@ -20,6 +20,7 @@ from interp_embed.store.storage import open_storage
 from interp_embed.store.verify_arrays import Arrays, check_chunk, decode, metadata_differs
 from interp_embed.store.verify_documents import PlannedBlock, check_columns, check_documents
 from interp_embed.store.verify_index import check_indexes
+from interp_embed.store.verify_labels import check_labels
 
 if TYPE_CHECKING:
     import os
@@ -122,12 +123,9 @@ class Verifier:
             raise NotAStoreError(f"there is no store at {self.storage.url}: nothing is there")
         self._root()
         self._plan()
-        for key in sorted(k for k in self.present if k.startswith("labels/")):
-            if key.endswith(".json") and not _is_temporary(key):
-                self.sealed(key)
-                self.expected.add(key)
         self._read_commits()
         self._binding()
+        self.guarded("labels", lambda: check_labels(self))
         self._manifest()
         if not (self.attributes or self.plan or self.commits):
             return self.problems  # nothing says what else there should be

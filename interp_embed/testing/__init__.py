@@ -1,11 +1,13 @@
 """What tests of this library, and of code that builds on it, are made of.
 
 Random documents, one dense float64 oracle, stores of given documents, an SAE without a model, and
-storages that fail on demand, are slow, or count what is asked of them. hypothesis is imported by `interp_embed.testing.strategies` alone.
+storages that fail on demand, are slow, or count what is asked of them; and a server that answers as a
+language model would. hypothesis is imported by `interp_embed.testing.strategies` alone.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.testing.faults import (
@@ -25,14 +27,17 @@ from interp_embed.testing.stores import (
 )
 
 if TYPE_CHECKING:
+    from interp_embed.testing.llm_server import LLMServer, Reply, samples_of
     from interp_embed.testing.strategies import chunks, frames, random_chunk
 
 __all__ = [
     "CountingStorage",
     "FaultyStorage",
     "InjectedError",
+    "LLMServer",
     "LostResponseStorage",
     "ReplaySAE",
+    "Reply",
     "SlowStorage",
     "TornStorage",
     "assert_chunks_equal",
@@ -42,16 +47,18 @@ __all__ = [
     "oracle",
     "random_chunk",
     "read_everything",
+    "samples_of",
     "store_from_chunk",
     "texts_of",
 ]
 
-_STRATEGIES = frozenset({"chunks", "frames", "random_chunk"})
+_LATER = {
+    **dict.fromkeys(("chunks", "frames", "random_chunk"), "strategies"),
+    **dict.fromkeys(("LLMServer", "Reply", "samples_of"), "llm_server"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _STRATEGIES:
-        from interp_embed.testing import strategies
-
-        return getattr(strategies, name)
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

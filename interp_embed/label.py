@@ -1,0 +1,337 @@
+"""Labels of features as plain records: what was said of a feature, by whom, and how well it holds.
+
+Knows neither stores nor language models. Whoever makes labels makes these records, and whoever keeps
+or shows them takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "CHANCE",
+    "SOURCES",
+    "FeatureLabel",
+    "LabelExample",
+    "Score",
+    "best_labels",
+    "combined",
+    "said_again",
+    "utc_now",
+]
+
+SOURCES = ("given", "llm", "import", "sae", "tokens")
+"""Where a label may come from, in the order in which unscored ones are preferred."""
+CHANCE = 0.5
+"""What guessing scores in a balanced task: a label that is not surely above it says nothing."""
+_METHODS = ("detection", "fuzzing", "reference")
+_LONGEST = 2**16
+"""Characters of a text in a record: more is a mistake of whoever made it."""
+
+
+def utc_now() -> str:
+    """Return the time as it stands in records: ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelExample:
+    """A part of a document that whoever made the label was shown.
+
+    Attributes
+    ----------
+    document : int
+        Number of the document in its store.
+    start, stop : int
+        Its tokens ``start:stop``, special ones counted.
+    activation : float
+        Highest activation of the feature on them; 0 for an example without the feature.
+    """
+
+    document: int
+    start: int
+    stop: int
+    activation: float
+
+    def __post_init__(self) -> None:
+        _whole(self, "document", "start", "stop")
+        _finite(self, "activation")
+        if not 0 <= self.start <= self.stop or self.document < 0:
+            raise ValueError(
+                f"an example is tokens start:stop of a document, got tokens {self.start}:{self.stop} "
+                f"of document {self.document}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a label tells where its feature is active.
+
+    Attributes
+    ----------
+    method : str
+        ``"detection"``, ``"fuzzing"``, ``"reference"``, or another name.
+    value : float
+        The score; 1 is best.
+    low, high : float or None
+        Its 95 % interval, where there is one.
+    n : int or None
+        How many judgements it rests on.
+    model : str
+        Who judged.
+    prompt_version : str
+        What the judge was asked.
+    created : str
+        When, ISO 8601 in UTC; empty where that is not known.
+    """
+
+    method: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    model: str = ""
+    prompt_version: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        _text(self, "method", "model", "prompt_version", "created")
+        _finite(self, "value")
+        _finite(self, "low", "high", missing=True)
+        _whole(self, "n", missing=True)
+        if not self.method:
+            raise ValueError("a score needs the name of its method")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"a score's interval is low to high, got {self.low} to {self.high}")
+
+
+@dataclass(frozen=True)
+class FeatureLabel:
+    """One label of one feature. A feature may have any number of them.
+
+    Attributes
+    ----------
+    feature : int
+        Feature index.
+    label : str
+        A short phrase.
+    brief_description, detailed_explanation : str
+        A sentence, and more than that; empty where there is none.
+    source : {"given", "llm", "import", "sae", "tokens"}
+        ``"given"`` by a person, written by an ``"llm"``, from an ``"import"`` of somebody else's
+        labels, what the ``"sae"`` came with, or made from the ``"tokens"`` that the feature prefers.
+    model : str
+        Which language model wrote it.
+    prompt_version : str
+        What that model was asked, or the method otherwise.
+    seed : int or None
+        Of the choice of examples.
+    origin : str
+        Where an imported label is from.
+    created : str
+        When it was made, ISO 8601 in UTC; empty where that is not known.
+    examples : tuple of LabelExample
+        What whoever made it was shown.
+    scores : tuple of Score
+        How well it holds; none twice, in order of their time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not what it should be; the message names it.
+    """
+
+    feature: int
+    label: str
+    brief_description: str = ""
+    detailed_explanation: str = ""
+    source: str = "given"
+    model: str = ""
+    prompt_version: str = ""
+    seed: int | None = None
+    origin: str = ""
+    created: str = ""
+    examples: tuple[LabelExample, ...] = ()
+    scores: tuple[Score, ...] = ()
+
+    def __post_init__(self) -> None:
+        _whole(self, "feature")
+        _whole(self, "seed", missing=True)
+        _text(
+            self, "label", "brief_description", "detailed_explanation", "model",
+            "prompt_version", "origin", "created",
+        )  # fmt: skip
+        if self.feature < 0:
+            raise ValueError(f"a feature is a number from 0 on, got {self.feature}")
+        if not self.label.strip():
+            raise ValueError(f"the label of feature {self.feature} is empty")
+        if self.source not in SOURCES:
+            raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
+        for name, kind in (("examples", LabelExample), ("scores", Score)):
+            members = tuple(getattr(self, name))
+            if bad := [m for m in members if not isinstance(m, kind)]:
+                raise TypeError(f"{name} must be {kind.__name__} objects, got {bad[0]!r}")
+            object.__setattr__(self, name, members)
+        if len(self.scores) > 1:
+            unique = {_digest(asdict(score)): score for score in self.scores}
+            ordered = sorted(unique, key=lambda name: (unique[name].created, name))
+            object.__setattr__(self, "scores", tuple(unique[name] for name in ordered))
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of what the label is, by which later scores of it find it."""
+        value = self.to_json()
+        return _digest({k: v for k, v in value.items() if k not in ("scores", "created")})
+
+    @property
+    def score(self) -> Score | None:
+        """The score that counts: by detection, else fuzzing, else the reference's; the newest."""
+        if not self.scores:
+            return None
+        order = {method: -rank for rank, method in enumerate(_METHODS)}
+        return max(
+            self.scores,
+            key=lambda s: (order.get(s.method, -len(_METHODS)), s.created, _digest(asdict(s))),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value that `from_json` reads; what is empty is left out."""
+        value = {k: v for k, v in vars(self).items() if k not in ("examples", "scores", "key")}
+        value = {k: v for k, v in value.items() if v not in ("", None)}
+        if self.examples:
+            value["examples"] = [[e.document, e.start, e.stop, e.activation] for e in self.examples]
+        if self.scores:
+            value["scores"] = [
+                {k: v for k, v in asdict(s).items() if v not in ("", None)} for s in self.scores
+            ]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FeatureLabel:
+        """Read what `to_json` returned; what this release does not know is passed over.
+
+        A source of a later release counts as ``"import"``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no label.
+        """
+        if missing := [name for name in ("feature", "label") if name not in value]:
+            raise ValueError(
+                f"a label has the keys 'feature' and 'label'; {missing[0]!r} is missing"
+            )
+        known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
+        if isinstance(source := known.get("source"), str) and source not in SOURCES:
+            known["source"] = "import"
+        known["examples"] = tuple(LabelExample(*e) for e in value.get("examples", ()))
+        known["scores"] = tuple(
+            Score(**{k: v for k, v in s.items() if k in Score.__dataclass_fields__})
+            for s in value.get("scores", ())
+        )
+        return cls(**known)
+
+
+def combined(labels: Iterable[FeatureLabel]) -> list[FeatureLabel]:
+    """Return labels without repetitions, each with all scores that were given of it.
+
+    The same label said twice counts as said the last time. In order of features, then of time.
+    """
+    found: dict[str, FeatureLabel] = {}
+    for label in labels:
+        before = found.get(label.key)
+        found[label.key] = label if before is None else said_again(before, label)
+    return sorted(found.values(), key=lambda label: (label.feature, label.created, label.key))
+
+
+def said_again(before: FeatureLabel, label: FeatureLabel) -> FeatureLabel:
+    """Return a label that was recorded twice, with the scores of both and the later time."""
+    return replace(
+        before,
+        created=max(before.created, label.created),
+        scores=(*before.scores, *label.scores),
+    )
+
+
+def best_labels(labels: Iterable[FeatureLabel]) -> dict[int, FeatureLabel]:
+    """Return the label of each feature that is shown.
+
+    What a person gave comes first, the newest of it. Then the label whose score is surely highest:
+    by the lower end of its interval, if that is above `CHANCE`. Then those without such a score, by
+    source: of a language model, imported, the SAE's own, made from tokens; among them the higher
+    score without interval, and the newer one. Last those that were scored and are not surely better
+    than guessing.
+
+    Returns
+    -------
+    dict of int to FeatureLabel
+        By feature, ascending.
+    """
+    found: dict[int, FeatureLabel] = {}
+    for label in combined(labels):
+        if label.feature not in found or _standing(label) > _standing(found[label.feature]):
+            found[label.feature] = label
+    return found
+
+
+def _standing(label: FeatureLabel) -> tuple[Any, ...]:
+    score = label.score
+    last = (label.created, label.key)
+    by_source = -SOURCES.index(label.source)
+    if label.source == "given":
+        return 3, 0.0, 0, 0.0, *last
+    if score is None or score.low is None:
+        value = -1.0 if score is None else score.value
+        return 1, 0.0, by_source, value, *last
+    return 2 if score.low > CHANCE else 0, score.low, by_source, score.value, *last
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _text(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a text, got {value!r:.80}")
+        if len(value) > _LONGEST:
+            raise ValueError(f"{name} has {len(value):,} characters, of {_LONGEST:,} at most")
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, as answers cut in two have
+            object.__setattr__(owner, name, value.encode(errors="replace").decode())
+
+
+def _whole(owner: object, *names: str, missing: bool = False) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is None and missing:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be an integer, got {value!r:.80}")
+        object.__setattr__(owner, name, int(value))
+
+
+def _finite(owner: object, *names: str, missing: bool = False) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is None and missing:
+            continue
+        number = isinstance(value, (int, float, np.integer, np.floating))
+        if isinstance(value, bool) or not number:
+            raise TypeError(f"{name} must be a number, got {value!r:.80}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        object.__setattr__(owner, name, float(value))

@@ -1,0 +1,362 @@
+"""Sending questions to a server that speaks OpenAI's protocol, and getting answers that can be read.
+
+Owns structured output and doing without it, one round of repair, kept answers, and counting what it
+took. Retries, pauses and connections are the openai client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import openai
+from pydantic import BaseModel
+
+from interp_embed.inputs import check_positive
+from interp_embed.llm.answers import Answer, UnreadableAnswerError, read_answer
+from interp_embed.llm.endpoint import resolve_endpoint
+from interp_embed.llm.errors import LLMAnswerError, LLMError
+from interp_embed.llm.failures import explain, one_line, refused_parameter, unanswered
+from interp_embed.llm.prompt_files import Prompts
+from interp_embed.llm.request import DEFAULT_SETTINGS, Message, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from openai.types.chat import ChatCompletion
+
+    from interp_embed.llm.answers import Answers
+
+__all__ = ["LLMClient", "Usage"]
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_NEW_NAMES = {"max_tokens": "max_completion_tokens"}
+"""What OpenAI calls a parameter for models that refuse the old name."""
+_LEAST_SECRET = 16
+"""Answers are what users want: a key that may be a word, such as "ollama", is not sought in them."""
+
+
+@dataclass
+class Usage:
+    """What questions took so far.
+
+    Attributes
+    ----------
+    requests : int
+        Answers that the server gave, repairs among them; retries of failed requests are not counted.
+    kept : int
+        Questions that were answered without sending anything, because they were answered before.
+    repairs : int
+        Answers that could not be read, so that the model was asked once more.
+    prompt_tokens, completion_tokens : int
+        As the server counts them, where it does.
+    cost : float
+        In US dollars, where the server says so (OpenRouter does).
+    """
+
+    requests: int = 0
+    kept: int = 0
+    repairs: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+class LLMClient:
+    """Asks one model at one server; ``async with`` opens and closes its connections.
+
+    Parameters
+    ----------
+    model, base_url
+        Which model, and where; see `endpoint.resolve_endpoint`.
+    concurrency
+        Requests in flight at most, and so the most that a crash has paid for in vain.
+    timeout
+        Seconds that one attempt may take.
+    max_retries
+        Attempts after the first, for connections that fail, timeouts, and the statuses 408, 409, 429
+        and 5xx. Pauses grow from half a second to eight, or are what ``Retry-After`` says, up to
+        two minutes.
+    answers
+        Where answers are kept and looked for before anything is sent.
+    prompts
+        For the text of the second round; the package's by default.
+
+    Attributes
+    ----------
+    usage : Usage
+        What was asked so far.
+
+    Raises
+    ------
+    ValueError
+        If an argument is none that makes sense.
+    LLMAuthenticationError
+        If the server needs a key and the environment has none.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        *,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        max_retries: int = 4,
+        answers: Answers | None = None,
+        prompts: Prompts | None = None,
+    ) -> None:
+        check_positive(concurrency=concurrency)
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
+        if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+            raise ValueError(f"max_retries must be 0 or more, got {max_retries!r}")
+        self.model = model
+        self.endpoint = resolve_endpoint(model, base_url)
+        self.endpoint.read_key()  # fails early
+        self.usage = Usage()
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._max_retries = max_retries
+        self._answers = answers
+        self._repair = (prompts or Prompts()).template("repair")
+        self._openai: openai.AsyncOpenAI | None = None
+        self._room = asyncio.Semaphore(concurrency)
+        self._flying: dict[str, asyncio.Future[Answer]] = {}
+        self._without: frozenset[str] = frozenset()  # what the server refused
+
+    def __repr__(self) -> str:
+        return f"LLMClient({self.model!r}, {self.endpoint.base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        if self._openai is not None:
+            raise RuntimeError(f"{self!r} is open already")
+        self._openai = openai.AsyncOpenAI(
+            api_key=self.endpoint.read_key()
+            or "none",  # servers without keys ignore it, the client insists on one
+            base_url=self.endpoint.base_url,
+            timeout=self._timeout,
+            max_retries=self._max_retries,
+        )
+        self._room = asyncio.Semaphore(self._concurrency)  # belongs to the loop
+        self._flying = {}
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        client, self._openai = self._openai, None
+        if client is not None:
+            await client.close()
+
+    # Questions
+
+    async def ask(
+        self, request: Request[ModelT], check: Callable[[ModelT], str | None] | None = None
+    ) -> ModelT:
+        """Return the answer to a question, in the form that was asked for.
+
+        An answer in another form goes back to the model once, with what is wrong with it.
+
+        Parameters
+        ----------
+        request
+            What to ask.
+        check
+            Says what is wrong with an answer of the right form; None where nothing is.
+
+        Raises
+        ------
+        LLMAnswerError
+            If the second answer cannot be read either. It has both as they came.
+        LLMError
+            If there is no answer.
+        """
+        answer = await self.send(request)
+        try:
+            return _read(answer, request.schema, check)
+        except UnreadableAnswerError as error:
+            problem = str(error)
+        self.usage.repairs += 1
+        said = Message("assistant", answer.text or "(nothing)")
+        again = Message("user", self._repair.substitute(problem=problem))
+        repaired = await self.send(request.followed_by(said, again))
+        try:
+            return _read(repaired, request.schema, check)
+        except UnreadableAnswerError as error:
+            problem = str(error)
+        cut = " It was cut at a limit: raise max_tokens in settings=." if repaired.cut else ""
+        raise LLMAnswerError(
+            f"{self.model} at {self.endpoint.base_url} answered twice, but not in the form that was "
+            f"asked for: {problem}.{cut} The answer, also in .raw: {one_line(repaired.text)!r}",
+            repaired.text,
+            answer.text,
+        )
+
+    async def send(self, request: Request[Any]) -> Answer:
+        """Return what the model says, or said before if that was kept.
+
+        The same question asked several times at once is sent once.
+
+        Raises
+        ------
+        LLMError
+            If there is no answer, after all retries.
+        """
+        if request.model != self.model:
+            raise ValueError(f"a request for {request.model!r} given to a client of {self.model!r}")
+        digest = request.digest
+        while (flying := self._flying.get(digest)) is not None:
+            try:
+                return await asyncio.shield(flying)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not flying.cancelled() or (task is not None and task.cancelling()):
+                    raise  # otherwise it was who sent it that gave up
+        mine: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._flying[digest] = mine
+        try:
+            answer = await self._kept_or_new(request)
+        except LLMError as error:
+            mine.set_exception(error)
+            mine.exception()  # there may be nobody else who wants to know
+            raise
+        except BaseException:
+            mine.cancel()
+            raise
+        else:
+            mine.set_result(answer)
+            return answer
+        finally:
+            del self._flying[digest]
+
+    async def _kept_or_new(self, request: Request[Any]) -> Answer:
+        if self._answers is not None:
+            kept = await asyncio.to_thread(self._answers.get, request.digest)
+            if kept is not None:
+                self.usage.kept += 1
+                return Answer(kept, kept=True)
+        # Until it is kept, too: a crash loses no more answers than may be in flight.
+        async with self._room:
+            answer, took = await self._complete(request)
+            if self._answers is not None:
+                # It is paid for: once it is here, it is kept whatever happens to who asked.
+                put, loop = self._answers.put, asyncio.get_running_loop()
+                await asyncio.shield(
+                    loop.run_in_executor(None, put, request.digest, answer.text, took)
+                )
+        return answer
+
+    # The server
+
+    async def _complete(self, request: Request[Any]) -> tuple[Answer, Mapping[str, float]]:
+        """Send a request; without what the server turns out not to know, if nobody asked for it.
+
+        Returns
+        -------
+        answer : Answer
+        took : mapping of str to float
+            What the server has counted.
+        """
+        if self._openai is None:
+            raise RuntimeError(f"{self!r} is not open: use it with 'async with'")
+        without = self._without
+        while True:
+            body = _body(request, without)
+            try:
+                found = self._said(
+                    await self._openai.chat.completions.create(
+                        model=self.endpoint.model,
+                        messages=[m.as_dict() for m in request.messages],  # type: ignore[misc]
+                        extra_body=body,
+                    )
+                )
+            except (openai.OpenAIError, ValueError) as error:
+                refused = refused_parameter(error, _negotiable(body))
+                found = explain(error, self.endpoint, self._max_retries + 1)
+            else:
+                refused = None
+            # Raised out here: as the context of another, the client's error would keep the request,
+            # with the key in its headers.
+            if refused is not None:
+                without = without | {refused}
+            elif isinstance(found, LLMError):
+                raise found
+            else:
+                self._without = self._without | without  # only once it is seen to help
+                return found
+
+    def _said(
+        self, completion: ChatCompletion | Any
+    ) -> tuple[Answer, Mapping[str, float]] | LLMError:
+        """Return what a completion says, or what went wrong where it says nothing."""
+        choices = getattr(completion, "choices", None)
+        if not choices or getattr(choices[0], "message", None) is None:
+            return unanswered(completion, self.endpoint)
+        message, reason = choices[0].message, choices[0].finish_reason
+        text = "" if message.content is None else message.content
+        if not isinstance(text, str):
+            return unanswered(completion, self.endpoint)
+        took = self._count(completion)
+        if text.strip():
+            text = self.endpoint.without_secrets(text, _LEAST_SECRET)
+            return Answer(text, cut=reason == "length"), took
+        refusal = getattr(message, "refusal", None)
+        why = f"it refused: {one_line(str(refusal))}" if refusal else f"finish_reason {reason!r}"
+        if reason == "length":
+            why += ": all tokens went elsewhere; raise max_tokens in settings="
+        return LLMAnswerError(
+            f"{self.model} at {self.endpoint.base_url} answered nothing "
+            f"({self.endpoint.without_secrets(why)})",
+            text,
+        )
+
+    def _count(self, completion: Any) -> Mapping[str, float]:
+        counted = getattr(completion, "usage", None)
+        took = {}
+        for name in ("prompt_tokens", "completion_tokens", "cost"):
+            value = getattr(counted, name, None)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+                took[name] = value
+                setattr(self.usage, name, getattr(self.usage, name) + value)
+        self.usage.requests += 1
+        return took
+
+
+def _body(request: Request[Any], without: frozenset[str]) -> dict[str, Any]:
+    """Return the parameters of a request beside its model and messages."""
+    schema = {"name": request.schema.__name__, "strict": True, "schema": request.json_schema}
+    wanted = {
+        **request.settings,
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
+    for name in without & wanted.keys():
+        value = wanted.pop(name)
+        if name in _NEW_NAMES:
+            wanted[_NEW_NAMES[name]] = value
+    return wanted
+
+
+def _negotiable(body: Mapping[str, Any]) -> list[str]:
+    """Return the parameters that may be left out or renamed: a user's own settings are kept."""
+    same = [name for name, value in DEFAULT_SETTINGS.items() if body.get(name) == value]
+    return [name for name in (*same, *_NEW_NAMES, "response_format") if name in body]
+
+
+def _read(
+    answer: Answer, schema: type[ModelT], check: Callable[[ModelT], str | None] | None
+) -> ModelT:
+    found = read_answer(answer.text, schema)
+    if check is not None and (problem := check(found)) is not None:
+        raise UnreadableAnswerError(problem)
+    return found

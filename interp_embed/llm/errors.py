@@ -1,0 +1,76 @@
+"""What can go wrong between a question and its answer.
+
+Each message is one line: which server, which model, what it said, what to do. No key is in any of
+them, and none holds the request that was sent, whose headers have the key.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "LLMAnswerError",
+    "LLMAuthenticationError",
+    "LLMConnectionError",
+    "LLMError",
+    "LLMRateLimitError",
+    "LLMStatusError",
+    "LLMTimeoutError",
+]
+
+
+class LLMError(RuntimeError):
+    """A question to a language model got no usable answer."""
+
+
+class LLMConnectionError(LLMError, ConnectionError):
+    """The server cannot be reached, or broke off."""
+
+
+class LLMTimeoutError(LLMConnectionError, TimeoutError):
+    """The server did not answer in time."""
+
+
+class LLMStatusError(LLMError):
+    """The server refused the request, or failed.
+
+    Attributes
+    ----------
+    status : int or None
+        The HTTP status, where there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LLMAuthenticationError(LLMStatusError, PermissionError):
+    """There is no key, or the server does not take it."""
+
+
+class LLMRateLimitError(LLMStatusError):
+    """The server still said 429 after every retry, or asked for a pause that is too long for one.
+
+    Attributes
+    ----------
+    retry_after : float or None
+        Seconds that the server asked to wait, where it said so.
+    """
+
+    retry_after: float | None = None
+
+
+class LLMAnswerError(LLMError, ValueError):
+    """The model answered, but not in the form that was asked for, in two rounds.
+
+    Attributes
+    ----------
+    raw : str
+        The last answer as it came.
+    first : str
+        The one before it, that the model was asked to repair; empty where there was no second round.
+    """
+
+    def __init__(self, message: str, raw: str = "", first: str = "") -> None:
+        super().__init__(message)
+        self.raw = raw
+        self.first = first

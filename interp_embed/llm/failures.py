@@ -1,0 +1,179 @@
+"""What went wrong at a server, in one line that a user can act on and that shows no secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+from interp_embed.llm.errors import (
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMStatusError,
+    LLMTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from interp_embed.llm.endpoint import Endpoint
+
+__all__ = ["explain", "one_line", "refused_parameter", "unanswered"]
+
+_SHOWN_CHARACTERS = 300
+_LONGEST_WAIT = 120
+"""Seconds: the openai client does not try again where a server asks for a longer pause."""
+_REFUSALS = (400, 415, 422, 501)
+_FORMAT = "response_format"
+_FORMAT_WORDS = (
+    "response_format", "response format", "json_schema", "json schema", "structured output",
+    "structured_output", "guided", "grammar",
+)  # fmt: skip
+
+
+def one_line(text: str, most: int = _SHOWN_CHARACTERS) -> str:
+    """Return a text in one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
+    """Return the error to raise for one of the openai client's.
+
+    Parameters
+    ----------
+    error
+        What the client raised; a ValueError where the answer was no JSON.
+    endpoint
+        Which server and model.
+    attempts
+        How often it was tried where trying again made sense.
+    """
+    made = _explain(error, endpoint, attempts)
+    made.args = (endpoint.without_secrets(str(made)),)
+    return made
+
+
+def _explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
+    server = endpoint.base_url
+    tried = f" in {attempts} attempts" if attempts > 1 else ""
+    if isinstance(error, openai.APITimeoutError):
+        return LLMTimeoutError(
+            f"{server} did not answer in time{tried} (model {endpoint.model}). Give LLMClient a "
+            "longer timeout=, or ask for less at once"
+        )
+    if isinstance(error, openai.APIConnectionError):
+        cause = one_line(str(error.__cause__ or "") or type(error.__cause__).__name__)
+        return LLMConnectionError(
+            f"{server} cannot be reached, or broke off{tried}: {cause}. Is it running, and is its URL "
+            "right (base_url=, OPENROUTER_BASE_URL, OPENAI_BASE_URL)?"
+        )
+    if isinstance(error, openai.APIStatusError):
+        said = _said_by(error.body) or one_line(error.message)
+        wait = _seconds(error.response.headers.get("retry-after", ""))
+        if wait is not None and wait > _LONGEST_WAIT:
+            attempts = 1
+        return status_error(error.status_code, said, endpoint, attempts, wait)
+    return LLMStatusError(
+        f"{server} did not answer with a chat completion ({one_line(str(error))}). Is its URL right? "
+        "It usually ends in /v1"
+    )
+
+
+def status_error(
+    status: int, said: str, endpoint: Endpoint, attempts: int = 1, wait: float | None = None
+) -> LLMStatusError:
+    """Return the error for a status, with what can be done about it."""
+    server, model, variable = endpoint.base_url, endpoint.model, endpoint.key_variable
+    kind: type[LLMStatusError] = LLMStatusError
+    advice = f"The model asked for is {model!r}"
+    tried = f" in {attempts} attempts" if attempts > 1 and (status == 429 or status >= 500) else ""
+    if status in (401, 403):
+        kind = LLMAuthenticationError
+        advice = f"Check the key in the environment variable {variable}"
+    elif status == 402:
+        advice = f"The account of the key in {variable} has no credit left"
+    elif status == 404:
+        advice = f"Is {model!r} the model's name there, and the URL right? It usually ends in /v1"
+    elif status == 429:
+        kind = LLMRateLimitError
+        pause = "Wait" if wait is None else f"Wait {wait:g} s, as it says"
+        advice = f"{pause}, or ask for less at once (concurrency=)"
+    elif status >= 500:
+        advice = "The failure is the server's: try again later"
+    elif status in (400, 413, 422):
+        advice = f"Where a request is too long for {model!r}, give fewer samples (k=)"
+    made = kind(f"{server} answered {status}{tried}: {said or 'nothing'}. {advice}", status)
+    if isinstance(made, LLMRateLimitError):
+        made.retry_after = wait
+    return made
+
+
+def _seconds(header: str) -> float | None:
+    try:
+        found = float(header)
+    except ValueError:  # none, or a date
+        return None
+    return found if 0 <= found < float("inf") else None
+
+
+def unanswered(completion: Any, endpoint: Endpoint) -> LLMStatusError:
+    """Return the error for an answer with status 200 that has no completion in it."""
+    found = getattr(completion, "error", None)  # as OpenRouter has them
+    if isinstance(found, dict):
+        code = found.get("code")
+        said = endpoint.without_secrets(one_line(str(found.get("message", found))))
+        if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
+            return status_error(code, said, endpoint)
+    else:
+        text = completion if isinstance(completion, str) else repr(completion)
+        said = endpoint.without_secrets(one_line(text))
+    return LLMStatusError(
+        f"{endpoint.base_url} answered without a completion: {said}. Is its URL right? It usually "
+        "ends in /v1",
+        200,
+    )
+
+
+def refused_parameter(error: Exception, negotiable: Sequence[str]) -> str | None:
+    """Return which parameter a server does not know, if that is what it says.
+
+    Where it does not say which, it is structured output: that is what servers most often lack.
+
+    Parameters
+    ----------
+    error
+        What the client raised.
+    negotiable
+        The parameters of the request that can be done without.
+    """
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    status = error.status_code
+    said = f"{_said_by(error.body)} {error.message}".lower()
+    param = error.param if isinstance(error.param, str) else ""
+    formatted = _FORMAT in negotiable
+    if formatted and (param.startswith(_FORMAT) or any(word in said for word in _FORMAT_WORDS)):
+        # OpenRouter answers 404 where no provider of a model has structured output.
+        return _FORMAT if status in (*_REFUSALS, 404) else None
+    if status not in _REFUSALS:
+        return None
+    for name in negotiable:
+        if name == param or re.search(rf"\b{name}\b", said):
+            return name
+    return _FORMAT if formatted else None
+
+
+def _said_by(body: object) -> str:
+    """Return the message in the body of a failure, of whichever form."""
+    for _ in range(3):
+        if not isinstance(body, dict):
+            break
+        body = body.get("error") or body.get("message") or body.get("detail") or ""
+    if isinstance(body, (dict, list)):
+        body = json.dumps(body)
+    return one_line(body) if isinstance(body, str) else ""

@@ -1,0 +1,132 @@
+"""Asking what a feature stands for: the request, which can be made without sending it, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interp_embed.inputs import check_positive
+from interp_embed.llm.examples import Chosen, check_choice, choose
+from interp_embed.llm.prompt_files import Prompts
+from interp_embed.llm.render import choose_marks, messages
+from interp_embed.llm.request import Request, check_settings
+from interp_embed.llm.schemas import FeatureLabelResponse
+
+if TYPE_CHECKING:
+    from interp_embed.activations import Activations
+    from interp_embed.llm.client import LLMClient
+    from interp_embed.llm.examples import NegativeChoice, PositiveChoice
+
+__all__ = ["LabelTask", "ask_label", "label_task"]
+
+_PREVIOUS = "The label so far, to be made better in the light of the samples above, and its score:"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTask:
+    """A question after a feature's label, and what it was made of.
+
+    Attributes
+    ----------
+    feature : int
+    request : Request
+        ``request.digest`` names it.
+    chosen : Chosen
+        The excerpts that are shown.
+    prompt_version : str
+        See `Prompts.version`.
+    seed : int
+        Of the choice of excerpts.
+    """
+
+    feature: int
+    request: Request[FeatureLabelResponse]
+    chosen: Chosen
+    prompt_version: str
+    seed: int
+
+
+def label_task(
+    positive: Activations,
+    negative: Activations,
+    feature: int,
+    model: str,
+    *,
+    label_and_score: Mapping[str, Any] | None = None,
+    k: int = 20,
+    examples: PositiveChoice = "top",
+    negatives: NegativeChoice = "random",
+    seed: int = 0,
+    window_tokens: int = 64,
+    prompts: Prompts | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> LabelTask:
+    """Make the request for a feature's label; nothing is sent.
+
+    Parameters
+    ----------
+    positive, negative
+        Data sets to take positive and negative samples from.
+    feature, model, label_and_score, k
+        See `Dataset.label_feature`.
+    examples, negatives, seed, window_tokens
+        See `examples.choose`.
+    prompts
+        The package's by default.
+    settings
+        Parameters of the request; see `request.check_settings`.
+
+    Raises
+    ------
+    ValueError
+        If the feature is active nowhere, or an argument makes no sense.
+    """
+    check_positive(k=k, window_tokens=window_tokens)
+    check_choice(examples, negatives, seed)
+    previous = _previous(label_and_score)
+    checked = check_settings(settings)
+    prompts = prompts or Prompts()
+    chosen = choose(
+        positive,
+        negative,
+        feature,
+        n_positive=k,
+        n_negative=k,
+        examples=examples,
+        negatives=negatives,
+        seed=seed,
+        window_tokens=window_tokens,
+    )
+    marks = choose_marks([e.text for e in (*chosen.positive, *chosen.negative)])
+    blocks = {
+        "positive": [{"text": marks.around(example)} for example in chosen.positive],
+        "negative": [{"text": marks.around(example)} for example in chosen.negative],
+        "previous": previous,
+    }
+    asked = messages(prompts, "label", marks, blocks, around={"previous": _PREVIOUS})
+    request = Request(model, asked, FeatureLabelResponse, checked)
+    return LabelTask(int(feature), request, chosen, prompts.version("label"), int(seed))
+
+
+async def ask_label(client: LLMClient, task: LabelTask) -> FeatureLabelResponse:
+    """Return the answer to a task; see `LLMClient.ask` for what is raised."""
+    return await client.ask(task.request)
+
+
+def _previous(label_and_score: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what is known of a feature, as plain values."""
+    if label_and_score is None:
+        return []
+    if not isinstance(label_and_score, Mapping) or "label" not in label_and_score:
+        raise ValueError(
+            "label_and_score must be a dictionary with a label and its score, such as "
+            f"{{'label': 'cats', 'score': 0.7}}, got {label_and_score!r:.100}"
+        )
+    found: dict[str, Any] = {}
+    for name, value in label_and_score.items():
+        if isinstance(value, FeatureLabelResponse):
+            found.update(value.model_dump(exclude_none=True))
+        elif isinstance(value, (str, int, float, bool)):
+            found[str(name)] = value
+    return [found]

@@ -1,0 +1,141 @@
+"""A question as plain values, and the digest that it is remembered by. Sends nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+
+__all__ = ["DEFAULT_SETTINGS", "Message", "Request", "canonical_digest", "check_settings"]
+
+ModelT = TypeVar("ModelT", bound="BaseModel")
+
+DEFAULT_SETTINGS: Mapping[str, Any] = {"temperature": 0}
+_RESERVED = ("model", "messages", "response_format", "stream", "n")
+_KEPT = frozenset(
+    {"type", "properties", "required", "items", "anyOf", "enum", "const", "$ref", "$defs"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A part of a conversation: ``role`` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as the protocol has it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Request(Generic[ModelT]):
+    """What is asked of a model.
+
+    Attributes
+    ----------
+    model : str
+        As a user names it, ``openai/`` included.
+    messages : tuple of Message
+    schema : type of BaseModel
+        What the answer has to be.
+    settings : mapping
+        Further parameters of the request, such as ``temperature``; plain JSON values.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    schema: type[ModelT]
+    settings: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_SETTINGS))
+
+    @cached_property
+    def json_schema(self) -> dict[str, Any]:
+        """The schema in the subset of JSON Schema that servers with structured output take.
+
+        Every property is required and no other allowed, as OpenAI's strict mode wants it
+        (platform.openai.com/docs/guides/structured-outputs, "Supported schemas").
+        """
+        found: dict[str, Any] = _strict(self.schema.model_json_schema())
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, 64 hex digits, of all that the answer depends on, but not of which server it is."""
+        return canonical_digest(self.model, self.messages, self.json_schema, self.settings)
+
+    def followed_by(self, *messages: Message) -> Request[ModelT]:
+        """Return the request with more messages at its end."""
+        return Request(self.model, (*self.messages, *messages), self.schema, self.settings)
+
+
+def canonical_digest(
+    model: str,
+    messages: tuple[Message, ...],
+    json_schema: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> str:
+    """Return the SHA-256 (hex) of a request, independent of the order of keys.
+
+    It is what an answer is kept under, so it must not change between releases without need.
+    """
+    value = {
+        "model": model,
+        "messages": [message.as_dict() for message in messages],
+        "schema": json_schema,
+        "settings": dict(settings),
+    }
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of a request as plain values.
+
+    Parameters
+    ----------
+    settings
+        Parameters of a chat completion, such as ``{"temperature": 0.7, "max_tokens": 500}``, in
+        addition to a temperature of 0. None leaves a parameter out.
+
+    Raises
+    ------
+    ValueError
+        If one is not a setting, or not plain JSON.
+    """
+    found = {**DEFAULT_SETTINGS, **(settings or {})}
+    if wrong := [name for name in found if name in _RESERVED]:
+        raise ValueError(f"settings must not have {wrong[0]!r}: it is set by what is asked")
+    found = {name: value for name, value in found.items() if value is not None}
+    try:
+        text = json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings must be plain JSON values, got {settings!r}: {error}") from None
+    plain: dict[str, Any] = json.loads(text)
+    return plain
+
+
+def _strict(schema: Any) -> Any:
+    """Keep the structure of a schema; what pydantic checks beyond it is checked when it answers."""
+    if isinstance(schema, list):
+        return [_strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {name: value for name, value in schema.items() if name in _KEPT}
+    for name in ("properties", "$defs"):
+        if name in kept:
+            kept[name] = {key: _strict(value) for key, value in kept[name].items()}
+    for name in ("items", "anyOf"):
+        if name in kept:
+            kept[name] = _strict(kept[name])
+    if kept.get("type") == "object":
+        kept["required"] = list(kept.get("properties", {}))
+        kept["additionalProperties"] = False
+    return kept

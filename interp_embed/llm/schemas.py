@@ -1,0 +1,85 @@
+"""What a model has to answer, and what is returned of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, StringConstraints
+
+__all__ = [
+    "BatchResponse",
+    "FeatureLabelResponse",
+    "SampleVerdict",
+    "ScoredSample",
+    "SingleSampleScoringResponse",
+]
+
+_Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class FeatureLabelResponse(BaseModel):
+    """What a feature stands for.
+
+    Attributes
+    ----------
+    label : str
+        A concise phrase.
+    brief_description : str
+        One sentence that expands on it.
+    detailed_explanation : str or None
+        More of it, where the model gave some.
+    """
+
+    label: _Said
+    brief_description: _Said
+    detailed_explanation: str | None = None
+
+
+class SingleSampleScoringResponse(BaseModel):
+    """Whether a label fits one sample.
+
+    Attributes
+    ----------
+    score : int
+        1 where the label says rightly whether, and where, the feature is active in the sample; else 0.
+    explanation : str
+        The model's reason; empty where it gives none.
+    """
+
+    explanation: str = ""
+    score: int = Field(ge=0, le=1)
+
+
+class ScoredSample(SingleSampleScoringResponse):
+    """A sample, what is true of it, and what was made of it.
+
+    Attributes
+    ----------
+    document : int
+        Number of the document in its store.
+    text : str
+        What the model was shown.
+    expected : bool
+        Whether the feature is active in the sample (for fuzzing: whether the highlights are where it
+        is active).
+    judged : bool
+        What follows from the model's answer about that.
+    """
+
+    document: int
+    text: str
+    expected: bool
+    judged: bool
+
+
+class SampleVerdict(BaseModel):
+    """The answer for one sample of a batch."""
+
+    sample: int
+    matches: bool
+
+
+class BatchResponse(BaseModel):
+    """The answers for a batch of samples."""
+
+    verdicts: list[SampleVerdict]

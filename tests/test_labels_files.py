@@ -1,0 +1,246 @@
+"""Labels come from files and go into files: ours, tables, and Neuronpedia's exports."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+
+import pandas as pd
+import pytest
+from fake_sae import WideSAE
+from hypothesis import HealthCheck, given, settings
+from test_labels_store import RECORDS, label, scored
+
+from interp_embed import Dataset
+from interp_embed.cli.run import run
+from interp_embed.label import LabelExample, combined
+from interp_embed.label_files import read_labels, write_labels
+
+NEURONPEDIA = [
+    {
+        "id": "cm1", "modelId": "gpt2-small", "layer": "8-res-jb", "index": "3",
+        "description": " words about cats ", "authorId": "a", "typeName": "oai_token-act-pair",
+        "explanationModelName": "gpt-4o-mini", "createdAt": "2024-07-01T00:00:00.000Z",
+        "embedding": [0.5], "scoreV1": 0,
+    },
+    {
+        "modelId": "gpt2-small", "layer": "8-res-jb", "index": "5", "description": "dogs",
+        "typeName": None, "explanationModelName": None,
+    },
+    {"modelId": "gpt2-small", "layer": "8-res-jb", "index": "6", "description": ""},
+]  # fmt: skip
+
+
+@pytest.fixture
+def dataset(data, tmp_path):
+    return Dataset(data, WideSAE(), save_path=tmp_path / "s")
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(RECORDS, RECORDS)
+def test_what_is_written_is_read(tmp_path_factory, one, other):
+    folder = tmp_path_factory.mktemp("files")
+    for suffix in ("json", "csv"):
+        path = str(folder / f"labels.{suffix}")
+        write_labels(path, [one, other])
+        assert combined(read_labels(path)) == combined([one, other])
+        assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_labels_go_from_one_store_to_another(dataset, data, tmp_path):
+    records = [
+        label(1, "cats, \"dogs\"\nand more", source="llm", model="m", seed=3, prompt_version="1",
+              brief_description="b", detailed_explanation="d",
+              examples=(LabelExample(0, 1, 2, 0.5),), scores=(scored(0.9, 0.8, 1.0, n=20),)),
+        label(1, "a person's"),
+    ]  # fmt: skip
+    dataset.add_labels(records)
+    other = Dataset(data, WideSAE(), save_path=tmp_path / "other")
+    for name in ("all.json", "all.csv"):
+        count = dataset.export_labels(tmp_path / name)
+        assert count == len(dataset.labels())
+        other.import_labels(tmp_path / name)
+        assert other.feature_labels() == dataset.feature_labels()
+    written = {
+        (x.feature, x.label, x.source, x.scores, x.examples) for x in dataset.label_records()
+    }
+    assert {
+        (x.feature, x.label, x.source, x.scores, x.examples) for x in other.label_records()
+    } == written
+    assert dataset.export_labels(tmp_path / "best.csv", best=True) == len(dataset.feature_labels())
+    table = pd.read_csv(tmp_path / "best.csv")
+    assert dict(zip(table["feature"], table["label"], strict=True)) == dataset.feature_labels()
+    assert other.import_labels(tmp_path / "best.csv", source="import") > 0
+    assert other.import_labels(tmp_path / "best.csv", source="import") == 0, "nothing is new"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "explanations", "csv", "folder"])
+def test_explanations_of_neuronpedia_are_read_in_each_form_they_come_in(form, dataset, tmp_path):
+    path = tmp_path / f"batch-0.{form}"
+    if form == "jsonl":
+        path.write_text(lines(NEURONPEDIA))
+    elif form == "jsonl.gz":
+        path.write_bytes(gzip.compress(lines(NEURONPEDIA).encode()))
+    elif form == "csv":
+        pd.DataFrame(NEURONPEDIA).to_csv(path, index=False)
+    elif form == "folder":
+        path.mkdir()
+        for number, row in enumerate(NEURONPEDIA):
+            (path / f"batch-{number}.jsonl.gz").write_bytes(gzip.compress(lines([row]).encode()))
+    else:
+        path = tmp_path / "export.json"
+        path.write_text(
+            json.dumps(NEURONPEDIA if form == "json" else {"explanations": NEURONPEDIA})
+        )
+    assert dataset.import_labels(path) == 2
+    records = {x.feature: x for x in dataset.label_records() if x.source == "import"}
+    assert set(records) == {3, 5}
+    assert records[3].label == "words about cats"
+    assert records[3].model == "gpt-4o-mini"
+    assert records[3].prompt_version == "oai_token-act-pair"
+    assert records[3].origin == "Neuronpedia gpt2-small/8-res-jb"
+    assert records[3].created == "2024-07-01T00:00:00.000Z"
+    assert dataset.feature_labels()[5] == "dogs"
+    assert dataset.import_labels(path) == 0, "the same again is nothing new"
+
+
+def test_a_feature_of_neuronpedia_brings_all_its_explanations_and_their_scores(tmp_path):
+    path = tmp_path / "feature.json"
+    score = {"value": 0.8, "explanationScoreTypeName": "eleuther_fuzz",
+             "explanationScoreModelName": "gpt-4o-mini"}  # fmt: skip
+    feature = {
+        "modelId": "m", "layer": "l", "index": "7", "neuron": {},
+        "explanations": [
+            {"description": "one", "scores": [score, {"value": None}]},
+            {"description": "two", "typeName": "t"},
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps(feature))
+    one, two = read_labels(str(path))
+    assert (one.feature, one.label, two.label, two.prompt_version) == (7, "one", "two", "t")
+    assert (one.scores[0].method, one.scores[0].value, one.scores[0].low) == (
+        "eleuther_fuzz", 0.8, None,
+    )  # fmt: skip
+
+
+def test_explanations_of_several_saes_need_to_be_told_apart(dataset, tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text(lines([*NEURONPEDIA, {**NEURONPEDIA[0], "layer": "9-res-jb", "index": "4"}]))
+    before = dataset.feature_labels()
+    with pytest.raises(ValueError, match=r"gpt2-small/8-res-jb, gpt2-small/9-res-jb.*only="):
+        dataset.import_labels(path)
+    assert dataset.feature_labels() == before
+    assert dataset.import_labels(path, only="gpt2-small/9-res-jb") == 1
+    assert dataset.feature_labels()[4] == "words about cats"
+    with pytest.raises(ValueError, match=r"no labels of gpt2-small/1 \(4 rows were read\)"):
+        dataset.import_labels(path, only="gpt2-small/1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain.json", '{"3": "cats", "5": "dogs"}'),
+        ("plain.csv", "feature,label,remark\n3,cats,x\n5,dogs,\n6,,no label\n"),
+        ("plain.tsv", "feature\tlabel\n3\tcats\n5\tdogs\n"),
+        ("list.json", '[{"feature": 3, "label": "cats"}, {"feature": "5", "label": "dogs"}]'),
+        ("bom.csv", "\ufefffeature,label\n3,cats\n5,dogs\n"),
+    ],
+)
+def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    dataset.import_labels(tmp_path / name)
+    shown = dataset.feature_labels()
+    assert (shown[3], shown[5]) == ("cats", "dogs")
+    assert set(dataset.labels()["source"]) == {"sae", "import"}
+    dataset.import_labels(tmp_path / name, source="given")
+    assert "given" in set(dataset.labels()["source"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "{", r"a\.json cannot be read as JSON"),
+        ("b.json", "[]", "has no labels"),
+        ("c.jsonl", '{"feature": 1, "label": "x"}\n{"feature": 1', r"c\.jsonl, line 2"),
+        ("d.json", "[3]", r"d\.json, entry 0: expected a JSON object, got 3"),
+        ("e.json", '[{"text": "x"}]', r"entry 0: neither 'feature' and 'label'.*'text'"),
+        ("f.csv", "text\nx\n", r"f\.csv has the columns text; labels need 'feature' and 'label'"),
+        ("g.csv", "feature,label\n1,a\n-2,x\n", r"line 3: feature must be a whole number"),
+        ("h.csv", "feature,label,scores\n1,x,{\n", r"h\.csv, line 2"),
+        ("i.json", '{"format": "interp_embed.labels", "version": 9, "labels": []}', "version 9"),
+        ("j.csv", "feature,label,source\n1,x,magic\n", r"line 2: source must be one of"),
+        ("k.txt", "1 cats", r"k\.txt: cannot tell what this is"),
+        ("l.json", '[{"feature": 1, "label": "x", "scores": [{"value": 1}]}]', "entry 0: .*method"),
+    ],
+)
+def test_a_file_that_is_none_of_labels_is_named_with_the_place(
+    name, text, message, dataset, tmp_path
+):
+    (tmp_path / name).write_text(text)
+    before = dataset.labels()
+    with pytest.raises(ValueError, match=message):
+        dataset.import_labels(tmp_path / name)
+    assert dataset.labels().equals(before)
+
+
+def test_labels_of_another_sae_are_refused_as_a_whole(dataset, tmp_path):
+    (tmp_path / "wide.csv").write_text("feature,label\n1,one\n100000,beyond\n")
+    with pytest.raises(IndexError, match=r"wide\.csv: feature 100000 is not among the"):
+        dataset.import_labels(tmp_path / "wide.csv")
+    assert 1 not in dataset.feature_labels()
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*none\.csv'"):
+        dataset.import_labels(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match=r"\.json or \.csv, got '.*labels\.txt'"):
+        dataset.export_labels(tmp_path / "labels.txt")
+    with pytest.raises(ValueError, match="source must be one of"):
+        dataset.import_labels(tmp_path / "wide.csv", source="me")
+
+
+# The command
+
+
+def test_the_command_lists_imports_and_exports(dataset, tmp_path, capsys):
+    store = str(tmp_path / "s")
+    (tmp_path / "mine.csv").write_text("feature,label\n3,cats\n")
+    assert run(["labels", store, "--import", str(tmp_path / "mine.csv"), "--source", "given"]) == 0
+    assert "1 label added" in capsys.readouterr().err
+    assert run(["labels", store]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown] == [
+        ["0", "sae", "zeroth"],
+        ["3", "given", "cats"],
+        ["7", "sae", "<b>seventh</b>"],
+    ]
+    assert run(["labels", store, "-f", "3", "--json"]) == 0
+    assert [x["label"] for x in json.loads(capsys.readouterr().out)] == ["cats"]
+    assert run(["labels", store, "--export", str(tmp_path / "out.json"), "--all"]) == 0
+    assert "3 labels" in capsys.readouterr().out
+    assert len(read_labels(str(tmp_path / "out.json"))) == 3
+    dataset.add_labels([label(3, "of a model", source="llm", scores=(scored(0.9, 0.8, 1.0),))])
+    assert run(["labels", store, "--all", "--feature", "3"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"of a model  \(detection 0\.90 \[0\.80, 1\.00\]\)", out)
+
+
+def test_the_command_names_features_by_their_words(dataset, tmp_path, capsys):
+    store = str(tmp_path / "s")
+    assert run(["labels", store, "--from-tokens"]) == 0
+    assert "made from tokens" in capsys.readouterr().err
+    assert run(["labels", store]) == 0
+    assert "tokens" in capsys.readouterr().out
+
+
+def test_the_command_says_what_is_wrong_in_a_line(dataset, tmp_path, capsys):
+    store = str(tmp_path / "s")
+    assert run(["labels", store, "--source", "given"]) == 2
+    assert "are for --import" in capsys.readouterr().err
+    assert run(["labels", store, "--import", str(tmp_path / "none.csv")]) == 1
+    assert "No such file" in capsys.readouterr().err
+    assert run(["labels", store, "--export", str(tmp_path / "x.txt"), "--from-tokens"]) == 1
+    assert ".json or .csv" in capsys.readouterr().err
+    assert not Dataset.load_from_file(store).labels()["source"].eq("tokens").any()

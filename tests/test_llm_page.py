@@ -1,0 +1,51 @@
+"""The examples of docs/labels.md run, and what the page says of the code is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from conftest import TEXTS
+from fake_sae import WordSAE, expected
+
+from interp_embed import Dataset
+from interp_embed.llm import errors
+from interp_embed.llm.prompt_files import Prompts
+from interp_embed.testing import LLMServer, samples_of
+
+PAGE = (Path(__file__).parent.parent / "docs" / "labels.md").read_text()
+
+
+def answer(body):
+    name = body["response_format"]["json_schema"]["name"]
+    if name == "FeatureLabelResponse":
+        return {"label": "food", "brief_description": "It is about food."}
+    return {"verdicts": [{"sample": s["sample"], "matches": True} for s in samples_of(body)[1]]}
+
+
+def test_the_examples_of_the_page_run(monkeypatch, capsys):
+    words = TEXTS[0].split()
+    texts = [{"text": " ".join([*words[n % 5 :], str(n)])} for n in range(40)]
+    dataset = Dataset(texts, WordSAE())
+    features = {"284": str(expected("cat").argmax()), "266": str(expected("the").argmax())}
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    with LLMServer(answer) as server:
+        monkeypatch.setenv("OPENROUTER_BASE_URL", server.url)
+        monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+        names = {"dataset": dataset}
+        for block in blocks:
+            exec(re.sub("284|266", lambda found: features[found[0]], block), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["food", "It is about food."]
+    assert printed[2].startswith("0.50 (")
+    assert printed[-1] == f"{{{features['284']}: 'food', {features['266']}: 'food'}}"
+    assert printed[-2] == "2 0 200"
+
+
+def test_the_page_names_every_error_and_every_prompt():
+    assert all(f"`{name}`" in PAGE for name in errors.__all__ if name != "LLMError")
+    for name in ("label_user", "score_user", "detection_user", "fuzzing_user", "repair"):
+        assert f"{name}.txt" in PAGE
+        for placeholder in Prompts().template(name).get_identifiers():
+            assert f"`${placeholder}`" in PAGE
