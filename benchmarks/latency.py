@@ -119,7 +119,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--latency", type=float, default=0.05, help="seconds a request")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "latency.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "latency.json"
+    )
     arguments = parser.parse_args()
     path = arguments.folder / f"latency-{arguments.documents}.zarr"
     path.parent.mkdir(parents=True, exist_ok=True)
