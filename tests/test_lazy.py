@@ -194,6 +194,15 @@ def test_the_activations_are_those_of_the_documents(tmp_path_factory, chunk, dat
         np.testing.assert_array_equal(values(some), wanted[:, :3][:, tokens][:, :, features])
 
 
+def test_slices_that_end_before_they_begin_select_nothing(corpus):
+    lazy = corpus.latents("all", lazy=True)
+    n = lazy.sizes["feature"]
+    for nothing in (slice(-n - 1, 0, -1), slice(3, 3), slice(5, 2)):
+        some = lazy.isel(token=[0, 0])  # left to dask
+        assert values(some.isel(feature=nothing)).shape == (len(corpus), 2, 0)
+        assert values(some.isel(doc=[1], feature=nothing)).shape == (1, 2, 0)
+
+
 def test_integers_and_dots_and_labels_select_too(corpus):
     lazy, eager = corpus.latents("sum", lazy=True), corpus.latents("sum")
     np.testing.assert_array_equal(values(lazy[7]), eager[7])

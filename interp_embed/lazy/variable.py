@@ -46,6 +46,8 @@ class StoredVariable(xr.Variable):
 
     @override
     def __getitem__(self, key: Any) -> Self:
+        if isinstance(key, tuple) and len(key) == self.ndim:
+            key = tuple(_empty_as_such(part, n) for part, n in zip(key, self.shape, strict=True))
         held = selection_of(self._data)
         parts = None if held is None else _parts(key, self.dims)
         if held is None or parts is None:
@@ -101,6 +103,11 @@ def _without_nan(block: sparse.COO) -> sparse.COO:
         has_duplicates=False,
         sorted=True,
     )
+
+
+def _empty_as_such(part: Any, n: int) -> Any:
+    """Return a slice of nothing as one that dask takes for one: not so ``slice(-13, 0, -1)`` of 12."""
+    return slice(0, 0) if isinstance(part, slice) and not range(n)[part] else part
 
 
 def _parts(key: Any, dims: Sequence[Any]) -> list[Any] | None:
