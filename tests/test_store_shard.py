@@ -86,6 +86,14 @@ def test_any_array_comes_back(shared, spec, length, inner, seed, data):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.dtype}-{s.encoding}")
+def test_a_part_of_many_inner_chunks_is_read(storage, spec):
+    values = values_of(spec, 100)
+    array = write(storage, values, spec, 5, BlockCache())
+    for start, stop in [(0, 60), (3, 97), (40, 100), (10, 49)]:
+        np.testing.assert_array_equal(array.read(start, stop), values[start:stop])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.dtype}-{s.encoding}")
 @pytest.mark.parametrize(("length", "inner"), [(0, 10), (1, 10), (10, 10), (47, 10), (47, 1000)])
 def test_plain_zarr_reads_it_and_what_zarr_writes_is_read(storage, spec, length, inner):
     values = values_of(spec, length)

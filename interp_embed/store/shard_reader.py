@@ -354,7 +354,10 @@ class ShardedArray:
             for number, data in self._raw(begin, end, whole):
                 low, high = number * inner, (number + 1) * inner
                 if low >= start and high <= stop:
-                    self._decode(number, data, out[low - start : high - start])
+                    target = out[low - start : high - start]
+                    values = self._decode(number, data, target)
+                    if values is not target:  # texts are not decoded in place
+                        target[:] = values
                 else:
                     values = self._decode(number, data)
                     a, b = max(low, start), min(high, stop)
