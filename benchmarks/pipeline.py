@@ -178,10 +178,13 @@ def encode_as_original(
 def measure_embedded(where: Path, n_documents: int, per_commit: int, rounds: int) -> dict[str, Any]:
     """Encode the same documents alone, with storing, and in the original's way, in turn."""
     import torch
-    from sae_lens import SAE
     from transformers import AutoModelForCausalLM
 
     from interp_embed.sae.embedded_release import GGUF_FILE, embedded_model, embedded_sae_folder
+    from interp_embed.sae.quiet import quiet_saelens
+
+    with quiet_saelens():
+        from sae_lens import SAE
 
     gguf = embedded_model().gguf
     if gguf is None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +26,12 @@ from interp_embed.sae import BaseSAE
 from interp_embed.sae.api import ApiDocument, ApiSAE
 from interp_embed.sae.goodfire_api import GoodfireApiSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
-from interp_embed.sae.remote.retries import Trouble, parse_retry_after, trouble
+from interp_embed.sae.remote.retries import (
+    Trouble,
+    parse_retry_after,
+    seconds_to_wait,
+    trouble,
+)
 from interp_embed.sae.remote.transport import checked_url, key_from_environment
 
 httpx = pytest.importorskip("httpx")
@@ -207,6 +213,17 @@ def test_a_document_that_takes_too_long_fails_alone(opened):
         assert chunk.reasons == {1: "ReadTimeout"}
 
 
+def spans(start, end):
+    ids, special = np.zeros(len(end), np.uint32), np.zeros(len(end), np.bool_)
+    return TokenTable(ids, np.array(start, np.uint32), np.array(end, np.uint32), special)
+
+
+def below_zero():
+    matrix = csr_matrix([[1.0, 2.0]])
+    matrix.indices = np.array([-1, 1], np.int32)
+    return matrix
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -214,6 +231,14 @@ def test_a_document_that_takes_too_long_fails_alone(opened):
         (lambda t: ApiDocument(csr_matrix([[np.nan, 1]]), ["a"]), "not finite"),
         (lambda t: None, "must return an ApiDocument, got NoneType"),
         (lambda t: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda t: ApiDocument(np.array([[1e300, 1]]), ["a"]), "not finite"),
+        (lambda t: ApiDocument(below_zero(), ["a"]), "indices must be >= 0"),
+        (
+            lambda t: ApiDocument(csr_matrix([[1.0]]), spans([0], [99])),
+            "beyond the end of its text",
+        ),
+        (lambda t: ApiDocument(csr_matrix([[1.0]]), spans([2], [3])), "do not partition its text"),
+        (lambda t: ApiDocument(csr_matrix([[1.0]]), spans([0, 1], [1])), "have lengths [1, 2]"),
     ],
 )
 def test_what_does_not_fit_together_fails_the_document(opened, answer, reason):
@@ -349,11 +374,34 @@ def test_an_sae_whose_client_cannot_be_made_leaves_no_thread():
         async def open(self):
             raise ValueError("no client")
 
+        async def close(self):
+            await self.client.aclose()
+
     sae = Broken(simple)
-    with pytest.raises(ValueError, match="no client"):
+    with pytest.raises(ValueError, match="no client"):  # not that there is none to close
         sae.load()
     assert not sae.is_loaded()
     assert not any("Broken" in t.name for t in threading.enumerate())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_is_told_to_load_it_again(opened):
+    sae = opened(LocalApiSAE(simple))
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # in place of a wait for a thread that is not there
+        try:
+            with pytest.raises(RuntimeError, match="which was forked after the SAE was loaded"):
+                sae.encode(["a"])
+            sae.destroy()
+            sae.load()
+            assert_right(sae)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert_right(sae)
 
 
 @pytest.mark.parametrize(
@@ -395,12 +443,22 @@ class FailureError(Exception):
         self.__dict__.update(attributes)
 
 
+class ConnectionTimeoutError(TimeoutError):
+    """As aiohttp names one."""
+
+
+class ClientPayloadError(Exception):
+    """As aiohttp names an answer that is cut off."""
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (ConnectionRefusedError(), Trouble.UNREACHABLE),
         (TimeoutError(), Trouble.BROKEN),
         (httpx.ConnectTimeout(""), Trouble.UNREACHABLE),
+        (ConnectionTimeoutError(), Trouble.UNREACHABLE),
+        (ClientPayloadError(), Trouble.UNREACHABLE),
         (httpx.ReadTimeout(""), Trouble.BROKEN),
         (httpx.RemoteProtocolError(""), Trouble.UNREACHABLE),
         (FailureError(status_code=429), Trouble.UNREACHABLE),
@@ -421,8 +479,19 @@ def test_retry_after_is_seconds_or_a_date():
     assert parse_retry_after("17") == 17
     assert 50 < parse_retry_after(formatdate(time.time() + 60, usegmt=True)) <= 61
     assert parse_retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
-    for other in (None, "", "soon", "-1", "1.5", "²"):
+    for other in (
+        None, "", "soon", "-1", "1.5", "²",
+        f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT", f"Mon, 01 Jan 2035 00:00:00 +{'9' * 30}",
+    ):  # fmt: skip
         assert parse_retry_after(other) is None
+
+
+def test_the_pause_that_is_asked_for_is_found_on_the_answer_and_on_the_error():
+    headers = {"Retry-After": "7"}
+    assert seconds_to_wait(FailureError(response=FailureError(headers=headers))) == 7  # httpx
+    assert seconds_to_wait(FailureError(status=429, headers=headers)) == 7  # aiohttp
+    assert seconds_to_wait(FailureError(retry_after=float("nan"))) == 0
+    assert seconds_to_wait(FailureError(retry_after=1e9)) == 300
 
 
 @pytest.mark.parametrize(

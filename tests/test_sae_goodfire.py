@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pickle
+import random
 import shutil
 import socket
 import sys
@@ -130,6 +132,19 @@ def test_so_they_are_for_any_text(loaded, folder, weights, texts):
 def test_a_document_is_a_message_of_the_role(tiny, folder, weights, role):
     sae = tiny(use_assistant_role=role == "assistant")
     check_against_direct(sae, folder, weights, 2, TEXTS[:2], role)
+
+
+@pytest.mark.parametrize("prepend_bos", [None, False])
+def test_activations_on_bos_are_dropped_whoever_put_it_there(tiny, prepend_bos):
+    """The template has BOS in it, so it is there without being asked for."""
+    with_bos = tiny(prepend_bos=prepend_bos)
+    without = tiny(prepend_bos=prepend_bos, bos_activations=False)
+    for kept, dropped in zip(with_bos.encode(TEXTS[:2]), without.encode(TEXTS[:2]), strict=True):
+        assert kept[0].nnz > 0
+        assert dropped[0].nnz == 0
+        assert_close(dense(dropped[1:]), dense(kept[1:]))
+    assert with_bos.fingerprint()["bos_activations"] is True
+    assert without.fingerprint()["bos_activations"] is False
 
 
 def test_without_the_template_bos_stands_in_front_of_raw_text(tiny, folder, weights):
@@ -378,6 +393,20 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"cut\.pth .*damaged"):
             read_weights(tmp_path / "cut.pth")
 
+    def test_a_damaged_file_says_so_whatever_torch_makes_of_it(self, tmp_path):
+        """Of versions before 1.6, whose pickles are read before they are checked."""
+        state = torch.load(goodfire_weights(tmp_path / "w.pth", d_in=4, d_sae=8))
+        old = tmp_path / "old.pth"
+        torch.save(state, old, _use_new_zipfile_serialization=False)
+        whole = old.read_bytes()
+        chance = random.Random(0)
+        for _ in range(300):
+            damaged = bytearray(whole)
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+            old.write_bytes(damaged)
+            with contextlib.suppress(ValueError):  # also UnsafePickleError; or it does no harm
+                read_weights(old)
+
     def test_a_file_that_is_not_there(self, folder):
         sae = GoodfireSAE("A-SAE-l2", weights="nowhere/sae.pth", model=folder)
         with pytest.raises(FileNotFoundError, match=r"nowhere/sae\.pth"):
@@ -582,6 +611,9 @@ class TestLabels:
             (gzip.compress(b"{"), "JSONDecodeError"),
             (export([(1, "one")])[:-9], "EOFError"),
             (gzip.compress(b"\xff"), "UnicodeDecodeError"),
+            (gzip.compress(b"x")[:10] + b"\xff" * 20, "error: Error -3 while decompressing"),
+            (gzip.compress(b'{"index": 1e999}'), "OverflowError"),
+            (gzip.compress(b"[" * 100_000), "RecursionError"),
             (export([(1, None)]), "has none"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -591,6 +623,16 @@ class TestLabels:
         with pytest.raises(OSError, match=reason):
             neuronpedia.published_labels("c/d")
         assert not list(cache.rglob("*.json"))
+
+    def test_labels_may_hold_any_character(self, exports):
+        odd = {1: "a\u2028b\x85c", 2: "half \ud800 of a pair"}
+        lines = "\n".join(
+            json.dumps({"index": str(i), "description": d}, ensure_ascii=i == 2)
+            for i, d in odd.items()
+        )
+        exports.put("e/f/explanations/batch-0.jsonl.gz", gzip.compress(lines.encode()))
+        assert neuronpedia.published_labels("e/f") == odd
+        assert neuronpedia.published_labels("e/f") == odd  # from the cache
 
     def test_none_published_and_nobody_there(self, exports, monkeypatch):
         with pytest.raises(OSError, match="Neuronpedia has none for 'no/such'"):

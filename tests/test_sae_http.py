@@ -39,6 +39,7 @@ from interp_embed.cli.saes import build_sae
 from interp_embed.errors import FingerprintMismatchError, SAEUnavailableError
 from interp_embed.sae.http import HttpSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
+from interp_embed.sae.remote.arrow_size import unpacked_size
 from interp_embed.sae.remote.transport import BadAnswerError
 from interp_embed.sae.remote.wire import (
     decode_arrow,
@@ -46,6 +47,8 @@ from interp_embed.sae.remote.wire import (
     encode_arrow,
     encode_json,
 )
+from interp_embed.serve import serve
+from interp_embed.serve.queue import DeviceQueue
 from interp_embed.testing import assert_chunks_equal, read_everything, strategies, texts_of
 
 httpx = pytest.importorskip("httpx")
@@ -347,6 +350,11 @@ def document(**values):
         (document(id=[1, 2**32]), "'id' holds a number that is not between"),
         (document(id=[1, 2**70]), "'id' holds other things than whole numbers"),
         (document(id=[1, 2.5]), "'id' holds other things than whole numbers"),
+        (document(id=[True, 2]), "'id' holds other things than numbers"),
+        (
+            document(feature=[[1], [2]], activation=[[True], [1.5]]),
+            "holds other things than numbers",
+        ),
         (document(id=[1]), "lists have different lengths"),
         (document(id=[[1], 2]), "'id' is not a flat list"),
         (document(id=None), "'id' is missing"),
@@ -427,6 +435,28 @@ def test_a_server_that_is_none_is_told_when_loading(said, message, tmp_path):
         with pytest.raises(SAEUnavailableError, match=message):
             Dataset(data(["a"]), sae, save_path=path)
         assert not path.exists()  # an SAE that cannot be had leaves no store behind
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "'labels' is \\[\\], expected an object"),
+        ({"9" * 5000: "x"}, "'labels' has the key '9+, expected a number below"),
+        ({"-1": "x"}, "'labels' has the key '-1'"),
+        ({"1": 2}, "'labels' has 2 under 1, expected a string"),
+    ],
+    ids=["list", "long", "negative", "number"],
+)
+def test_labels_that_are_none_are_told_when_loading(labels, message):
+    def script(method, path, body, headers):
+        found = {"protocol": 1, "labels": labels}
+        return Said(body=found) if path == "/v1/labels" else protocol(method, path, body, headers)
+
+    with Scripted(script) as server:
+        sae = HttpSAE(server.url, **FAST)
+        with pytest.raises(SAEUnavailableError, match=f"{server.url}/v1/labels: {message}"):
+            sae.load()
+        assert not sae.is_loaded()
 
 
 def test_a_url_where_nobody_is_is_told_when_loading():
@@ -636,6 +666,49 @@ def test_arrow_of_another_shape_is_refused(change, reason):
         decode_arrow(arrow_of(change), ["the cat"])
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lz4", None])
+def test_arrow_is_refused_before_it_is_unpacked_to_more_than_may_be(compression, monkeypatch):
+    """Zeros compress a thousandfold: what counts is what they would take."""
+    many = 2**20
+    zeros = pa.py_buffer(bytes(4 * many))
+    columns = [
+        pa.Array.from_buffers(kind, many, [None, zeros]) for kind in (pa.uint32(), pa.float32())
+    ]
+    schema = pa.ipc.open_stream(arrow_of(lambda t: t)).schema
+    tokens = schema.field("tokens").type.value_type
+    one = {"id": 1, "start": 0, "end": 7, "special": False}
+    fields = [*tokens]
+    token = pa.StructArray.from_arrays(
+        [
+            *(pa.array([one[f.name]], f.type) for f in fields[:-1]),
+            pa.LargeListArray.from_arrays(
+                pa.array([0, many], pa.int64()),
+                pa.StructArray.from_arrays(columns, fields=[*fields[-1].type.value_type]),
+            ),
+        ],
+        fields=fields,
+    )
+    documents = pa.LargeListArray.from_arrays(pa.array([0, 1], pa.int64()), token)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, schema, options=options) as writer:
+        writer.write_batch(pa.record_batch([pa.array([False]), documents], schema=schema))
+    body = sink.getvalue().to_pybytes()
+    assert compression is None or len(body) < 2**17
+    assert 8 * many <= unpacked_size(body) < 8 * many + 2**10
+    if compression is not None:
+        before, size, after = body.rpartition((4 * many).to_bytes(8, "little"))
+        assert size  # in front of the last buffer
+        less = (-(2**40)).to_bytes(8, "little", signed=True)
+        with pytest.raises(BadAnswerError, match="a buffer of less than no bytes"):
+            unpacked_size(before + less + after)
+    with pytest.raises(BadAnswerError, match="features do not ascend"):
+        decode_arrow(body, ["the cat"])
+    monkeypatch.setattr("interp_embed.sae.remote.wire.LONGEST_ANSWER", 8 * many - 1)
+    with pytest.raises(BadAnswerError, match=r"Arrow that unpacks to 8,38\d,\d+ bytes, at most"):
+        decode_arrow(body, ["the cat"])
+
+
 def test_arrow_with_short_lists_and_in_slices_is_read_too():
     """As other libraries write it: 32-bit lists, several batches, offsets that do not begin at 0."""
 
@@ -698,8 +771,12 @@ def test_the_server_answers_in_the_form_that_is_asked_for(served):
         for d in [_rounded(one_document("the cat"))]
     ]
     assert ask(served, "GET", "/health").json()["status"] == "ok"
-    assert ask(served, "GET", "/other").status_code == 404
-    assert ask(served, "GET", "/v1/encode").status_code == 405
+    for path, status, said in [
+        ("/other", 404, "Not Found"),
+        ("/v1/encode", 405, "Method Not Allowed"),
+    ]:
+        answer = ask(served, "GET", path)
+        assert (answer.status_code, answer.json()) == (status, {"error": said})
 
 
 def _rounded(document):
@@ -753,6 +830,59 @@ def test_a_full_queue_is_told_and_waited_for(opened):
         assert [a.status_code for a in answers] == [200, 200]
         sae = opened(HttpSAE(server.url, max_concurrency=6, request_documents=1, base_delay=0.1))
         assert sae.encode_chunk([f"text {i}" for i in range(8)]).status.tolist() == [0] * 8
+
+
+def test_a_client_that_never_sends_its_request_loses_its_place(monkeypatch, capfd):
+    monkeypatch.setattr("interp_embed.serve.app._BODY_SECONDS", 0.2)
+    begun = (
+        b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{"
+    )
+    with ServeThread(WordSAE(), queue=1) as server:
+        address = "127.0.0.1", int(server.url.rpartition(":")[2])
+        with socket.create_connection(address, timeout=60) as slow:
+            slow.sendall(begun)
+            assert b" 408 " in slow.recv(1000)
+            assert waiting(server) == 0
+            assert ask(server, json={"texts": ["the cat"]}).status_code == 200
+        with socket.create_connection(address) as gone:
+            gone.sendall(begun)
+        until(lambda: waiting(server) == 0)
+        assert ask(server, json={"texts": ["the cat"]}).status_code == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_server_that_has_to_end_gives_up_between_batches(monkeypatch):
+    """A thread that goes on would keep the process from ending."""
+    gated = GateSAE()
+
+    async def scenario():
+        queue = DeviceQueue(gated, most=1, batch_size=1)
+        gated.load()
+
+        async def gone():
+            return False
+
+        asked = asyncio.create_task(queue.encode(["a", "b", "c"], gone))
+        await asyncio.to_thread(gated.busy.wait, 60)
+        queue.stop()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        gated.gate.set()
+        await asyncio.to_thread(queue._runner.shutdown)
+        queue.close()
+
+    asyncio.run(scenario())
+    assert gated.seen == ["a"]
+
+
+def test_a_notebook_is_told_to_use_a_thread():
+    async def notebook():
+        serve(WordSAE(), port=0)
+
+    with pytest.raises(RuntimeError, match="as in a notebook; start 'interp-embed serve-sae'"):
+        asyncio.run(notebook())
 
 
 def test_the_server_finishes_what_it_encodes_and_turns_the_rest_away():
@@ -877,6 +1007,19 @@ def test_a_token_that_arrow_repeats_is_refused(opened, token):
         chunk = Chunk.failed(D_SAE, [0], [f"your token is {TOKEN}"])
         kind = {"Content-Type": "application/vnd.apache.arrow.stream"}
         return Said(body=encode_arrow(chunk, INFO["sae"]), headers=kind)
+
+    with Scripted(when_encoding(repeated)) as server:
+        reasons = opened(HttpSAE(server.url, **FAST)).encode_chunk(["a"]).reasons
+        assert "repeats the key" in reasons[0]
+        assert TOKEN not in reasons[0]
+
+
+def test_a_token_that_json_repeats_in_other_words_is_refused(opened, token):
+    escaped = "".join(f"\\u{ord(c):04x}" for c in TOKEN)
+
+    def repeated(texts):
+        answer = {"protocol": 1, "sae": INFO["sae"], "d_sae": D_SAE, "documents": [{"reason": "@"}]}
+        return Said(body=json.dumps(answer).replace("@", escaped).encode())
 
     with Scripted(when_encoding(repeated)) as server:
         reasons = opened(HttpSAE(server.url, **FAST)).encode_chunk(["a"]).reasons

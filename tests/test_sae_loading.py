@@ -84,6 +84,16 @@ def test_an_original_pickle_opens_with_its_sae_and_without_loading_it(tmp_path):
         assert dataset.latents("max").tolist() == [[0, 2]]
 
 
+def test_looking_for_an_sae_says_nothing_of_kernels():
+    """SAELens imports bitsandbytes where it is installed, which speaks of kernels for 4 bits."""
+    code = (
+        "from interp_embed.sae import LocalSAE; print(LocalSAE('x', 'gpt2-small-res-jb').problem())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "is not found in release gpt2-small-res-jb" in ran.stdout
+    assert ran.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
@@ -91,6 +101,7 @@ def test_an_original_pickle_opens_with_its_sae_and_without_loading_it(tmp_path):
         ({"sae_type": "goodfire", "variant_name": "Llama-9"}, "must be one of"),
         ({"sae_type": "goodfire", "colour": "red"}, "does not take .*colour"),
         ({"sae_class": "interp_embed.sae.goodfire:NoSuchSAE"}, "cannot be imported"),
+        ({"sae_type": ["local"]}, "cannot be rebuilt by this version"),
         ({}, "neither 'sae_type' nor 'sae_class'"),
     ],
 )
@@ -255,6 +266,14 @@ class TestCommandLine:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
         sae = build_sae(f"goodfire:{EIGHT}", device)
         assert (sae.model_device, sae.sae_device) == found
+
+    def test_the_folder_of_a_user_that_there_is_not_is_a_bad_parameter(self):
+        import typer
+
+        from interp_embed.cli.saes import build_sae
+
+        with pytest.raises(typer.BadParameter, match="~nobody-here/sae is no folder with an SAE"):
+            build_sae("~nobody-here/sae", "cpu")
 
     def test_an_unknown_variant_is_a_bad_parameter(self):
         import typer

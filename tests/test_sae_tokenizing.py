@@ -227,3 +227,13 @@ def test_a_tokenizer_without_offsets_is_aligned_by_its_strings():
         fast = documents([text])[0][0]
         assert slow.tokens.id.tolist() == fast.tokens.id.tolist()
         assert ordinary(text, slow) == text
+
+
+def test_a_template_with_a_date_has_the_same_one_every_day():
+    template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }} {{ messages[0]['content'] }}"
+    )
+    tokenizer = tiny_tokenizer(chat_template=template)
+    rendered = ChatTemplate(tokenizer, "assistant").render("fox")
+    assert rendered.text == "26 Jul 2024 fox"

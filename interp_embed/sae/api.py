@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from interp_embed.chunk import Chunk, TokenTable
 from interp_embed.sae.assemble import NOT_FINITE
 from interp_embed.sae.remote.base import RemoteSAE
+from interp_embed.sae.remote.checks import check_chunk
 from interp_embed.sae.tokens import align_strings
 
 if TYPE_CHECKING:
@@ -134,7 +135,9 @@ class ApiSAE(RemoteSAE):
             raise TypeError(
                 f"encode_document() must return an ApiDocument, got {type(found).__name__}"
             )
-        matrix = csr_matrix(found.activations, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite, which is told below
+            matrix = csr_matrix(found.activations, dtype=np.float32)
+        matrix.check_format(full_check=True)  # scipy lets indices be anything
         if matrix.shape[0] != len(found.tokens):
             raise ValueError(
                 f"{self.service()} returned {matrix.shape[0]} rows of activations for "
@@ -146,6 +149,9 @@ class ApiSAE(RemoteSAE):
         truncated = bool(found.truncated)
         if isinstance(found.tokens, TokenTable):
             table = found.tokens
+            sizes = {len(getattr(table, name)) for name in TokenTable.__slots__}
+            if len(sizes) > 1:
+                raise ValueError(f"the arrays of the TokenTable have lengths {sorted(sizes)}")
         else:
             strings = list(found.tokens)
             start, end, special = align_strings(text, strings)
@@ -156,6 +162,8 @@ class ApiSAE(RemoteSAE):
             vocabulary |= {number: string for number, string, extra in outside if extra}
             if found.truncated is None:
                 truncated = 0 < int(end.max(initial=0)) < len(text)
-        return Chunk.from_documents(
+        chunk = Chunk.from_documents(
             matrix.shape[1], [matrix], [table], truncated=[truncated], vocabulary=vocabulary
         )
+        check_chunk(chunk, [text])
+        return chunk

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae.kinds import parse_device, plain_json
+from interp_embed.sae.template import render_chat
 from interp_embed.sae.tokens import partition_spans
 
 if TYPE_CHECKING:
@@ -151,9 +152,7 @@ class BaseSAE(ABC):
     ) -> Sequence[csr_matrix | None]:
         """Encode conversations: the chat template is applied, then the result is encoded."""
         self._require_loaded()
-        return self.encode(
-            [self.tokenizer.apply_chat_template(list(c), tokenize=False) for c in conversations]
-        )
+        return self.encode([render_chat(self.tokenizer, c) for c in conversations])
 
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
@@ -176,9 +175,7 @@ class BaseSAE(ABC):
         templated = self.chat_template_exists()
         role = "assistant" if self.use_assistant_role else "user"
         texts = [
-            self.tokenizer.apply_chat_template([{"role": role, "content": d}], tokenize=False)
-            if templated
-            else d
+            render_chat(self.tokenizer, [{"role": role, "content": d}]) if templated else d
             for d in documents
         ]
         inputs = self.tokenizer(

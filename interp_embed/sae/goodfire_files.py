@@ -169,7 +169,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r} with the weights of an SAE")
-    archive = zipfile.is_zipfile(path)
+    try:
+        archive = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     with path.open("rb") as file:
         if not archive and file.read(4) == b"PK\x03\x04":
             raise ValueError(f"{path} is damaged: it is cut off")
@@ -185,7 +188,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UnsafePickleError(
             f"{path} asks for {wanted[1]}, expected nothing but tensors; it was not run"
         ) from None
-    except (RuntimeError, EOFError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged files have torch raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} is no file of torch.save, or is damaged: {reason}") from error
     _check(path, found)

@@ -189,25 +189,28 @@ class HookedSAE(BaseSAE):
         prepend = self.prepend_bos
         if prepend is None:
             prepend = metadata.prepend_bos is not False
+        keep_bos = self.bos_activations
+        if keep_bos is None:
+            keep_bos = not metadata.exclude_bos_activation
         limits = [self.context_size or metadata.context_size, hooked.max_positions]
         role = "assistant" if self.use_assistant_role else "user"
+        # A chat template may put BOS in front by itself.
+        has_bos = prepend or (self.chat_template and not keep_bos)
+        bos = bos_token_id(self.tokenizer, metadata.bos_token_id) if has_bos else None
         self._documents = DocumentTokenizer(
             self.tokenizer,
-            bos=bos_token_id(self.tokenizer, metadata.bos_token_id) if prepend else None,
+            bos=bos if prepend else None,
             max_tokens=min((int(limit) for limit in limits if limit), default=None),
             overflow=self.overflow,
             role=role if self.chat_template else None,
             window_overlap=self.window_overlap,
         )
-        keep_bos = self.bos_activations
-        if keep_bos is None:
-            keep_bos = not metadata.exclude_bos_activation
         sparse = SparseEncoder(self.sae)
         self._d_sae = sparse.d_sae
         self._encoder = ChunkEncoder(
             hooked.runner,
             sparse,
-            silent_token=None if keep_bos else self._documents.bos,
+            silent_token=None if keep_bos else bos,
             # Where a model that spreads over devices has come to lie ("meta": on the disk).
             on_cpu=all(p.device.type in ("cpu", "meta") for p in self.model.parameters()),
             batch_tokens=self.batch_tokens,

@@ -27,6 +27,7 @@ from interp_embed.sae.remote.wire import (
     decode_json,
     has_arrow,
     parse_json,
+    strings,
 )
 
 if TYPE_CHECKING:
@@ -185,15 +186,10 @@ class HttpSAE(RemoteSAE):
 
     async def _labels(self) -> dict[int, str]:
         said = await self._document("/v1/labels")
-        labels = said.get("labels")
-        if not isinstance(labels, dict) or not all(
-            key.isascii() and key.isdigit() and isinstance(value, str)
-            for key, value in labels.items()
-        ):
-            raise SAEUnavailableError(
-                f"{self.url}/v1/labels: 'labels' is not an object of features and strings"
-            )
-        return {int(key): value for key, value in labels.items()}
+        try:
+            return strings(said.get("labels"), "labels", 2**32)
+        except BadAnswerError as error:
+            raise SAEUnavailableError(f"{self.url}/v1/labels: {error}") from error
 
     async def _document(self, path: str) -> dict[str, Any]:
         """Return a JSON object that the server has; what goes wrong here goes wrong altogether."""
@@ -286,16 +282,17 @@ class HttpSAE(RemoteSAE):
         if answer.content_type == ARROW:
             _require_arrow()
             header, chunk = decode_arrow(answer.body, texts)
-            self._client().refuse_echo(self.url, json.dumps([*chunk.reasons.values()]))
-            self._client().refuse_echo(self.url, json.dumps([*chunk.vocabulary.values()]))
         elif answer.content_type == JSON:
-            self._client().refuse_echo(self.url, answer.body)
+            self._client().refuse_echo(self.url, answer.body)  # errors may quote it
             header, chunk = decode_json(answer.body, texts)
         else:
             raise BadAnswerError(
                 f"its content type is {answer.content_type or 'missing'!r:.60}, expected {ARROW} or "
                 f"{JSON}; it begins {answer.body[:40]!r}"
             )
+        # As they are read: JSON may write a character in several ways.
+        for said in (*chunk.reasons.values(), *chunk.vocabulary.values()):
+            self._client().refuse_echo(self.url, said)
         if header.sae != self._name:
             raise SAEUnavailableError(
                 f"{self.service()} has another SAE now than when the run began; start it with the SAE "

@@ -55,7 +55,7 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
     kind = metadata.get("sae_type")
     if path is not None:
         cls = _find_class(str(path), import_modules)
-    elif kind in _CLASSES:
+    elif isinstance(kind, str) and kind in _CLASSES:
         cls = _class_of(SAEType(kind))
     elif kind is None:
         raise ValueError(

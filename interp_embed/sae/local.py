@@ -205,7 +205,10 @@ class LocalSAE(HookedSAE):
 
         Imports SAELens for an SAE of its registry, and loads nothing.
         """
-        return None if self._folder is not None else unknown_sae(self.release, self.sae_id)
+        if self._folder is not None:
+            return None
+        with quiet_saelens():
+            return unknown_sae(self.release, self.sae_id)
 
     def load_feature_labels(self) -> None:
         """Take over the names of the embedded SAE's features; other releases come without."""

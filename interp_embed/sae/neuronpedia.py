@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -67,10 +68,14 @@ def _fetch(source: str) -> dict[int, str]:
     labels: dict[int, str] = {}
     for name, content in _batches(f"v1/{source}/explanations/"):
         try:
-            lines = gzip.decompress(content).decode().splitlines()
+            # Not splitlines(): a string of JSON may hold separators that Unicode counts as its ends.
+            lines = gzip.decompress(content).decode().split("\n")
             entries = [json.loads(line) for line in lines if line.strip()]
             found = [(int(e["index"]), e.get("description")) for e in entries]
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError, EOFError, zlib.error, ValueError, OverflowError, RecursionError, KeyError,
+            TypeError, AttributeError,
+        ) as error:  # fmt: skip
             raise OSError(
                 f"{ENDPOINT}/{BUCKET}/{name} is not an export of explanations "
                 f"({type(error).__name__}: {error})"
@@ -128,7 +133,7 @@ def _keep(file: Path, labels: dict[int, str]) -> None:
     temporary = file.with_name(f".{file.name}-{uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(labels), encoding="utf-8")  # halves of surrogate pairs too
         os.replace(temporary, file)  # noqa: PTH105 - in one step
     except OSError:  # a read-only home, a full disk: fetched again next time
         with contextlib.suppress(OSError):

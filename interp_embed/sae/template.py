@@ -14,13 +14,16 @@ import numpy as np
 from interp_embed.sae.tokens import partition_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from interp_embed.sae.tokens import Spans
 
-__all__ = ["ChatTemplate", "RenderedDocument"]
+__all__ = ["TEMPLATE_DATE", "ChatTemplate", "RenderedDocument", "render_chat"]
+
+TEMPLATE_DATE = "26 Jul 2024"
+"""The date that Llama's templates write where they know no other."""
 
 # Private-use characters: no template treats them specially, and no whitespace is stripped off them.
 _PROBE = "\ue000\ue001\ue002"
@@ -88,6 +91,18 @@ class RenderedDocument:
         return first.astype(np.uint32), last.astype(np.uint32), ~inside
 
 
+def render_chat(tokenizer: Any, conversation: Sequence[Mapping[str, str]]) -> str:
+    """Apply a tokenizer's chat template to a conversation.
+
+    Llama's templates, which write today's date unless they are given another, are given
+    `TEMPLATE_DATE`: the same documents have the same tokens on every day, those of a run that goes on
+    included.
+    """
+    return str(
+        tokenizer.apply_chat_template(list(conversation), tokenize=False, date_string=TEMPLATE_DATE)
+    )
+
+
 class ChatTemplate:
     """A tokenizer's chat template, applied to documents as single messages.
 
@@ -109,11 +124,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [{"role": self.role, "content": content}], tokenize=False
-                )
-            )
+            return render_chat(self._tokenizer, [{"role": self.role, "content": content}])
         except TemplateError as error:
             raise ValueError(
                 f"the chat template refuses a conversation that is one {self.role!r} message "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.chunk import TokenTable
-from interp_embed.sae.template import ChatTemplate
+from interp_embed.sae.template import ChatTemplate, render_chat
 from interp_embed.sae.tokens import align_strings, partition_spans, reason_not_text
 
 if TYPE_CHECKING:
@@ -251,9 +251,7 @@ class DocumentTokenizer:
 
         Spans are those of the rendered text; there is no other.
         """
-        texts = [
-            str(self.tokenizer.apply_chat_template(list(c), tokenize=False)) for c in conversations
-        ]
+        texts = [render_chat(self.tokenizer, c) for c in conversations]
         return [
             self._document(text, ids, offsets, rendered=True)
             for text, (ids, offsets) in zip(texts, self._tokenize(texts), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import json
@@ -33,6 +34,8 @@ _LONGEST_TEXT = 2**24
 """Of a document that is asked for alone."""
 _BYTES_A_CHARACTER = 12
 """Of JSON at most: two escapes."""
+_BODY_SECONDS = 30.0
+"""For the next part of a request: it has a place in the queue meanwhile."""
 
 
 class _RefusedError(Exception):
@@ -57,6 +60,7 @@ def make_app(sae: BaseSAE, queue: DeviceQueue, *, token: str | None) -> Starlett
         What a request has to bring along, in the header ``Authorization: Bearer TOKEN``.
     """
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
     handlers = _Handlers(sae, queue, token)
@@ -74,7 +78,7 @@ def make_app(sae: BaseSAE, queue: DeviceQueue, *, token: str | None) -> Starlett
             Route("/v1/encode", handlers.encode, methods=["POST"]),
         ],
         lifespan=lifespan,
-        exception_handlers={_RefusedError: _refused},
+        exception_handlers={_RefusedError: _refused, HTTPException: _refused},
     )
 
 
@@ -135,6 +139,10 @@ class _Handlers:
             raise _RefusedError(499, "nobody waits for this any more") from None
         except _RefusedError:
             raise
+        except asyncio.CancelledError:  # as uvicorn does with what is not done in time
+            if not self._queue.closing:
+                raise
+            raise _RefusedError(503, "the server is about to end", {"Retry-After": "1"}) from None
         except Exception as error:  # noqa: BLE001 - the server goes on
             # What goes wrong with documents is in the chunk, so this is the server's own failure.
             traceback.print_exception(error, file=sys.stderr)
@@ -153,16 +161,30 @@ class _Handlers:
 
     async def _texts(self, request: Request) -> list[str]:
         """Return the texts of a request."""
+        from starlette.requests import ClientDisconnect
+
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:  # what a web page elsewhere cannot have a browser send unasked
             raise _RefusedError(415, f"expected {JSON}")
         most = _BYTES_A_CHARACTER * _LONGEST_TEXT
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise _RefusedError(413, f"more than {most:,} bytes")
-            parts.append(part)
+        stream = aiter(request.stream())
+        try:
+            while True:
+                async with asyncio.timeout(_BODY_SECONDS):
+                    part = await anext(stream, None)
+                if part is None:
+                    break
+                size += len(part)
+                if size > most:
+                    raise _RefusedError(413, f"more than {most:,} bytes")
+                parts.append(part)
+        except TimeoutError:
+            raise _RefusedError(
+                408, f"nothing of the request came for {_BODY_SECONDS:g} s", {"Connection": "close"}
+            ) from None
+        except ClientDisconnect:
+            raise GoneError from None
         try:
             said = await self._queue.off_loop(json.loads, b"".join(parts))
         except (ValueError, RecursionError) as error:
@@ -215,5 +237,8 @@ def _response(
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    status, headers = getattr(error, "status", 500), getattr(error, "headers", {})
-    return _response(json.dumps({"error": str(error)}).encode(), JSON, status, headers)
+    """Answer what is refused here, and what starlette refuses: paths and methods that there are not."""
+    status: int = getattr(error, "status", 0) or getattr(error, "status_code", 500)
+    said = getattr(error, "detail", None) or str(error)
+    headers = getattr(error, "headers", None)
+    return _response(json.dumps({"error": said}).encode(), JSON, status, headers)

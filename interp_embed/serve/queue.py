@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -133,9 +134,19 @@ class DeviceQueue:
             if await gone():
                 raise GoneError
             begun = time.monotonic()
-            encoded = await loop.run_in_executor(
-                self._runner, encode_isolated, sae, prepared, self._budget
-            )
+            given_up = threading.Event()
+
+            def check() -> None:
+                if given_up.is_set():
+                    raise ClosingError
+
+            try:
+                encoded = await loop.run_in_executor(
+                    self._runner, encode_isolated, sae, prepared, self._budget, check
+                )
+            except asyncio.CancelledError:
+                given_up.set()  # a process cannot end before its threads
+                raise
             taken = time.monotonic() - begun
         self._seconds += _SMOOTHING * (taken - self._seconds)
         return await self.off_loop(_finished, encoded, sae)

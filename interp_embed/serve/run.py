@@ -54,8 +54,11 @@ def serve(
         If an argument is out of range, or a token is missing or too short.
     OSError
         If the address cannot be listened at.
+    RuntimeError
+        If an event loop runs on this thread, as in a notebook.
     """
     _require_serve()
+    _require_no_loop()
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be between 0 and 65535, got {port}")
     for name, value in (("queue", queue), ("batch_size", batch_size)):
@@ -154,6 +157,17 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
     listening.set_inheritable(True)
     return listening
+
+
+def _require_no_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "serve() blocks until the server ends, and an event loop runs on this thread already, as in a "
+        "notebook; start 'interp-embed serve-sae', or call serve() on a thread of its own"
+    )
 
 
 def _require_serve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import abstractmethod
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,7 @@ class RemoteSAE(BaseSAE):
         try:
             self._loop.run(self._open())
         except BaseException:
-            self.destroy_models()
+            self._give_up()
             raise
 
     def load(self) -> None:
@@ -148,8 +149,13 @@ class RemoteSAE(BaseSAE):
         try:
             super().load()
         except BaseException:
-            self.destroy_models()
+            self._give_up()
             raise
+
+    def _give_up(self) -> None:
+        """End what loading began; what is wrong with that is not what was wrong."""
+        with contextlib.suppress(Exception):
+            self.destroy_models()
 
     async def _open(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
@@ -160,6 +166,8 @@ class RemoteSAE(BaseSAE):
         if self._loop is None:
             return
         loop, self._loop, self._slots = self._loop, None, None
+        if not loop.is_alive():  # in a forked process, whose parent goes on with the client
+            return
         try:
             loop.run(asyncio.wait_for(self.close(), _CLOSE_SECONDS))
         finally:

@@ -68,6 +68,8 @@ def _array(found: Any, what: str) -> NDArray[Any]:
         fail(f"{what} is not a flat list")
     if array.ndim != 1:
         fail(f"{what} is not a flat list")
+    if array.dtype.kind in "iuf" and bool in set(map(type, found)):  # numpy counts true as 1
+        fail(f"{what} holds other things than numbers")
     return array
 
 

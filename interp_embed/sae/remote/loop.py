@@ -62,8 +62,19 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
+    def is_alive(self) -> bool:
+        """Return whether there is a thread to run coroutines."""
+        return self._thread.is_alive()
+
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine; cancelling the future cancels it."""
+        """Start a coroutine; cancelling the future cancels it.
+
+        Raises
+        ------
+        RuntimeError
+            If the thread is gone, as it is in a process that was forked.
+        """
+        self._require_alive(work)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -73,6 +84,7 @@ class LoopThread:
             raise RuntimeError(
                 "a coroutine of an SAE cannot wait for the same SAE; await its coroutine instead"
             )
+        self._require_alive(work)
         call = _Call(work)
         try:
             return self.submit(call.run()).result()
@@ -81,6 +93,14 @@ class LoopThread:
             with contextlib.suppress(RuntimeError):  # of a loop that is closed
                 self._loop.call_soon_threadsafe(call.cancel)
             raise
+
+    def _require_alive(self, work: Coroutine[Any, Any, Any]) -> None:
+        if not self.is_alive():
+            work.close()
+            raise RuntimeError(
+                f"the thread {self._thread.name!r} is not in this process, which was forked after the "
+                "SAE was loaded; call its destroy() and load() here"
+            )
 
     def close(self) -> None:
         """Cancel what runs, and end the thread."""

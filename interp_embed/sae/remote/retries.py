@@ -19,7 +19,10 @@ _LONGEST_ASKED_PAUSE = 300.0
 _REFUSALS = frozenset({401, 402, 403})
 _OVERLOADED = frozenset({429, 502, 503, 504, 529})
 # How the HTTP libraries that SDKs are built on, and some SDKs, call a connection that failed.
-_CONNECTION_ERRORS = frozenset({"TransportError", "APIConnectionError", "ClientConnectionError"})
+_CONNECTION_ERRORS = frozenset(
+    {"TransportError", "APIConnectionError", "ClientConnectionError", "ClientPayloadError"}
+)
+_NOT_CONNECTED = frozenset({"ConnectTimeout", "ConnectionTimeoutError"})
 _TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError"})
 
 
@@ -54,7 +57,7 @@ def trouble(error: BaseException) -> Trouble:
         return Trouble.BROKEN if status >= 500 or status in (408, 425) else Trouble.DOCUMENT
     names = {cls.__name__ for cls in type(error).__mro__}
     if isinstance(error, TimeoutError) or names & _TIMEOUTS:
-        return Trouble.UNREACHABLE if "ConnectTimeout" in names else Trouble.BROKEN
+        return Trouble.UNREACHABLE if names & _NOT_CONNECTED else Trouble.BROKEN
     if isinstance(error, ConnectionError) or names & _CONNECTION_ERRORS:
         return Trouble.UNREACHABLE
     return Trouble.DOCUMENT
@@ -88,20 +91,26 @@ def parse_retry_after(value: str | None) -> float | None:
         return float(text[:9])
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):  # years and offsets beyond what a number can be
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def seconds_to_wait(error: BaseException | None) -> float:
     """Return the pause that the service itself asked for; 0 where it did not."""
     asked = getattr(error, "retry_after", None)
     if asked is None:
-        headers = getattr(getattr(error, "response", None), "headers", None)
-        asked = parse_retry_after(headers.get("retry-after")) if headers is not None else None
-    return min(float(asked), _LONGEST_ASKED_PAUSE) if isinstance(asked, int | float) else 0.0
+        # httpx has the answer's headers on the answer, aiohttp on the error itself.
+        for holder in (getattr(error, "response", None), error):
+            headers = getattr(holder, "headers", None)
+            if headers is not None:
+                asked = parse_retry_after(headers.get("Retry-After"))
+                break
+    if not isinstance(asked, int | float):
+        return 0.0
+    return max(0.0, min(float(asked), _LONGEST_ASKED_PAUSE))
 
 
 async def retrying(

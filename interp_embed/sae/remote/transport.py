@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = [
+    "LONGEST_ANSWER",
     "Answer",
     "AnswerError",
     "BadAnswerError",
@@ -23,7 +24,8 @@ __all__ = [
     "require_http",
 ]
 
-_LONGEST_ANSWER = 2**31
+LONGEST_ANSWER = 2**31
+"""Bytes, unpacked."""
 _LONGEST_REFUSAL = 2**16
 _LONGEST_SAID = 300
 _CONNECT_SECONDS = 10.0
@@ -191,7 +193,7 @@ class HttpTransport:
                 if response.status_code != 200:
                     raise await self._refusal(response)
                 kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-                return Answer(kind, await self._body(response, _LONGEST_ANSWER))
+                return Answer(kind, await self._body(response, LONGEST_ANSWER))
         except httpx.TransportError as error:
             what = str(error)
             if not what and isinstance(error, httpx.TimeoutException):

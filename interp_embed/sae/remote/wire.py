@@ -15,8 +15,9 @@ import numpy as np
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
 from interp_embed.sae.assemble import one_line
+from interp_embed.sae.remote.arrow_size import unpacked_size
 from interp_embed.sae.remote.checks import bits, check_chunk, decimals, fail, numbers
-from interp_embed.sae.remote.transport import BadAnswerError
+from interp_embed.sae.remote.transport import LONGEST_ANSWER, BadAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "encode_json",
     "has_arrow",
     "parse_json",
+    "strings",
 ]
 
 PROTOCOL = 1
@@ -134,17 +136,21 @@ def _arrow_documents(body: bytes, texts: Sequence[str]) -> tuple[Header, Chunk]:
     import pyarrow as pa
 
     try:
-        table = pa.ipc.open_stream(body).read_all()
+        stream = pa.ipc.open_stream(body)
+        schema = stream.schema
+        said = parse_json((schema.metadata or {}).get(_KEY, b""), "the schema's metadata")
+        header, vocabulary, reasons = _parse_header(said, len(texts))
+        wanted = _schema()
+        if sorted((f.name, _plain(f.type)) for f in schema) != sorted(
+            (f.name, _plain(f.type)) for f in wanted
+        ):
+            fail(f"columns {_said(schema)}, expected {_said(wanted)}")
+        if (size := unpacked_size(body)) > LONGEST_ANSWER:  # before any of it takes memory
+            fail(f"Arrow that unpacks to {size:,} bytes, at most {LONGEST_ANSWER:,} are taken")
+        table = stream.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError) as error:
         fail(f"no Arrow stream that can be read ({' '.join(str(error).split())})")
-    said = parse_json((table.schema.metadata or {}).get(_KEY, b""), "the schema's metadata")
-    header, vocabulary, reasons = _parse_header(said, len(texts))
-    wanted = _schema()
-    if sorted((f.name, _plain(f.type)) for f in table.schema) != sorted(
-        (f.name, _plain(f.type)) for f in wanted
-    ):
-        fail(f"columns {_said(table.schema)}, expected {_said(wanted)}")
     if table.num_rows != len(texts):
         fail(f"{table.num_rows} documents for {len(texts)} texts")
     columns = [table[name].combine_chunks() for name in ("truncated", "tokens")]
@@ -291,12 +297,12 @@ def _parse_header(
         fail(f"'sae' is {sae!r:.40}, expected a string")
     if isinstance(width, bool) or not isinstance(width, int) or not 0 <= width <= _MOST_FEATURES:
         fail(f"'d_sae' is {width!r:.40}, expected a number of features")
-    vocabulary = _strings(said.get("vocabulary", {}), "vocabulary", 2**32)
-    reasons = _strings(said.get("reasons", {}), "reasons", n_documents)
+    vocabulary = strings(said.get("vocabulary", {}), "vocabulary", 2**32)
+    reasons = strings(said.get("reasons", {}), "reasons", n_documents)
     return Header(sae, width), vocabulary, reasons
 
 
-def _strings(found: Any, name: str, most: int) -> dict[int, str]:
+def strings(found: Any, name: str, most: int) -> dict[int, str]:
     """Return an object whose keys are numbers below ``most`` and whose values are strings."""
     if not isinstance(found, dict):
         fail(f"{name!r} is {found!r:.40}, expected an object")
