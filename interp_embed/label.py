@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANCE",
+    "LONGEST",
     "SOURCES",
     "FeatureLabel",
     "LabelExample",
@@ -36,7 +37,7 @@ SOURCES = ("given", "llm", "import", "sae", "tokens")
 CHANCE = 0.5
 """What guessing scores in a balanced task: a label that is not surely above it says nothing."""
 _METHODS = ("detection", "fuzzing", "reference")
-_LONGEST = 2**16
+LONGEST = 2**16
 """Characters of a text in a record: more is a mistake of whoever made it."""
 
 
@@ -235,10 +236,21 @@ class FeatureLabel:
         known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
         if isinstance(source := known.get("source"), str) and source not in SOURCES:
             known["source"] = "import"
-        known["examples"] = tuple(LabelExample(*e) for e in value.get("examples", ()))
+        examples, scores = value.get("examples", ()), value.get("scores", ())
+        if not isinstance(examples, (list, tuple)) or any(
+            not isinstance(e, (list, tuple)) or len(e) != 4 for e in examples
+        ):
+            raise ValueError(
+                "examples must be lists of a document, its first token, the one after its last, and "
+                f"an activation; got {examples!r:.80}"
+            )
+        if not isinstance(scores, (list, tuple)) or any(
+            not isinstance(s, dict) or not {"method", "value"} <= s.keys() for s in scores
+        ):
+            raise ValueError(f"scores must be objects with method and value; got {scores!r:.80}")
+        known["examples"] = tuple(LabelExample(*e) for e in examples)
         known["scores"] = tuple(
-            Score(**{k: v for k, v in s.items() if k in Score.__dataclass_fields__})
-            for s in value.get("scores", ())
+            Score(**{k: v for k, v in s.items() if k in Score.__dataclass_fields__}) for s in scores
         )
         return cls(**known)
 
@@ -306,8 +318,8 @@ def _text(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a text, got {value!r:.80}")
-        if len(value) > _LONGEST:
-            raise ValueError(f"{name} has {len(value):,} characters, of {_LONGEST:,} at most")
+        if len(value) > LONGEST:
+            raise ValueError(f"{name} has {len(value):,} characters, of {LONGEST:,} at most")
         try:
             value.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, as answers cut in two have
@@ -317,21 +329,27 @@ def _text(owner: object, *names: str) -> None:
 def _whole(owner: object, *names: str, missing: bool = False) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is None and missing:
+        if (value is None and missing) or (type(value) is int and -(2**63) <= value < 2**63):
             continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{name} must be an integer, got {value!r:.80}")
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} must be an integer of 64 bits")
         object.__setattr__(owner, name, int(value))
 
 
 def _finite(owner: object, *names: str, missing: bool = False) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is None and missing:
+        if (value is None and missing) or (type(value) is float and math.isfinite(value)):
             continue
         number = isinstance(value, (int, float, np.integer, np.floating))
         if isinstance(value, bool) or not number:
             raise TypeError(f"{name} must be a number, got {value!r:.80}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer that no float can be
+            finite = False
+        if not finite:
+            raise ValueError(f"{name} must be finite, got {value!r:.80}")
         object.__setattr__(owner, name, float(value))

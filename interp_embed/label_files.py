@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import sys
 import uuid
 import zlib
@@ -28,7 +29,11 @@ _COLUMNS = (
     "feature", "label", "brief_description", "detailed_explanation", "source", "model",
     "prompt_version", "seed", "origin", "created", "scores", "examples",
 )  # fmt: skip
+_TABLES = ("csv", "tsv")
 _JSON_COLUMNS = ("scores", "examples")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a text begins that a spreadsheet runs. Written with one more apostrophe before it, which reading
+takes off; so are texts that have some themselves, so that what was written is what is read."""
 
 
 def check_writable(path: str) -> None:
@@ -74,10 +79,14 @@ def _as_json(labels: Sequence[FeatureLabel]) -> str:
 
 def _as_csv(labels: Sequence[FeatureLabel]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
+    # All is quoted: csv leaves a lone carriage return bare, and reads it as the end of a line.
+    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     for label in labels:
-        value = label.to_json()
+        value = {
+            k: f"'{v}" if isinstance(v, str) and _FORMULA.match(v) else v
+            for k, v in label.to_json().items()
+        }
         for name in _JSON_COLUMNS:
             if name in value:
                 value[name] = json.dumps(value[name], ensure_ascii=False)
@@ -108,7 +117,9 @@ def read_labels(
         for where, row in _rows_of(file):
             rows += 1
             try:
-                labels = list(_labels_of(row))
+                labels = list(_labels_of(row if file.format not in _TABLES else _cells(row)))
+            except RecursionError:
+                raise ValueError(f"{file.path}, {where}: nested too deeply") from None
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{file.path}, {where}: {error}") from error
             for label, origin in labels:
@@ -134,11 +145,13 @@ def _rows_of(file: DocumentFile) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if file.format == "parquet":
         raise ValueError(f"{file.path} is Parquet; labels are read from JSON, JSON Lines and CSV")
     try:
-        if file.format in ("csv", "tsv"):
+        if file.format in _TABLES:
             yield from _table(file)
         else:
             with file.open_text() as text:
                 yield from _json_rows(file, text.read())
+    except RecursionError:
+        raise ValueError(f"{file.path} is nested too deeply to be a file of labels") from None
     except (UnicodeDecodeError, EOFError, zlib.error) as error:
         raise file.damaged(error) from error
 
@@ -155,20 +168,25 @@ def _table(file: DocumentFile) -> Iterator[tuple[str, Mapping[str, Any]]]:
             )
         try:
             for row in reader:
-                yield f"line {reader.line_num}", _cells(row)
-        except (csv.Error, json.JSONDecodeError) as error:
+                yield f"line {reader.line_num}", row
+        except csv.Error as error:
             raise ValueError(f"{file.path}, line {reader.line_num}: {error}") from error
 
 
-def _cells(row: Mapping[str | None, Any]) -> dict[str, Any]:
+def _cells(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the cells of a row that say something, as the values that they stand for."""
     values: dict[str, Any] = {k: v for k, v in row.items() if k is not None and v not in ("", None)}
     for name in _JSON_COLUMNS:
         if name in values:
             values[name] = json.loads(values[name])
     if "seed" in values:
-        values["seed"] = _integer(values["seed"], "seed")
-    return values
+        if not re.fullmatch(r"-?[0-9]{1,19}", values["seed"].strip()):
+            raise ValueError(f"seed must be a whole number, got {values['seed']!r:.80}")
+        values["seed"] = int(values["seed"])
+    return {
+        k: v[1:] if isinstance(v, str) and v.startswith("'") and _FORMULA.match(v) else v
+        for k, v in values.items()
+    }
 
 
 def _json_rows(file: DocumentFile, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -215,14 +233,15 @@ def _is_number(name: str) -> bool:
 
 def _labels_of(row: Mapping[str, Any]) -> Iterator[tuple[FeatureLabel, str]]:
     """Yield the labels of a row that are not empty, each with the SAE that it is of, if it says so."""
+    row = {name: value for name, value in row.items() if value is not None}
     if "feature" in row and "label" in row:
-        if str(row["label"] or "").strip():
+        if str(row["label"]).strip():
             feature = _integer(row["feature"], "feature")
             if (named := row.get("source", "import")) not in SOURCES:
                 raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {named!r:.80}")
             yield FeatureLabel.from_json({"source": "import", **row, "feature": feature}), ""
     elif "index" in row and isinstance(row.get("explanations"), list):  # a feature of Neuronpedia
-        shared = {k: row[k] for k in ("modelId", "layer", "index") if k in row}
+        shared: dict[str, Any] = {k: row[k] for k in ("modelId", "layer", "index") if k in row}
         for explanation in row["explanations"]:
             if isinstance(explanation, dict):
                 yield from _explanation({**explanation, **shared})

@@ -99,7 +99,9 @@ class Naming(Latents):
         return table.astype(_DTYPES)
 
     def add_labels(
-        self, labels: Mapping[int, str] | Iterable[FeatureLabel], source: str = "given"
+        self,
+        labels: Mapping[int, str] | Iterable[FeatureLabel] | FeatureLabel,
+        source: str = "given",
     ) -> int:
         """Add labels to the store. They are on disk when this returns, and nothing is replaced.
 
@@ -109,7 +111,7 @@ class Naming(Latents):
         Parameters
         ----------
         labels
-            Labels by feature, or records.
+            Labels by feature, or a record, or several.
         source
             Where labels by feature are from; see `FeatureLabel`.
 
@@ -312,11 +314,16 @@ def _mask(features: Sequence[int] | None, width: int) -> NDArray[np.bool_]:
 
 
 def _records(
-    labels: Mapping[int, str] | Iterable[FeatureLabel], source: str
+    labels: Mapping[int, str] | Iterable[FeatureLabel] | FeatureLabel, source: str
 ) -> Iterator[FeatureLabel]:
     if hasattr(labels, "items"):
         for feature, label in labels.items():
-            yield FeatureLabel(int(feature), label, source=source)
+            # A number as text, as keys of JSON are; what else is no integer is refused.
+            number = int(feature) if isinstance(feature, str) else feature
+            yield FeatureLabel(number, label, source=source)
+        return
+    if isinstance(labels, FeatureLabel):
+        yield labels
         return
     for record in labels:
         if not isinstance(record, FeatureLabel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -175,6 +176,31 @@ def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
         ("i.json", '{"format": "interp_embed.labels", "version": 9, "labels": []}', "version 9"),
         ("j.csv", "feature,label,source\n1,x,magic\n", r"line 2: source must be one of"),
         ("k.txt", "1 cats", r"k\.txt: cannot tell what this is"),
+        ("m.json", "[" * 100_000, r"m\.json is nested too deeply"),
+        ("n.jsonl", '{"feature": 1, "label": "x"}\n{"a": ' + "[" * 100_000, r"n\.jsonl is nested"),
+        ("o.csv", f'feature,label,scores\n1,x,"{"[" * 100_000}"\n', r"o\.csv, line 2: nested"),
+        (
+            "p.json",
+            '{"feature": 1, "label": "x", "scores": [1]}',
+            "entry 0: scores must be objects",
+        ),
+        (
+            "q.json",
+            '{"feature": 1, "label": "x", "scores": "ab"}',
+            "entry 0: scores must be objects",
+        ),
+        ("r.json", '{"feature": 1, "label": "x", "examples": [1]}', "entry 0: examples must be"),
+        (
+            "s.json",
+            '{"feature": 1, "label": "x", "scores": [{"method": "x", "value": 1%s}]}' % ("0" * 400),
+            "entry 0: value must be finite",
+        ),
+        (
+            "t.json",
+            '{"99999999999999999999": "x"}',
+            "entry 0: feature must be an integer of 64 bits",
+        ),
+        ("u.csv", "feature,label,seed\n1,x,two\n", r"u\.csv, line 2: seed must be a whole number"),
         ("l.json", '[{"feature": 1, "label": "x", "scores": [{"value": 1}]}]', "entry 0: .*method"),
     ],
 )
@@ -201,6 +227,28 @@ def test_labels_of_another_sae_are_refused_as_a_whole(dataset, tmp_path):
         dataset.import_labels(tmp_path / "wide.csv", source="me")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "'=x", "''=x", "'x", "a\rb", "a\r\nb", "\x00", " = "],
+)
+def test_any_text_is_read_from_a_table_and_none_is_a_formula(text, tmp_path):
+    record = label(1, f"{text}|", brief_description=text, source="llm", model=text, seed=-3)
+    path = tmp_path / "t.csv"
+    write_labels(str(path), [record])
+    assert read_labels(str(path)) == [record]
+    with path.open(newline="", encoding="utf-8") as file:
+        _, [*cells] = csv.reader(file)
+    assert not [cell for cell in cells if cell.startswith(tuple("=+@\t\r")) or cell == "-x"]
+
+
+def test_what_says_nothing_is_as_if_it_were_not_there(tmp_path):
+    (tmp_path / "n.json").write_text(
+        '[{"feature": 1, "label": "x", "model": null, "scores": null, "seed": null},'
+        ' {"feature": 2, "label": null}]'
+    )
+    assert read_labels(str(tmp_path / "n.json")) == [label(1, "x", source="import")]
+
+
 # The command
 
 
@@ -225,6 +273,13 @@ def test_the_command_lists_imports_and_exports(dataset, tmp_path, capsys):
     assert run(["labels", store, "--all", "--feature", "3"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"of a model  \(detection 0\.90 \[0\.80, 1\.00\]\)", out)
+
+
+def test_a_label_cannot_move_the_cursor(dataset, tmp_path, capsys):
+    dataset.add_labels({3: "cats\x1b[2J\x9b\u202e and \N{GRINNING FACE}"})
+    assert run(["labels", str(tmp_path / "s"), "-f", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "cats\ufffd[2J\ufffd\ufffd and \N{GRINNING FACE}" in out
 
 
 def test_the_command_names_features_by_their_words(dataset, tmp_path, capsys):

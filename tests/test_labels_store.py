@@ -439,6 +439,15 @@ def test_damaged_labels_are_an_error_and_are_found(path):
         ({"source": None}, "has the source None"),
         ({"scores": [{"method": "x", "value": "high"}]}, "has the score"),
         ({"examples": [[0, 3, 2, 1.0]]}, "has the example"),
+        ({"scores": [1]}, "has the score 1"),
+        ({"scores": None}, "has the scores None"),
+        ({"scores": [{"value": 0.5}]}, "has the score"),
+        ({"scores": [{"method": "x", "value": 0.5, "low": "x"}]}, "has the score"),
+        ({"examples": [1]}, "has the example 1"),
+        ({"examples": [[0, "a", 2, 1.0]]}, "has the example"),
+        ({"model": 5}, "has the model 5"),
+        ({"seed": "x"}, "has the seed 'x'"),
+        ({"feature": True}, "is of feature True"),
     ],
 )
 def test_the_verifier_knows_what_a_record_is(change, what, path):
@@ -451,6 +460,73 @@ def test_the_verifier_knows_what_a_record_is(change, what, path):
     )
     (found,) = errors(path).values()
     assert what in found
+
+
+def test_a_first_label_that_is_odd_hides_no_other(data, tmp_path):
+    first = {1: "x" * 70_000, 2: "dogs", 3: "  ", -1: "none"}
+    dataset = Dataset(data, WideSAE(), save_path=tmp_path / "s", feature_labels=first)
+    assert {x.feature: len(x.label) for x in dataset.label_records()} == {1: 2**16, 2: 4}
+
+
+class NothingIsDeleted(LocalStorage):
+    def delete_several(self, keys):
+        raise PermissionError("DeleteObject is denied")
+
+
+def test_what_is_put_is_committed_although_it_cannot_be_packed(tmp_path):
+    journal = Journal(NothingIsDeleted(tmp_path), "labels/answers")
+    for number in range(_PACK_AFTER + 3):
+        assert journal.put(name(number), number)
+    assert len(Journal(LocalStorage(tmp_path), "labels/answers").values()) == _PACK_AFTER + 3
+
+
+def test_labels_that_come_in_pairs_are_packed_too(tmp_path):
+    journal = Journal(LocalStorage(tmp_path), "labels/records")
+    for number in range(_PACK_AFTER + 3):
+        journal.put_several({name(number): 1, name(-number - 1): 2})
+    assert len(list((tmp_path / "labels").rglob("*.json"))) < 10
+    assert len(Journal(LocalStorage(tmp_path), "labels/records").values()) == 2 * _PACK_AFTER + 6
+
+
+def test_threads_that_ask_at_once_read_the_journal_once(tmp_path):
+    for number in range(30):
+        Journal(LocalStorage(tmp_path), "labels/answers").put(name(number), number)
+    storage = CountingStorage(LocalStorage(tmp_path))
+    journal = Journal(storage, "labels/answers")
+    start = threading.Barrier(8)
+
+    def get(number):
+        start.wait()
+        assert journal.get(name(number)) == number
+
+    threads = [threading.Thread(target=get, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(journal.values()) == 30
+    assert storage.requests_by_kind["list"] == 1
+
+
+@pytest.mark.parametrize("feature", [1.9, None, True])
+def test_a_feature_is_an_integer_or_one_as_text(feature, path):
+    dataset = Dataset.load_from_file(path)
+    with pytest.raises(TypeError, match="feature must be an integer"):
+        dataset.add_labels({feature: "x"})
+    assert dataset.add_labels({"1": "one", np.int64(2): "two"}) == 2
+    assert dataset.add_labels(label(3, "three")) == 1
+
+
+def test_the_same_file_again_is_nothing_new(path, tmp_path):
+    dataset = Dataset.load_from_file(path)
+    dataset.add_labels({1: "mine"})
+    dataset.add_labels({1: "mine, but better"})
+    dataset.export_labels(tmp_path / "labels.json")
+    dataset.import_labels(tmp_path / "labels.json")
+    assert dataset.import_labels(tmp_path / "labels.json") == 0
+    assert dataset.feature_labels()[1] == "mine, but better"
+    assert dataset.add_labels({1: "mine"}) == 1, "said again, it is the newest"
+    assert dataset.feature_labels()[1] == "mine"
 
 
 # With the rest of the store

@@ -293,3 +293,16 @@ def test_names_are_scored_by_detection_like_those_of_a_language_model(planted, t
         ]
     )
     assert Dataset.load_from_file(tmp_path / "s").feature_labels()[0] == label.label
+
+
+def test_a_word_without_end_is_cut_and_takes_no_other_name_with_it():
+    texts = [
+        f"pork {'x' * 70_000} of chicken",
+        f"beef {'x' * 70_000} in pork",
+        "of beef",
+        "chicken",
+    ]
+    found = Dataset([{"text": text} for text in texts], PlantedSAE()).label_features_from_tokens()
+    assert {label.feature for label in found} >= {0, 2, 4}
+    assert max(len(label.label) for label in found) < 400
+    assert any("x" * 100 + "…" in label.label for label in found)

@@ -41,6 +41,8 @@ _LEAST = 0.01
 _CLEARLY = 0.2
 """How much more of the activation what stands before must explain to become the name."""
 _EXAMPLES = 5
+_LONGEST_WORD = 100
+"""Characters of a word that are shown."""
 
 
 def log_odds(
@@ -238,8 +240,8 @@ class _Naming:
             shares = np.bincount(where, self.weight[members])
             best = int(shares.argmax())
             whole = shares[best] >= 0.8 * shares.sum() and earlier[best] != 0
-            told = self.names[int(earlier[best])] + " " if whole and len(members) > 1 else ""
-            said.append(f'"{told}{self.names[word]}"')
+            told = _cut(self.names[int(earlier[best])]) + " " if whole and len(members) > 1 else ""
+            said.append(f'"{told}{_cut(self.names[word])}"')
         return f"the word after {' or '.join(said)}"
 
     def _sure(self, after: _Preferred) -> bool:
@@ -248,5 +250,10 @@ class _Naming:
     def _quoted(self, word: int) -> str:
         name = self.names[word]
         if name.startswith(SPECIAL):
-            return f"the token {name.removeprefix(SPECIAL)}"
-        return f'"{name}"'
+            return f"the token {_cut(name.removeprefix(SPECIAL))}"
+        return f'"{_cut(name)}"'
+
+
+def _cut(word: str) -> str:
+    """Return a word, cut where it is none: data in Base64, or a text without spaces."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from interp_embed.label import FeatureLabel
 
 __all__ = ["run_labels"]
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves the cursor, clears the screen or turns text around: labels may be by anybody."""
 
 
 def run_labels(
@@ -72,7 +76,7 @@ def _print(dataset: Dataset, features: Sequence[int], *, every: bool, as_json: b
 
 
 def _said(label: FeatureLabel) -> str:
-    text = " ".join(label.label.split())
+    text = _CONTROL.sub("\ufffd", " ".join(label.label.split()))
     score = label.score
     if score is None:
         return text

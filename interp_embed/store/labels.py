@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from interp_embed.label import SOURCES, FeatureLabel, best_labels, combined, said_again, utc_now
+from interp_embed.label import (
+    LONGEST,
+    SOURCES,
+    FeatureLabel,
+    best_labels,
+    combined,
+    said_again,
+    utc_now,
+)
 from interp_embed.store.labels_journal import Journal
 from interp_embed.store.layout import LABELS
 from interp_embed.store.sealed import digest, seal, unseal
@@ -71,10 +79,11 @@ def _read_first(storage: Storage) -> _First | None:
 
 
 def _records(begun: _First, features: Iterable[int]) -> list[FeatureLabel]:
+    # Nothing was checked when they were given: one that is odd is not to hide the others.
     return [
-        FeatureLabel(feature, begun.labels[feature], source=begun.source)
+        FeatureLabel(feature, begun.labels[feature].lstrip()[:LONGEST], source=begun.source)
         for feature in features
-        if begun.labels[feature].strip()
+        if feature >= 0 and begun.labels[feature].strip()
     ]
 
 
@@ -107,6 +116,7 @@ class LabelStore:
             for name in values.keys() - self._taken:
                 self._take(name, FeatureLabel.from_json(values[name]))
             self._shown = None
+        self._journal.forget(values)
 
     def _take(self, name: str, label: FeatureLabel) -> None:
         assert self._added is not None
@@ -187,13 +197,16 @@ class LabelStore:
             there = before is not None and set(label.scores) <= set(before.scores)
             if label.source == "given" or not there:
                 stamped = label if label.created else replace(label, created=utc_now())
-                new[digest(stamped.to_json())] = stamped
+                name = digest(stamped.to_json())
+                if name not in self._taken:  # otherwise it is there, to the microsecond
+                    new[name] = stamped
         if new:
             self._journal.put_several({name: label.to_json() for name, label in new.items()})
             with self._lock:
                 for name, label in new.items():
                     self._take(name, label)
                 self._shown = None
+            self._journal.forget(new)
         return len(new)
 
     def pack(self) -> int:

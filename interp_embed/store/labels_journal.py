@@ -7,6 +7,7 @@ ones. As what counts is the union of all objects, packing may end anywhere, and 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
@@ -38,7 +39,8 @@ class Journal:
     """A growing set of named JSON values in a folder of a store.
 
     ``<folder>/<name>.json`` holds one value under ``value``, ``<folder>/packs/<digest>.json`` several
-    under ``values``, by name. ``<folder>/packed.json`` is replaced before anything is deleted. Safe to use from several threads and any number of processes.
+    under ``values``, by name. ``<folder>/packed.json`` is replaced before anything is deleted. Safe to
+    use from several threads and any number of processes.
 
     Parameters
     ----------
@@ -55,6 +57,7 @@ class Journal:
         self._values: dict[str, Any] = {}
         self._seen: set[str] = set()  # objects whose values are known
         self._loaded = False
+        self._loading = threading.Lock()
         self._state: bytes | None = None  # of the deletions, when all was read
         self._unpacked = 0
 
@@ -77,10 +80,20 @@ class Journal:
         with self._lock:
             return dict(self._values)
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Give up the memory of values that whoever read them has in a form of its own.
+
+        They stay in the store; `values` and `get` need not return them any more.
+        """
+        with self._lock:
+            for name in names:
+                self._values.pop(name, None)
+
     def get(self, name: str) -> Any:
         """Return the value of that name; None where there is none.
 
-        What another process has put is found too, for two requests more.
+        What another process has put by itself is found too, for two requests more; what came as one
+        of several may be found only by `values`.
         """
         key = self._key(name)
         self._load()
@@ -99,9 +112,14 @@ class Journal:
             return self._values.get(name)
 
     def _load(self, *, refresh: bool = False) -> None:
-        if refresh or not self._loaded:
+        if refresh:
             self._refresh()
             self._loaded = True
+        elif not self._loaded:
+            with self._loading:  # by one thread, where several ask at once
+                if not self._loaded:
+                    self._refresh()
+                    self._loaded = True
 
     def _deletions(self) -> bytes | None:
         """Return what changes before objects are deleted: another value each time."""
@@ -176,14 +194,21 @@ class Journal:
         created = self._create(key, {"value": value})
         if created:
             self._take(key, {name: value})
+            self._count_object()
+        return created
+
+    def _count_object(self) -> None:
+        """Pack after so many objects."""
         with self._lock:
-            self._unpacked += created
+            self._unpacked += 1
             full = self._unpacked >= _PACK_AFTER
             if full:
                 self._unpacked = 0
         if full:
-            self.pack()
-        return created
+            # What was put is committed, whether or not it can be packed: where nothing may be deleted,
+            # or the disk is full. Then it is tried again after as many more.
+            with contextlib.suppress(OSError):
+                self.pack()
 
     def put_several(self, values: Mapping[str, Any]) -> None:
         """Commit values together, as one object (a few where they are many)."""
@@ -195,6 +220,7 @@ class Journal:
             return
         for part in _cut(values.items()):
             self._take(self._put_pack(part), part)
+            self._count_object()
 
     def _put_pack(self, values: dict[str, Any]) -> str:
         key = f"{self.folder}/packs/{digest(values)}.json"
@@ -206,9 +232,7 @@ class Journal:
         for _ in range(_ATTEMPTS - 1):
             try:
                 return self.storage.put_if_absent(key, data)
-            except (
-                FileNotFoundError
-            ):  # `compact` took the file that it is written to for a leftover
+            except FileNotFoundError:  # `compact` took the file that it is in for a leftover
                 continue
         return self.storage.put_if_absent(key, data)
 
