@@ -214,6 +214,12 @@ def test_settings_that_are_none_are_refused(wrong):
         check_settings(wrong)
 
 
+@pytest.mark.parametrize("wrong", [["a"], "temperature", 3])
+def test_settings_are_a_dictionary(wrong):
+    with pytest.raises(TypeError, match="settings must be a dictionary such as"):
+        check_settings(wrong)
+
+
 # --- servers with less ---------------------------------------------------------------------------
 
 
@@ -588,6 +594,44 @@ def test_every_failure_is_one_clear_line_without_the_key(name, caplog, capsys):
     assert not [text for text in everything if KEY in text]
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize("before", [276, 285, 292, 299])
+@pytest.mark.parametrize("where", ["401", "400 in a body", "refusal", "text"])
+def test_a_message_is_not_cut_within_the_key(before, where):
+    said = "x" * (before - 1) + " " + KEY
+    completion = {"id": "1", "object": "chat.completion", "created": 1, "model": MODEL}
+    message = {"role": "assistant", "content": None, "refusal": said}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    reply = {
+        "401": Reply(said, 401),
+        "400 in a body": Reply(body=json.dumps({"error": {"message": said, "code": 400}}).encode()),
+        "refusal": Reply(body=json.dumps({**completion, "choices": [choice]}).encode()),
+        "text": Reply(body=json.dumps(said).encode()),
+    }[where]
+    with LLMServer(lambda body: reply) as server, pytest.raises(LLMError) as caught:
+        ask_one(server)
+    assert "x" * 200 in str(caught.value), "it is what the server said"
+    assert KEY[:6] not in str(caught.value)
+
+
+def test_the_organisation_at_openai_is_told_to_nobody_else(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    with LLMServer(lambda body: GOOD) as server:
+        ask_one(server)
+        ask_one(server, model="openai/gpt-4o")
+    others, openais = (r.headers for r in server.requests)
+    assert not {name for name in others if name.startswith("openai-")}
+    assert (openais["openai-organization"], openais["openai-project"]) == ("org-mine", "proj-mine")
+
+
+def test_a_label_that_is_too_long_to_keep_goes_back_to_the_model():
+    answers = iter([{**GOOD, "label": "cats " * 20_000}, GOOD])
+    with LLMServer(lambda body: next(answers)) as server:
+        found, client = ask_one(server)
+    assert (found.label, client.usage.repairs) == ("cats", 1)
 
 
 def test_a_server_that_is_not_there_is_one_clear_line():

@@ -596,3 +596,24 @@ def test_the_interval_holds_what_it_promises(n_positive, n_negative):
             coverage.append(weight[(low <= truth) & (truth <= high)].sum())
     assert 0.94 < np.mean(coverage) < 0.97
     assert min(coverage) > 0.88
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_there_is_no_score_where_all_samples_of_one_kind_failed(seed):
+    """One document with "cat", so that of the two requests one has all that is positive."""
+    texts = ["dogs are cat pets", *(f"dogs are {a} {b}" for a in OTHERS for b in OTHERS[:3])]
+    rare = Dataset([{"text": text} for text in texts], WordSAE())
+
+    def fail_with_cats(body):
+        if "cat" in " ".join(sample["text"] for sample in samples_of(body)[1]):
+            return Reply("no", 400)
+        return judge(body)
+
+    with LLMServer(fail_with_cats) as server, pytest.raises(LLMStatusError, match="answered 400"):
+        score(rare, server, method="detection", seed=seed)
+
+
+def test_a_seed_is_one_that_a_record_can_keep(dataset):
+    with LLMServer(judge) as server, pytest.raises(ValueError, match=r"seed .* below 2\*\*63"):
+        label(dataset, server, seed=2**63)
+    assert server.requests == []

@@ -29,7 +29,7 @@ def test_the_examples_of_the_page_run(monkeypatch, capsys):
     dataset = Dataset(texts, WordSAE())
     features = {"284": str(expected("cat").argmax()), "266": str(expected("the").argmax())}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     with LLMServer(answer) as server:
         monkeypatch.setenv("OPENROUTER_BASE_URL", server.url)
         monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
@@ -39,8 +39,11 @@ def test_the_examples_of_the_page_run(monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["food", "It is about food."]
     assert printed[2].startswith("0.50 (")
-    assert printed[-1] == f"{{{features['284']}: 'food', {features['266']}: 'food'}}"
-    assert printed[-2] == "2 0 200"
+    assert printed[3].startswith("2 features: about ")
+    assert printed[4].startswith("2 features labelled, ")
+    assert printed[-2] == "food -> food"
+    # The label was asked for by label_features, and its answer is in the store.
+    assert printed[-1] == "3 1 300"
 
 
 def test_the_page_names_every_error_and_every_prompt():

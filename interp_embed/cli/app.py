@@ -46,6 +46,14 @@ class Log(Enum):
     none = "none"
 
 
+class Judge(Enum):
+    """Ways to score a label."""
+
+    detection = "detection"
+    fuzzing = "fuzzing"
+    reference = "reference"
+
+
 class By(Enum):
     """How a document's tokens become one number."""
 
@@ -439,6 +447,103 @@ def labels(
         every=every,
         as_json=json,
     )
+
+
+@app.command()
+def label(
+    store: StorePath,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Such as 1,5-9. [default: those that occur and have no label of this model yet]",
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="openai/NAME with the key in OPENAI_API_KEY; any other is OpenRouter's, with the key "
+            "in OPENROUTER_API_KEY."
+        ),
+    ] = "google/gemini-2.5-flash",
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Another server that speaks OpenAI's protocol, such as http://localhost:8000/v1.",
+        ),
+    ] = None,
+    score: Annotated[
+        list[Judge] | None,
+        typer.Option(help="Score the labels, too; may be repeated."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("-k", min=1, help="Samples with the feature, and without it.")
+    ] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Prompts in place of the package's.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most.")] = 8,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(help="As many as the server allows.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        float | None, typer.Option(help="As many as the server allows.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop before more are taken.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Stop before more US dollars are spent; needs --prices.")
+    ] = None,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IN,OUT",
+            help="US dollars for a million tokens of prompts and of answers, such as 0.30,2.50.",
+        ),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print what it would take, and send nothing.")
+    ] = False,
+) -> None:
+    """Ask a language model what features stand for, and keep the labels in the store.
+
+    Interrupted or killed, the same command goes on, and pays for no answer again that came. The exit
+    code is 1 where a limit of tokens or cost ends it, or where the server refuses everything.
+    """
+    from interp_embed.cli.label import read_features, read_prices, run_label
+
+    try:
+        chosen = None if features is None else read_features(features)
+        paid = None if prices is None else read_prices(prices)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    choice = {
+        "model": model,
+        "score": [method.value for method in score or []],
+        "k": samples,
+        "seed": seed,
+        "prompts": prompts,
+    }
+    limits = {
+        "base_url": base_url,
+        "max_concurrency": concurrency,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_tokens": max_tokens,
+        "max_cost": max_cost,
+    }
+    if not run_label(
+        store,
+        features=chosen,
+        prices=paid,
+        only_estimate=estimate,
+        choice=choice,
+        limits=limits,
+    ):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -50,7 +50,9 @@ def build_sae(spec: str, device: str) -> BaseSAE:
         return _behind(spec)
     if spec.startswith(_GOODFIRE):
         return _goodfire(spec.removeprefix(_GOODFIRE), device)
-    folder = Path(spec).expanduser()
+    folder = Path(spec)
+    with contextlib.suppress(RuntimeError):  # of a user that there is not
+        folder = folder.expanduser()
     if (folder / "cfg.json").is_file():
         folder = folder.resolve()
         return LocalSAE(release=folder, sae_id=folder.name, device=best_device(device))

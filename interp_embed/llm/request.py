@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pydantic import BaseModel
 
 __all__ = ["DEFAULT_SETTINGS", "Message", "Request", "canonical_digest", "check_settings"]
@@ -107,9 +106,15 @@ def check_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Raises
     ------
+    TypeError
+        If they are no mapping.
     ValueError
         If one is not a setting, or not plain JSON.
     """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(
+            f"settings must be a dictionary such as {{'max_tokens': 500}}, got {settings!r:.100}"
+        )
     found = {**DEFAULT_SETTINGS, **(settings or {})}
     if wrong := [name for name in found if name in _RESERVED]:
         raise ValueError(f"settings must not have {wrong[0]!r}: it is set by what is asked")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from interp_embed.label import LONGEST
+
 __all__ = [
     "BatchResponse",
     "FeatureLabelResponse",
@@ -14,7 +16,8 @@ __all__ = [
     "SingleSampleScoringResponse",
 ]
 
-_Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+# As long as a record may be, so that what was paid for is no label that cannot be kept.
+_Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST)]
 
 
 class FeatureLabelResponse(BaseModel):
@@ -32,7 +35,7 @@ class FeatureLabelResponse(BaseModel):
 
     label: _Said
     brief_description: _Said
-    detailed_explanation: str | None = None
+    detailed_explanation: Annotated[str, StringConstraints(max_length=LONGEST)] | None = None
 
 
 class SingleSampleScoringResponse(BaseModel):

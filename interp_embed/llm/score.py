@@ -210,10 +210,11 @@ def _fuzzed(
     return right + wrong
 
 
-async def ask_score(client: LLMClient, task: ScoreTask) -> dict[str, Any]:
+async def ask_score(client: LLMClient, task: ScoreTask, *, warn: bool = True) -> dict[str, Any]:
     """Ask the questions of a task, several at a time, and return the score.
 
-    A question without a usable answer is left out of the score, is in ``failures``, and is warned of.
+    A question without a usable answer is left out of the score, is in ``failures``, and is warned of
+    unless ``warn`` is False.
 
     Returns
     -------
@@ -223,8 +224,9 @@ async def ask_score(client: LLMClient, task: ScoreTask) -> dict[str, Any]:
     Raises
     ------
     LLMError
-        If no question was answered, or the server says what holds for all of them: that the key,
-        the model or the account is not good.
+        If no question was answered, or those with all samples of one kind were not, so that there is
+        no score; or the server says what holds for all of them: that the key, the model or the
+        account is not good.
     """
 
     async def ask(question: Question) -> list[ScoredSample] | LLMError:
@@ -244,16 +246,18 @@ async def ask_score(client: LLMClient, task: ScoreTask) -> dict[str, Any]:
         if isinstance(outcome, LLMError)
     ]
     responses = [sample for outcome in found if isinstance(outcome, list) for sample in outcome]
+    kinds = {response.expected for response in responses}
     if failed:
         first = failed[0][1]
-        if not responses:
+        if not responses or (task.method != "reference" and len(kinds) < 2):
             raise first
-        warnings.warn(
-            f"{len(failed)} of {len(task.questions)} requests for the score of feature "
-            f"{task.feature} failed, and {len(responses)} samples count; see ['failures']. The first: "
-            f"{first}",
-            stacklevel=3,
-        )
+        if warn:
+            warnings.warn(
+                f"{len(failed)} of {len(task.questions)} requests for the score of feature "
+                f"{task.feature} failed, and {len(responses)} samples count; see ['failures']. The "
+                f"first: {first}",
+                stacklevel=3,
+            )
     accuracy = balanced_accuracy([r.expected for r in responses], [r.judged for r in responses])
     mean = sum(response.score for response in responses) / len(responses)
     return {

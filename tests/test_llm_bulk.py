@@ -1,0 +1,554 @@
+"""`Dataset.label_features`: many features over real HTTP, within limits, and what becomes of each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from itertools import count
+
+import numpy as np
+import pandas as pd
+import pytest
+from bulk_helpers import MODEL, NumberedSAE, judge, marked, numbered_documents
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp_embed import Dataset
+from interp_embed.cli import run
+from interp_embed.cli.label import read_features, read_prices
+from interp_embed.errors import DiskFullError
+from interp_embed.llm import (
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMError,
+    LLMStatusError,
+    Prompts,
+    Request,
+    bulk_reads,
+)
+from interp_embed.llm.budget import Budget, BudgetReachedError, Prices
+from interp_embed.llm.bulk_plan import Asking
+from interp_embed.llm.bulk_reads import SharedReads
+from interp_embed.llm.request import Message
+from interp_embed.llm.schemas import FeatureLabelResponse
+from interp_embed.store.labels import Answers
+from interp_embed.testing import LLMServer, Reply
+
+KEY = "sk-or-v1-0123456789abcdef"
+WIDTH = 64
+USED = range(40)
+"""The other features occur nowhere."""
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENROUTER_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENROUTER_API_KEY", KEY)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bulk") / "template.zarr"
+    Dataset(numbered_documents(USED), NumberedSAE(WIDTH), save_path=path)
+    return Dataset.load_from_file(path)
+
+
+@pytest.fixture
+def dataset(template, tmp_path):
+    path = tmp_path / "store.zarr"
+    template.save_to_file(path)
+    return Dataset.load_from_file(path)
+
+
+def label(dataset, server, features=None, **kwargs):
+    return asyncio.run(
+        dataset.label_features(features, MODEL, base_url=server.url, **{"k": 3, **kwargs})
+    )
+
+
+def contents(server):
+    return Counter(json.dumps(request.body["messages"]) for request in server.requests)
+
+
+# --- labels and what is kept of them ---------------------------------------------------------------
+
+
+def test_all_features_that_occur_are_labelled_once(dataset):
+    with LLMServer(judge) as server:
+        found = label(dataset, server)
+        again = label(dataset, server)
+    assert found.table["feature"].tolist() == list(USED)
+    assert found.table["label"].tolist() == [f"w{f}" for f in USED]
+    assert (found.table["failed"] == "").all()
+    assert found.stopped is None
+    assert set(contents(server).values()) == {1}
+    assert len(server.requests) == found.requests == len(USED) == found.table["requests"].sum()
+    assert found.tokens == 110 * len(USED)
+    assert np.isnan(found.cost)
+    assert found.table["prompt_tokens"].tolist() == [100] * len(USED)
+    assert len(again.table) == 0
+    assert (again.requests, again.estimate.features) == (0, 0)
+    fresh = Dataset.load_from_file(dataset.path)
+    assert fresh.feature_labels() == {f: f"w{f}" for f in USED}
+    records = fresh.label_records()
+    assert {r.model for r in records} == {MODEL}
+    assert {r.prompt_version for r in records} == {Prompts().version("label")}
+    for record in records:
+        assert record.examples[0].activation > 0
+        for example in record.examples:
+            words = fresh[example.document].document().split()[example.start : example.stop]
+            assert (record.label in words) == (example.activation > 0)
+
+
+def test_features_that_are_named_are_asked_for_again_but_answered_from_the_store(dataset):
+    with LLMServer(judge) as server:
+        first = label(dataset, server, [5, 3, 5])
+        second = label(Dataset.load_from_file(dataset.path), server, np.array([3, 5]))
+        other = label(dataset, server, [3], seed=1)
+    assert first.table["feature"].tolist() == [3, 5]
+    assert (second.requests, second.kept, second.estimate.kept) == (0, 2, 2)
+    assert second.table["label"].tolist() == ["w3", "w5"]
+    assert other.requests == 1
+    assert len(server.requests) == 3
+    assert len(dataset.label_records()) == 3
+
+
+def test_scores_are_kept_with_their_labels_and_made_once(dataset):
+    with LLMServer(judge) as server:
+        found = label(dataset, server, range(6), score="detection", score_k=3)
+        sent = len(server.requests)
+        again = label(dataset, server, range(6), score="detection", score_k=3)
+        assert len(server.requests) == sent == 12
+    assert found.table["score"].tolist() == [1.0] * 6
+    assert (found.table["low"] > 0.5).any()
+    assert again.table["score"].tolist() == [1.0] * 6
+    records = Dataset.load_from_file(dataset.path).label_records()
+    assert [len(r.scores) for r in records] == [1] * 6
+    assert {(s.method, s.model) for r in records for s in r.scores} == {("detection", MODEL)}
+
+
+def test_a_label_that_only_lacks_a_score_is_scored_and_not_asked_for(dataset):
+    with LLMServer(judge) as server:
+        label(dataset, server, seed=3)
+        sent = len(server.requests)
+        found = label(dataset, server, score=["detection", "fuzzing"], score_k=2)
+        kinds = Counter(
+            r.body["response_format"]["json_schema"]["name"] for r in server.requests[sent:]
+        )
+        third = label(dataset, server, score=["detection", "fuzzing"], score_k=2)
+    assert set(kinds) == {"BatchResponse"}
+    assert {"score_detection", "score_fuzzing"} <= set(found.table.columns)
+    assert found.table["score_detection"].tolist() == [1.0] * len(USED)
+    assert len(dataset.label_records()) == len(USED)
+    fuzzed = found.table["score_fuzzing"].notna()
+    assert set(third.table["feature"]) == set(found.table["feature"][~fuzzed])
+
+
+def test_scores_may_be_of_other_documents(dataset):
+    half = len(dataset) // 2
+    with LLMServer(judge) as server:
+        found = label(dataset[:half], server, range(6), score="detection", scored_on=dataset[half:])
+    labelled = [r for r in found.table.itertuples() if r.label]
+    assert labelled
+    for record in dataset.label_records():
+        assert all(example.document < half for example in record.examples)
+
+
+# --- failures --------------------------------------------------------------------------------------
+
+
+def test_a_feature_that_fails_takes_no_other_with_it(dataset):
+    broken = [True]
+
+    def answer(body):
+        feature = marked(body)
+        if broken[0] and feature == 7:
+            return Reply.failing(500, "out of order")
+        if broken[0] and feature == 9:
+            return Reply("flagged", 403)
+        return "no idea" if feature == 11 else judge(body)
+
+    with LLMServer(answer) as server:
+        found = label(dataset, server, [*USED, 50], max_retries=1, max_concurrency=2)
+        broken[0] = False
+        sent = len(server.requests)
+        again = label(dataset, server, max_retries=1)
+    failed = dict(zip(found.failures["feature"], found.failures["failed"], strict=True))
+    assert set(failed) == {7, 9, 11, 50}
+    assert "out of order" in failed[7]
+    assert "flagged" in failed[9]
+    assert "no idea" in failed[11]
+    assert "not active" in failed[50]
+    assert all("\n" not in reason for reason in failed.values())
+    assert (found.table["label"] != "").sum() == len(USED) - 3
+    assert again.table["feature"].tolist() == [7, 9, 11]
+    assert again.table["label"].tolist() == ["w7", "w9", ""]
+    assert len(server.requests) - sent == 2  # what cannot be read was paid for, too
+    assert "2 features labelled, 1 failed" in str(again)
+
+
+def test_failures_that_pass_are_not_seen(dataset):
+    script = [Reply.rate_limited(), Reply.failing(503), Reply.gone(), Reply.truncated("{}{}"), None]
+    with LLMServer(judge, script) as server:
+        found = label(dataset, server, range(10))
+    assert found.table["label"].tolist() == [f"w{f}" for f in range(10)]
+    assert found.failures.empty
+    assert found.requests == 11  # one answer was repaired
+    assert len(server.requests) == 14
+
+
+def test_a_request_that_takes_too_long_is_a_line_in_the_table(dataset):
+    def answer(body):
+        return Reply(json.dumps(judge(body)), delay=6.0 if marked(body) == 2 else 0.0)
+
+    with LLMServer(answer) as server:
+        found = label(dataset, server, range(5), timeout=2.0, max_retries=0)
+    assert found.failures["feature"].tolist() == [2]
+    assert "did not answer in time" in found.failures["failed"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [
+        (401, LLMAuthenticationError, "OPENROUTER_API_KEY"),
+        (403, LLMAuthenticationError, "OPENROUTER_API_KEY"),
+        (402, LLMStatusError, "no credit left"),
+        (404, LLMStatusError, "'local/model'"),
+    ],
+)
+def test_a_server_that_refuses_everything_ends_it_at_once(dataset, status, kind, said):
+    with (
+        LLMServer(lambda body: Reply("no", status)) as server,
+        pytest.raises(kind, match=said) as caught,
+    ):
+        label(dataset, server, max_concurrency=4)
+    assert len(server.requests) <= 8
+    assert "\n" not in str(caught.value)
+    assert "0 of 40 features were labelled" in caught.value.__notes__[0]
+    assert KEY not in repr(caught.value)
+
+
+def test_credit_that_runs_out_leaves_what_was_paid_for(dataset):
+    credit = [12]
+    bills = count(1)
+
+    def answer(body):
+        return judge(body) if next(bills) <= credit[0] else Reply("insufficient credits", 402)
+
+    with LLMServer(answer) as server:
+        with pytest.raises(LLMStatusError, match="no credit left"):
+            label(dataset, server)
+        assert len(dataset.answers) == 12
+        refused = len(server.requests) - 12
+        assert 0 < refused <= 16
+        credit[0] = 1000
+        label(dataset, server)
+    assert len(server.requests) == len(USED) + refused
+    assert len(Dataset.load_from_file(dataset.path).feature_labels()) == len(USED)
+
+
+def test_a_server_that_is_gone_ends_it_after_some_features(dataset):
+    with LLMServer(judge) as server:
+        url = server.url
+    with pytest.raises(
+        LLMConnectionError, match="features in a row failed, the last so: "
+    ) as caught:
+        asyncio.run(
+            dataset.label_features(None, MODEL, base_url=url, k=3, max_retries=0, max_concurrency=2)
+        )
+    assert "cannot be reached" in str(caught.value)
+
+
+def test_answers_that_nobody_can_read_end_it_before_all_is_spent(dataset):
+    with (
+        LLMServer(lambda body: "I would rather not say.") as server,
+        pytest.raises(LLMError, match="features in a row failed"),
+    ):
+        label(dataset, server, max_concurrency=1)
+    assert len(server.requests) <= 2 * (10 + 2)
+
+
+def test_answers_that_cannot_be_kept_end_it(dataset, monkeypatch):
+    put = Answers.put
+    room = [5]
+
+    def full(self, digest, answer, usage=None):
+        room[0] -= 1
+        if room[0] < 0:
+            raise DiskFullError("no room for answers")
+        put(self, digest, answer, usage)
+
+    monkeypatch.setattr(Answers, "put", full)
+    with LLMServer(judge) as server, pytest.raises(DiskFullError, match="no room for answers"):
+        label(dataset, server, max_concurrency=2)
+    assert len(server.requests) <= 5 + 2 * 2
+
+
+# --- limits ----------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_tokens_ends_it_with_everything_kept(dataset):
+    with LLMServer(judge) as server:
+        found = label(dataset, server, max_tokens=2_000, max_concurrency=4)
+        assert found.tokens <= 2_000
+        assert 0 < len(found.table) < len(USED)
+        assert found.tokens > 1_000
+        assert "max_tokens=2,000 is reached" in found.stopped
+        assert f"{len(found.table)} of 40 features are labelled" in found.stopped
+        assert len(dataset.label_records()) == len(found.table) == len(server.requests)
+        rest = label(dataset, server)
+    assert rest.stopped is None
+    assert set(contents(server).values()) == {1}
+    assert len(server.requests) == len(USED)
+
+
+def test_a_budget_of_dollars_counts_by_prices_or_by_what_the_server_says(dataset):
+    said = {"prompt_tokens": 100, "completion_tokens": 10, "cost": 0.01}
+    with LLMServer(judge) as server:
+        priced = label(dataset, server, max_cost=0.007, prices=(1.0, 10.0), max_concurrency=2)
+    assert priced.stopped is not None
+    assert priced.cost == pytest.approx(len(priced.table) * 0.0002)
+    assert 0.005 < priced.cost <= 0.007
+    with LLMServer(lambda body: Reply(json.dumps(judge(body)), usage=said)) as server:
+        found = label(
+            dataset, server, USED, max_cost=0.1, prices=(1.0, 10.0), max_concurrency=1, seed=5
+        )
+    assert found.cost == pytest.approx(0.01 * len(found.table))
+    assert 0.08 <= found.cost <= 0.1
+    assert "max_cost=0.1 is reached: $0." in found.stopped
+
+
+def test_a_server_that_counts_nothing_is_counted_by_characters(dataset):
+    with LLMServer(lambda body: Reply(json.dumps(judge(body)), usage=None)) as server:
+        found = label(dataset, server, range(4), prices=(1.0, 2.0))
+    expected = [
+        sum(len(m["content"]) for m in r.messages)
+        + len(json.dumps(r.body["response_format"]["json_schema"]["schema"]))
+        for r in server.requests
+    ]
+    assert found.table["prompt_tokens"].sum() == sum(-(-n // 4) for n in expected)
+    assert (found.table["completion_tokens"] > 5).all()
+    assert found.cost > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_cost": 1.0}, "needs the model's prices"),
+        ({"max_cost": 0, "prices": (1, 1)}, "max_cost must be a number above 0"),
+        ({"max_cost": 1.0, "prices": (0, 0)}, "no limit where prices"),
+        ({"prices": (1.0,)}, "prices must be two numbers"),
+        ({"prices": (1.0, -2)}, "prices must be two numbers"),
+        ({"max_tokens": -5}, "max_tokens must be a number above 0"),
+        ({"requests_per_minute": float("nan")}, "requests_per_minute must be"),
+        ({"tokens_per_minute": True}, "tokens_per_minute must be"),
+        ({"max_concurrency": 0}, "max_concurrency must be a positive integer"),
+        ({"score": "vibes"}, "score must be one of reference, detection, fuzzing"),
+        ({"score": ["detection", 3]}, "score must be one of"),
+        ({"k": 0}, "k must be a positive integer"),
+        ({"examples": "best"}, "examples must be one of"),
+        ({"settings": {"model": "x"}}, "settings must not have 'model'"),
+        ({"features": [64]}, "feature 64 is not among the 64"),
+        ({"features": [-1]}, "feature -1 is not among the 64"),
+        ({"features": [0.5]}, "features must be integers"),
+        ({"features": [True]}, "features must be integers"),
+        ({"base_url": "nowhere"}, "base_url must be a URL"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_sent(template, wrong, said):
+    with LLMServer(judge) as server:
+        arguments = {"model": MODEL, "base_url": server.url, **wrong}
+        with pytest.raises((ValueError, IndexError, TypeError), match=said):
+            asyncio.run(template.label_features(**arguments))
+        assert not server.requests
+
+
+def test_requests_are_spread_as_the_server_allows(dataset):
+    times = []
+
+    def answer(body):
+        times.append(time.monotonic())
+        return judge(body)
+
+    with LLMServer(answer) as server:
+        found = label(dataset, server, range(8), requests_per_minute=1200)
+    assert len(found.table) == 8
+    assert max(times) - min(times) >= 7 * 0.05 * 0.9
+
+
+def test_tokens_are_spread_as_the_server_allows(dataset):
+    # 10,000 a second, and 100,000 at once. The first request is expected to take little.
+    usage = {"prompt_tokens": 16_000, "completion_tokens": 0}
+    with LLMServer(lambda body: Reply(json.dumps(judge(body)), usage=usage)) as server:
+        begun = time.monotonic()
+        found = label(dataset, server, range(8), tokens_per_minute=600_000, max_concurrency=1)
+        took = time.monotonic() - begun
+    assert found.tokens == 8 * 16_000
+    assert took >= (7 * 16_000 - 100_000) / 10_000 * 0.8
+
+
+def test_no_more_requests_are_in_flight_than_allowed(dataset):
+    with LLMServer(lambda body: Reply(json.dumps(judge(body)), delay=0.02)) as server:
+        label(dataset, server, max_concurrency=3)
+    assert 1 < server.most_at_once <= 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5_000), st.integers(0, 300)), max_size=30),
+    st.integers(1, 5_000),
+)
+def test_a_budget_is_not_exceeded_where_estimates_hold(requests, most):
+    async def spend():
+        budget, refused = Budget(max_tokens=most), False
+        for characters, answer in requests:
+            asked = Request(
+                MODEL, (Message("user", "x" * characters),), FeatureLabelResponse,
+                {"max_tokens": answer} if answer else {},
+            )  # fmt: skip
+            try:
+                reserved = await budget.reserve(asked)
+            except BudgetReachedError:
+                refused = True
+                continue
+            took = {
+                "prompt_tokens": reserved.prompt_tokens,
+                "completion_tokens": reserved.completion_tokens,
+            }
+            budget.settle(reserved, [took])
+        return budget, refused
+
+    budget, refused = asyncio.run(spend())
+    assert budget.tokens <= most + 1e-6
+    assert refused or budget.tokens > 0 or not requests
+
+
+def test_a_request_that_may_not_fit_waits_for_those_in_flight():
+    async def spend():
+        budget = Budget(max_tokens=2_000, prices=Prices(1, 1))
+        asked = Request(MODEL, (Message("user", "x" * 3_000),), FeatureLabelResponse, {})
+        first = await budget.reserve(asked)
+        second = asyncio.ensure_future(budget.reserve(asked))
+        await asyncio.sleep(0.01)
+        waited = not second.done()
+        budget.settle(first, [{"prompt_tokens": 300, "completion_tokens": 5}])
+        await second
+        return waited
+
+    assert asyncio.run(spend())
+
+
+# --- the estimate ----------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_what_is_sent_then(dataset, monkeypatch):
+    monkeypatch.delenv("OPENROUTER_API_KEY")
+    expected = dataset.estimate_labels(
+        range(20), MODEL, score="detection", k=3, score_k=3, prices=(2.0, 10.0)
+    )
+    with LLMServer(judge) as server:
+        label(dataset, server, range(20), score="detection", score_k=3)
+    characters = sum(
+        sum(len(m["content"]) for m in r.messages)
+        + len(json.dumps(r.body["response_format"]["json_schema"]["schema"]))
+        for r in server.requests
+    )
+    assert expected.features == 20
+    assert expected.requests == len(server.requests) == 40
+    assert expected.prompt_tokens == pytest.approx(characters / 4, rel=0.02)
+    assert expected.cost == pytest.approx(
+        (2 * expected.prompt_tokens + 10 * expected.completion_tokens) / 1e6
+    )
+    assert "20 features: about 40 requests" in str(expected)
+    answered = dataset.estimate_labels(range(20), MODEL, k=3)
+    assert (answered.requests, answered.kept, answered.cost) == (0, 20, None)
+    every = dataset.estimate_labels(model=MODEL, k=3)
+    assert every.features == len(USED) - 20
+
+
+# --- choosing samples ------------------------------------------------------------------------------
+
+
+def chosen(asking, dataset, feature):
+    """Return which request is made for a feature, and of what; or why there is none."""
+    try:
+        task = asking.label_task(dataset, feature)
+    except ValueError as error:
+        return str(error)
+    return task.request.digest, task.chosen
+
+
+@pytest.mark.parametrize("negatives", ["random", "hard"])
+@pytest.mark.parametrize("examples", ["top", "quantile", "random"])
+def test_shared_reads_choose_what_single_ones_do(template, monkeypatch, examples, negatives):
+    monkeypatch.setattr(bulk_reads, "_BLOCK_FEATURES", 7)
+    for rows, columns in ((2**28, 2**27), (2_000, 100)):
+        monkeypatch.setattr(bulk_reads, "_ROW_BYTES", rows)
+        monkeypatch.setattr(bulk_reads, "_COLUMN_BYTES", columns)
+        for view in (template, template[::-1], template[5:8]):
+            asking = Asking(
+                model=MODEL, methods=(), prompts=Prompts(), k=3, examples=examples,
+                negatives=negatives,
+            )  # fmt: skip
+            features = [30, 2, 17, 4, 9, 11, 25, 3, 2, 30]
+            shared = SharedReads.of(view, features)
+            found = [chosen(asking, shared, feature) for feature in features]
+            assert found == [chosen(asking, view, feature) for feature in features]
+            assert any(isinstance(part, str) for part in found) == (len(view) == 3)
+            assert shared._row_bytes <= rows
+
+
+def test_a_document_that_was_not_encoded_is_passed_over(tmp_path):
+    documents = numbered_documents(USED)
+    documents.insert(3, {"text": None})
+    whole = Dataset(documents, NumberedSAE(WIDTH), save_path=tmp_path / "s.zarr")
+    with LLMServer(judge) as server:
+        found = label(whole, server)
+    assert found.table["label"].tolist() == [f"w{f}" for f in USED]
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command_estimates_labels_and_stops_at_a_budget(dataset, capsys):
+    with LLMServer(judge) as server:
+        common = ["label", dataset.path, "--model", MODEL, "-k", "3"]
+        assert run([*common, "--estimate", "--features", "1,5-9"]) == 0
+        assert capsys.readouterr().out.startswith("6 features: about 6 requests")
+        assert not server.requests
+        common += ["--base-url", server.url]
+        assert run([*common, "--features", "1,5-9", "--score", "detection"]) == 0
+        out = capsys.readouterr().out
+        assert "6 features labelled, " in out
+        assert run([*common, "--max-cost", "0.0061", "--prices", "1,10", "--concurrency", "2"]) == 1
+        printed = capsys.readouterr()
+        assert "stopped: max_cost=0.0061 is reached" in printed.err
+        assert run([*common, "--features", "1-x"]) == 2
+        assert "features are numbers and ranges" in capsys.readouterr().err
+        assert run([*common, "--prices", "1"]) == 2
+        capsys.readouterr()
+        assert run([*common, "--features", "99"]) == 1
+        assert "feature 99 is not among" in capsys.readouterr().err
+        assert run(common) == 0
+    assert len(Dataset.load_from_file(dataset.path).feature_labels()) == len(USED)
+    assert set(contents(server).values()) == {1}
+
+
+def test_lists_of_features_and_prices_are_read():
+    assert read_features("1,5-7, 6 ,2 - 3") == [1, 5, 6, 7, 2, 3]
+    assert read_prices("0.30, 2.5") == (0.3, 2.5)
+    for wrong in ("", "a", "3-1", "-4", "1,,2"):
+        with pytest.raises(ValueError, match="features"):
+            read_features(wrong)
+    for wrong in ("", "1", "1,2,3", "a,b"):
+        with pytest.raises(ValueError, match="two numbers"):
+            read_prices(wrong)
+
+
+def test_a_table_of_nothing_has_the_same_types(dataset):
+    with LLMServer(judge) as server:
+        found = label(dataset, server, [])
+        full = label(dataset, server, [1])
+    pd.testing.assert_series_equal(found.table.dtypes, full.table.dtypes)
