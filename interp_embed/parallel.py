@@ -12,15 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
     from concurrent.futures import Executor
 
-__all__ = ["REQUESTS", "Flights", "available_cpus", "bounded_map", "request_pool"]
+__all__ = ["REQUESTS", "Flights", "ProcessPool", "available_cpus", "bounded_map", "request_pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 REQUESTS = 32
 """Requests in flight to storages that are far away."""
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
 
 
 def available_cpus() -> int:
@@ -31,25 +29,39 @@ def available_cpus() -> int:
         return os.cpu_count() or 1
 
 
-def request_pool() -> ThreadPoolExecutor:
-    """Return the threads that wait for storages that are far away; one pool a process.
+class ProcessPool:
+    """Threads of one kind, one pool a process, started when they are first needed.
 
-    What runs there makes one request and hands nothing to the pool in turn: it could wait for itself.
+    What runs there hands nothing to the pool in turn: it could wait for itself.
+
+    Parameters
+    ----------
+    threads
+        How many.
+    name
+        What their names begin with.
     """
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(REQUESTS, "interp-embed-request")
-        return _pool
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._threads, self._name = threads, name
+        self._forget()
+        if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> ThreadPoolExecutor:
+        """Return the pool."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, self._name)
+            return self._pool
 
 
-def _forget_pool() -> None:
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads
-    os.register_at_fork(after_in_child=_forget_pool)
+request_pool = ProcessPool(REQUESTS, "interp-embed-request")
+"""The threads that wait for storages that are far away. What runs there makes one request."""
 
 
 class Flights:

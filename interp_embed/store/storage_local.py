@@ -7,15 +7,15 @@ import errno
 import itertools
 import os
 import shutil
-import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
 from interp_embed.errors import DiskFullError
+from interp_embed.parallel import ProcessPool
 from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage, unless_missing
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ATTEMPTS = 3
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
 
 
 class _FileSink(Sink):
@@ -250,25 +248,8 @@ def _free(root: Path) -> str:
         return "nothing is free"
 
 
-def _sync_pool() -> ThreadPoolExecutor:
-    """Return the threads that sync, one pool a process: starting them takes longer than a small commit.
-
-    What runs there syncs one file or folder and hands nothing to the pool in turn.
-    """
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(AT_ONCE, "interp-embed-sync")
-        return _pool
-
-
-def _forget_pool() -> None:
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads
-    os.register_at_fork(after_in_child=_forget_pool)
+# Starting threads takes longer than a small commit.
+_sync_pool = ProcessPool(AT_ONCE, "interp-embed-sync")
 
 
 def _all_at_once(run: Callable[[Path], None], paths: Iterable[Path]) -> None:
