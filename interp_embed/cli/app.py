@@ -107,6 +107,13 @@ def demo(
     run_demo(folder, device)
 
 
+Sae = Annotated[
+    str,
+    typer.Option(
+        help="embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, a folder in SAELens's format, or "
+        "module:factory, where factory() returns an SAE."
+    ),
+]
 Field = Annotated[str, typer.Option(help="Column that holds the text.")]
 Dtype = Annotated[StoredDtype, typer.Option(help="Of stored activations.")]
 Description = Annotated[str, typer.Option(help="Kept in the store, for people.")]
@@ -239,13 +246,7 @@ def plan(
         ),
     ],
     store: Annotated[str, typer.Argument(metavar="STORE", help="Path or URL to write to.")],
-    sae: Annotated[
-        str,
-        typer.Option(
-            help="embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, a folder in SAELens's "
-            "format, or module:factory, where factory() returns an SAE."
-        ),
-    ] = "embedded",
+    sae: Sae = "embedded",
     field: Field = "text",
     dtype: Dtype = StoredDtype.float32,
     chunk_documents: Annotated[
@@ -331,13 +332,7 @@ def merge(
 
 @app.command("serve-sae")
 def serve_sae(
-    sae: Annotated[
-        str,
-        typer.Option(
-            help="embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, a folder in SAELens's "
-            "format, or module:factory, where factory() returns an SAE."
-        ),
-    ] = "embedded",
+    sae: Sae = "embedded",
     host: Annotated[
         str,
         typer.Option(
