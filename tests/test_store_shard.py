@@ -22,6 +22,7 @@ from interp_embed.store.storage import open_storage
 INTEGERS = ["uint8", "int8", "uint16", "uint32", "int32", "uint64", "int64"]
 SPECS = [
     *(ArraySpec(dtype, "delta", "n") for dtype in INTEGERS),
+    *(ArraySpec(dtype, "delta-lz4", "n") for dtype in ("uint16", "uint32")),
     *(ArraySpec(dtype, "zstd", "n") for dtype in [*INTEGERS, "bool", "float16", "float64"]),
     *(ArraySpec(dtype, "lz4", "n") for dtype in ("float32", "uint16")),
     ArraySpec("string", "text", "n"),

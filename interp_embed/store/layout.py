@@ -72,13 +72,12 @@ def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[s
         Highest number of tokens of one document with one feature: sets the dtype of the counts.
     """
     feature = feature_dtype(d_sae).name
-    # Bit-shuffled float32 mantissas hardly compress: lz4 gives up 1 % of size for speed. The
-    # difference is worth having for float16.
-    value = ArraySpec(dtype.name, "lz4" if dtype.itemsize == 4 else "zstd", "nnz")
+    # What a pass reads is lz4: of an entry it takes 3 % more room than zstd, is decoded 1.7 times as
+    # fast and encoded three times as fast. What is read for single documents is zstd.
     count = np.min_scalar_type(highest_count).name
     return {
-        "feature": ArraySpec(feature, "delta", "nnz"),
-        "activation": value,
+        "feature": ArraySpec(feature, "delta-lz4", "nnz"),
+        "activation": ArraySpec(dtype.name, "lz4", "nnz"),
         "token_ptr": ArraySpec("uint32", "delta", "token_ptr"),
         "doc_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
         "doc_id": ArraySpec("int64", "delta", "doc"),
@@ -89,12 +88,12 @@ def chunk_arrays(d_sae: int, dtype: np.dtype[Any], highest_count: int) -> dict[s
         "token/end": ArraySpec("uint32", "delta", "token"),
         "token/special": ArraySpec("bool", "zstd", "token"),
         "pooled/doc_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
-        "pooled/feature": ArraySpec(feature, "delta", "pooled_nnz"),
-        "pooled/max": ArraySpec(dtype.name, value.encoding, "pooled_nnz"),
+        "pooled/feature": ArraySpec(feature, "delta-lz4", "pooled_nnz"),
+        "pooled/max": ArraySpec(dtype.name, "lz4", "pooled_nnz"),
         "pooled/sum_ptr": ArraySpec("uint32", "delta", "doc_ptr"),
         "pooled/sum": ArraySpec("float32", "lz4", "pooled_sum"),
-        "pooled/count": ArraySpec(count, "zstd", "pooled_nnz"),
-        "pooled/positive": ArraySpec(count, "zstd", "pooled_nnz"),
+        "pooled/count": ArraySpec(count, "lz4", "pooled_nnz"),
+        "pooled/positive": ArraySpec(count, "lz4", "pooled_nnz"),
     }
 
 
@@ -112,14 +111,13 @@ def index_arrays(
     document
         Of document numbers.
     """
-    value = ArraySpec(dtype.name, "lz4" if dtype.itemsize == 4 else "zstd", "entry")
     frequency = ArraySpec("uint64", "zstd", "feature")
     return {
         "feature_ptr": ArraySpec("uint64", "delta", "feature_ptr"),
-        "document": ArraySpec(document.name, "delta", "entry"),
-        "max": value,
-        "count": ArraySpec(count.name, "zstd", "entry"),
-        "positive": ArraySpec(count.name, "zstd", "entry"),
+        "document": ArraySpec(document.name, "delta-lz4", "entry"),
+        "max": ArraySpec(dtype.name, "lz4", "entry"),
+        "count": ArraySpec(count.name, "lz4", "entry"),
+        "positive": ArraySpec(count.name, "lz4", "entry"),
         "summary/document_frequency": frequency,
         "summary/token_frequency": frequency,
         "summary/nonzero_documents": frequency,
@@ -128,7 +126,7 @@ def index_arrays(
         "summary/max": ArraySpec("float32", "lz4", "feature"),
         "summary/top_ptr": ArraySpec("uint64", "delta", "top_ptr"),
         "summary/top_document": ArraySpec(document.name, "zstd", "top"),
-        "summary/top_max": ArraySpec(dtype.name, value.encoding, "top"),
+        "summary/top_max": ArraySpec(dtype.name, "lz4", "top"),
     }
 
 

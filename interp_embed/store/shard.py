@@ -26,7 +26,7 @@ __all__ = ["CRC_BYTES", "INDEX_ENTRY", "INNER_ELEMENTS", "ArraySpec", "InnerCode
 INNER_ELEMENTS = 2**16
 """Elements of an inner chunk: the smallest piece that a reader decodes."""
 
-Encoding = Literal["delta", "zstd", "lz4", "text"]
+Encoding = Literal["delta", "delta-lz4", "zstd", "lz4", "text"]
 CRC_BYTES = 4
 INDEX_ENTRY = 16
 _CRC32C = {"name": "crc32c"}
@@ -41,9 +41,10 @@ class ArraySpec:
     ----------
     dtype : str
         A numpy dtype name, or ``"string"``.
-    encoding : {"delta", "zstd", "lz4", "text"}
-        ``delta`` for sorted or slowly varying integers (differences, bit-shuffled, zstd), ``zstd``
-        and ``lz4`` bit-shuffled, ``text`` for strings.
+    encoding : {"delta", "delta-lz4", "zstd", "lz4", "text"}
+        ``delta`` and ``delta-lz4`` for sorted or slowly varying integers (differences,
+        bit-shuffled), ``zstd`` and ``lz4`` bit-shuffled, ``text`` for strings. lz4 is for what
+        passes read; see `interp_embed.store.layout`.
     dimension : str
         Name of the array's one dimension.
     """
@@ -96,7 +97,7 @@ class ArraySpec:
             as_bytes["configuration"] = {"endian": "little"}
         blosc = {
             "typesize": dtype.itemsize,
-            "cname": "lz4" if self.encoding == "lz4" else "zstd",
+            "cname": "lz4" if self.encoding in ("lz4", "delta-lz4") else "zstd",
             "clevel": 1,
             "shuffle": "bitshuffle",
             # One block an inner chunk: smaller and up to 1.6 times faster to decode than the
@@ -104,7 +105,7 @@ class ArraySpec:
             "blocksize": inner * dtype.itemsize,
         }
         codecs = [as_bytes, {"name": "blosc", "configuration": blosc}, _CRC32C]
-        if self.encoding == "delta":
+        if self.encoding in ("delta", "delta-lz4"):
             codecs.insert(0, {"name": _DELTA, "configuration": {"dtype": dtype.str}})
         return codecs
 

@@ -20,6 +20,7 @@ _OK, _TRUNCATED, _FAILED = 0, 1, 2
 _BLOCK = 2**20  # nonzeros that are pooled at a time
 _ENCODINGS = {
     "delta": ["numcodecs.delta", "bytes", "blosc", "crc32c"],
+    "delta-lz4": ["numcodecs.delta", "bytes", "blosc", "crc32c"],
     "zstd": ["bytes", "blosc", "crc32c"],
     "lz4": ["bytes", "blosc", "crc32c"],
     "text": ["vlen-utf8", "zstd", "crc32c"],
@@ -48,7 +49,7 @@ def metadata_differs(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> s
         "shard": [max(1, -(-length // inner)) * inner],
         "inner chunk": [inner],
         "codecs": _ENCODINGS[entry["encoding"]],
-        "compressor": "lz4" if entry["encoding"] == "lz4" else "zstd",
+        "compressor": "lz4" if entry["encoding"] in ("lz4", "delta-lz4") else "zstd",
     }
     for name, value in expected.items():
         if found[name] != value:
