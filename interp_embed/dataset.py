@@ -221,7 +221,8 @@ class Dataset(Labelling, Naming):
         Parameters
         ----------
         memory
-            Bytes that the process should stay within, or a size such as ``"4G"``; 1 GiB by default.
+            Bytes that this may take beside what the process holds, or a size such as ``"4G"``;
+            768 MiB by default.
         rebuild
             Delete the index that there is first: it may be damaged.
 

@@ -1,8 +1,8 @@
-"""Giving memory that was freed back to the system.
+"""Keeping what a process holds near what it uses.
 
 An allocator keeps what is freed for the next request, and where sizes vary from block to block it
 keeps more and more: what a process holds then grows with the length of a pass, though what it uses
-does not. Asking it now and then to let go bounds that.
+does not. Asking for few different sizes, and asking it now and then to let go, bounds that.
 """
 
 from __future__ import annotations
@@ -10,12 +10,27 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["release_freed_memory"]
+    from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["release_freed_memory", "roomy_array"]
+
+_ROOM = 2**20
+
+
+def roomy_array(length: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Return a new array, whatever is in it, in memory of one of few sizes.
+
+    For large arrays that follow each other in a pass: one takes the place of another. What it has
+    more room than ``length`` for is never touched, and so takes no memory.
+    """
+    return np.empty(-(-length // _ROOM) * _ROOM, dtype)[:length]
 
 
 @cache

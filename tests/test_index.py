@@ -59,7 +59,7 @@ def tiny(monkeypatch):
 def use_tiny(patch, limit, block):
     patch.setattr(index_writer, "_SMALLEST", limit)
     patch.setattr(index_segment, "_BLOCK", block)
-    patch.setattr(index_segment, "_MERGED_FEATURES", 7)
+    patch.setattr(index_segment, "_MERGED", 7 * index_segment.INDEX_TOP)
 
 
 def build(path, **options):

@@ -11,6 +11,7 @@ from interp_embed.aggregate.memory import available_memory
 from interp_embed.aggregate.scheduler import worker_count
 from interp_embed.aggregate.stream import stream_tokens
 from interp_embed.chunk import feature_dtype, gather_ranges
+from interp_embed.heap import roomy_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,6 +28,9 @@ __all__ = ["Block", "BlockRows", "block_ahead", "clusters", "cut_documents", "re
 _GAP = 2**16
 """Entries that are read over rather than skipped, as they share an inner chunk anyway."""
 _MOST, _LEAST = 2**22, 2**16
+"""Entries of a block of tokens. Of the document level, of which every entry may stay in the result, at
+most half as many: what a few threads hold of them adds up, and larger ones are hardly faster."""
+_CUT_AT_ONCE = 2**16
 _BYTES_AN_ENTRY = 32
 """What an entry of a block takes while it is reduced: read, decoded, widened, and the result."""
 
@@ -50,6 +54,8 @@ class Block:
     travels : bool
         The result goes to another process, so that fewer bytes are worth some work: counts are
         returned as the smallest integers that hold them.
+    alone : bool
+        It is the only one: what it reads may be asked for again soon, and is kept in the cache.
     """
 
     store: Store
@@ -59,6 +65,7 @@ class Block:
     features: NDArray[np.int64] | None = None
     wide: bool = False
     travels: bool = False
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -92,20 +99,34 @@ def cut_documents(
     if len(documents) == 0:
         return []
     share = available_memory() // (_BYTES_AN_ENTRY * 3 * worker_count(workers))
-    limit = min(max(share, _LEAST), _MOST)
-    intervals = store.ledger.intervals
-    rates = np.array([0.0, *(_entries_a_document(i.commit, tokens) for i in intervals)])
-    rate = rates[store.ledger.locate(documents) + 1]
-    # What lies between two documents is read over, up to a gap that is worth skipping.
-    steps = np.diff(documents, prepend=documents[0] - 1)
-    cost = np.cumsum(np.minimum(steps * rate, rate + _GAP))
-    cuts = np.flatnonzero(np.diff(cost // limit, prepend=-1))
+    limit = min(max(share, _LEAST), _MOST if tokens else _MOST // 2)
+    cuts = _cuts(store, documents, limit, tokens)
     runs: list[range | NDArray[np.int64]] = []
     for begin, end in zip(cuts, [*cuts[1:], len(documents)], strict=True):
         run = documents[begin:end]
         first, last = int(run[0]), int(run[-1])
         runs.append(range(first, last + 1) if last - first + 1 == len(run) else run.copy())
     return runs
+
+
+def _cuts(
+    store: Store, documents: NDArray[np.int64], limit: int, tokens: bool
+) -> NDArray[np.int64]:
+    """Return where runs of about ``limit`` entries begin; needs little memory for any corpus."""
+    intervals = store.ledger.intervals
+    rates = np.array([0.0, *(_entries_a_document(i.commit, tokens) for i in intervals)])
+    found: list[NDArray[np.int64]] = []
+    last, spent, number = int(documents[0]) - 1, 0.0, -1.0
+    for begin in range(0, len(documents), _CUT_AT_ONCE):
+        some = documents[begin : begin + _CUT_AT_ONCE]
+        rate = rates[store.ledger.locate(some) + 1]
+        # What lies between two documents is read over, up to a gap that is worth skipping.
+        cost = np.minimum(np.diff(some, prepend=last) * rate, rate + _GAP)
+        cost = spent + np.cumsum(cost)
+        numbers = cost // limit
+        found.append(begin + np.flatnonzero(np.diff(numbers, prepend=number)))
+        last, spent, number = int(some[-1]), float(cost[-1]), float(numbers[-1])
+    return np.concatenate(found)
 
 
 def _entries_a_document(commit: Any, tokens: bool) -> float:
@@ -178,12 +199,13 @@ def _from_tokens(chunk: StoredChunk, positions: NDArray[np.int64], block: Block)
         raise ValueError(f"{reduction.name} needs the tokens and does not say how")
     low, high = int(positions[0]), int(positions[-1]) + 1
     # The document level says how many entries there are at most.
-    pointer = chunk.array("pooled/doc_ptr").read(low, high + 1).astype(np.int64)
+    pointer = chunk.array("pooled/doc_ptr").read(low, high + 1, keep=block.alone)
+    pointer = pointer.astype(np.int64)
     rows = positions - low
     most = int((pointer[rows + 1] - pointer[rows]).sum())
     lengths = np.zeros(len(positions), np.int64)
     dtype = np.dtype(np.int32) if block.wide else feature_dtype(chunk.d_sae)
-    columns, values = np.empty(most, dtype), np.empty(most, np.float32)
+    columns, values = roomy_array(most, dtype), roomy_array(most, np.float32)
     reduce = reduction.tokens()(chunk.d_sae)
     at = n = 0
     for piece in stream_tokens(chunk, low, high, positions):
@@ -203,16 +225,16 @@ def _from_pooled(chunk: StoredChunk, positions: NDArray[np.int64], block: Block)
     if reduction.finalize is None:
         raise ValueError(f"{reduction.name} needs the document level and does not say how")
     low, high = int(positions[0]), int(positions[-1]) + 1
-    level = chunk.pooled(reduction.arrays, low, high)
+    level = chunk.pooled(reduction.arrays, low, high, keep=block.alone)
     lengths = np.diff(level["doc_ptr"])
     n_tokens = None
     if reduction.uses_n_tokens:
-        doc_ptr = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
+        doc_ptr = chunk.array("doc_ptr").read(low, high + 1, keep=block.alone).astype(np.int64)
         n_tokens = np.repeat(np.diff(doc_ptr).astype(np.float32), lengths)
     columns = level["feature"]
-    values = reduction.finalize(level, n_tokens, block.threshold).astype(np.float32, copy=False)
+    values = _as(np.float32, reduction.finalize(level, n_tokens, block.threshold))
     if block.wide:
-        columns = columns.astype(np.int32)
+        columns = _as(np.int32, columns)
     if len(positions) != high - low:
         rows = positions - low
         entries = gather_ranges(level["doc_ptr"][rows], level["doc_ptr"][rows + 1])
@@ -220,6 +242,14 @@ def _from_pooled(chunk: StoredChunk, positions: NDArray[np.int64], block: Block)
     if (chunk.commit.has_negative or reduction.gives_zeros) and not values.all():
         return _keep(values != 0, lengths, columns, values)
     return lengths, columns, values
+
+
+def _as(dtype: type[np.generic], values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype == dtype or len(values) < _GAP:
+        return values.astype(dtype, copy=False)
+    out = roomy_array(len(values), dtype)
+    out[:] = values
+    return out
 
 
 def _select(

@@ -77,7 +77,7 @@ class _Order:
 
 
 def _ordered(documents: NDArray[np.int64]) -> _Order:
-    if len(documents) < 2 or (np.diff(documents) > 0).all():
+    if len(documents) < 2 or (documents[1:] > documents[:-1]).all():
         return _Order(documents, None)
     return _Order(*np.unique(documents, return_inverse=True))
 
@@ -226,7 +226,16 @@ def _run(
     return run_tasks(
         reduce_block,
         (
-            Block(store, run, reduction, threshold, features, wide and not travels, travels)
+            Block(
+                store,
+                run,
+                reduction,
+                threshold,
+                features,
+                wide=wide and not travels,
+                travels=travels,
+                alone=len(runs) == 1,
+            )
             for run in runs
         ),
         workers=workers,

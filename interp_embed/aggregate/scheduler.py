@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from tqdm.auto import tqdm
 
 from interp_embed.aggregate.memory import available_memory
+from interp_embed.heap import release_freed_memory
 from interp_embed.parallel import available_cpus, bounded_map
 from interp_embed.progress import show_progress
 
@@ -27,6 +29,9 @@ R = TypeVar("R")
 __all__ = ["active_client", "run_tasks", "worker_count"]
 
 _QUIET_SECONDS = 2.0
+_RELEASE_SECONDS = 1.0
+"""How often freed memory is given back in a long pass: what is held grows slowly, and taking it again
+costs some 20 ms."""
 _TASKS_A_THREAD = 2
 """Tasks that a cluster's thread has before it: one is computed while the other's result travels."""
 _TASKS_AHEAD = 16
@@ -115,9 +120,14 @@ def run_tasks(
             yield task
 
     with bar:
+        released = time.monotonic()
         for result in _ordered(run, noted(), workers, ahead):
             yield result
+            del result
             bar.update(sizes.popleft())
+            if time.monotonic() - released > _RELEASE_SECONDS:
+                release_freed_memory()
+                released = time.monotonic()
 
 
 def _ordered(

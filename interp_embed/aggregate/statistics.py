@@ -154,6 +154,7 @@ class _Task:
     documents: range | NDArray[np.int64]
     statistics: tuple[str, ...]
     threshold: float
+    alone: bool
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -210,7 +211,7 @@ def count_features(
         names = tuple(totals)
         for counted in run_tasks(
             _count_block,
-            (_Task(store, run, names, threshold) for run in runs),
+            (_Task(store, run, names, threshold, len(runs) == 1) for run in runs),
             workers=workers,
             description="statistics",
             total=len(single),
@@ -256,7 +257,7 @@ def _count(task: _Task) -> Totals:
     for chunk, positions, _ in task.store.parts(np.asarray(task.documents, np.int64)):
         if from_documents:
             for which in clusters(chunk, positions, tokens=False):
-                _count_documents(chunk, positions[which], task.threshold, from_documents, totals)
+                _count_documents(chunk, positions[which], task, from_documents, totals)
         if from_tokens:
             for which in clusters(chunk, positions, tokens=True):
                 members = positions[which]
@@ -271,18 +272,19 @@ def _count(task: _Task) -> Totals:
 def _count_documents(
     chunk: StoredChunk,
     positions: NDArray[np.int64],
-    threshold: float,
+    task: _Task,
     statistics: Sequence[Statistic],
     totals: Totals,
 ) -> None:
     low, high = int(positions[0]), int(positions[-1]) + 1
-    rules = [(_rule(s, chunk, threshold), totals[s.name]) for s in statistics]
-    level = chunk.pooled(sorted({name for rule, _ in rules for name in rule.arrays}), low, high)
+    rules = [(_rule(s, chunk, task.threshold), totals[s.name]) for s in statistics]
+    names = sorted({name for rule, _ in rules for name in rule.arrays})
+    level = chunk.pooled(names, low, high, keep=task.alone)
     rows = positions - low
     begin, end = level["doc_ptr"][rows], level["doc_ptr"][rows + 1]
     for rule, out in rules:
         assert rule.from_documents is not None
-        rule.from_documents(level, begin, end, threshold, out)
+        rule.from_documents(level, begin, end, task.threshold, out)
 
 
 def _rule(statistic: Statistic, chunk: StoredChunk, threshold: float) -> Statistic:

@@ -108,7 +108,7 @@ def stream_tokens(
     TokenPiece
         The next documents, one at least.
     """
-    doc_ptr = chunk.array("doc_ptr").read(low, high + 1).astype(np.int64)
+    doc_ptr = chunk.array("doc_ptr").read(low, high + 1, keep=False).astype(np.int64)
     first, last = int(doc_ptr[0]), int(doc_ptr[-1])
     token_ptr = chunk.array("token_ptr").read(first, last + 1, keep=False)
     bounds = token_ptr[doc_ptr - first].astype(np.int64)

@@ -9,6 +9,7 @@ import json
 import threading
 from concurrent.futures import wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,7 @@ class OpenFolder:
         self.folder = folder
         self._cache = cache
         self._opened: dict[str, ShardedArray] = {}
-        self._indexes: Mapping[str, bytes] | None = None
-        self._flights = Flights()
+        self._indexes = _ShardIndexes(storage, folder.key)
         self._lock = threading.Lock()
 
     def __contains__(self, name: str) -> bool:
@@ -137,19 +137,33 @@ class OpenFolder:
             with self._lock:
                 if name not in self._opened:
                     self._opened[name] = self.folder.open(
-                        self.storage, name, self._cache, lambda: self._index_of(name)
+                        self.storage, name, self._cache, partial(self._indexes.of, name)
                     )
                 found = self._opened[name]
         return found
 
-    def _index_of(self, name: str) -> bytes | None:
-        if self._indexes is None:
-            self._indexes = self._flights.do("indexes", self._read_indexes)
-        return self._indexes.get(name)
 
-    def _read_indexes(self) -> Mapping[str, bytes]:
+class _ShardIndexes:
+    """The indexes of a folder's larger shards, read together when one is asked for.
+
+    Not a part of `OpenFolder`: its arrays have this, and would keep each other, and the cache with
+    decoded data, until the garbage collector comes by.
+    """
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._known: Mapping[str, bytes] | None = None
+        self._flights = Flights()
+
+    def of(self, name: str) -> bytes | None:
+        if self._known is None:
+            self._known = self._flights.do("indexes", self._read)
+        return self._known.get(name)
+
+    def _read(self) -> Mapping[str, bytes]:
         try:
-            document = json.loads(self.storage.get(f"{self.folder.key}/zarr.json"))
+            document = json.loads(self._storage.get(f"{self._folder}/zarr.json"))
             known = document["attributes"].get(SHARD_INDEXES, {})
             return {name: base64.b64decode(data) for name, data in known.items()}
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):

@@ -289,6 +289,8 @@ class StoredChunk:
         names: Sequence[str] = ("max", "sum", "count"),
         start: int = 0,
         stop: int | None = None,
+        *,
+        keep: bool = True,
     ) -> dict[str, NDArray[Any]]:
         """Return arrays of the document level of documents ``start:stop``.
 
@@ -299,6 +301,8 @@ class StoredChunk:
             is stored.
         start, stop
             Positions in the chunk.
+        keep
+            Whether what few documents need is kept in the cache; see `ShardedArray.read`.
 
         Returns
         -------
@@ -306,11 +310,11 @@ class StoredChunk:
             The arrays asked for, with ``doc_ptr`` (starting at 0) and ``feature``.
         """
         stop = self.n_documents if stop is None else stop
-        pointer = self.array("pooled/doc_ptr").read(start, stop + 1).astype(np.int64)
+        pointer = self.array("pooled/doc_ptr").read(start, stop + 1, keep=keep).astype(np.int64)
         begin, end = int(pointer[0]), int(pointer[-1])
 
         def stored(name: str) -> NDArray[Any]:
-            return self.array(f"pooled/{name}").read(begin, end)
+            return self.array(f"pooled/{name}").read(begin, end, keep=keep)
 
         found = {"doc_ptr": pointer - begin, "feature": stored("feature")}
         wanted = set(names)

@@ -13,6 +13,7 @@ from interp_embed.errors import CorruptStoreError
 from interp_embed.parallel import available_cpus, bounded_map
 from interp_embed.store.index_ledger import Part
 from interp_embed.store.layout import INDEX_TOP, index_arrays
+from interp_embed.store.shard_reader import BlockCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +30,8 @@ __all__ = ["Source", "Workspace", "write_segment", "write_summary"]
 
 _BLOCK = 2**20
 """Entries that are read, copied or summarised at a time."""
-_MERGED_FEATURES = 1024
-"""Features whose top documents are merged at a time."""
+_MERGED = 2**20
+"""Top documents that are merged at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,15 +116,15 @@ class Workspace:
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._held: dict[tuple[str, str], NDArray[Any]] = {}
+        self._held: dict[str, NDArray[np.uint8]] = {}
 
     def array(self, name: str, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return the array of this name, whatever is in it."""
-        held = self._held.get((name, dtype.str))
-        if held is None or len(held) < n:
-            self._held.pop((name, dtype.str), None)
-            held = self._held[name, dtype.str] = np.empty(max(n, self._entries), dtype)
-        return held[:n]
+        size = n * dtype.itemsize
+        if name not in self._held or len(self._held[name]) < size:
+            self._held.pop(name, None)
+            self._held[name] = np.empty(max(n, self._entries) * dtype.itemsize, np.uint8)
+        return self._held[name][:size].view(dtype)
 
     def converted(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return ``values``, or a copy of another dtype."""
@@ -191,25 +192,17 @@ def write_segment(
     total = _read_features(blocks, feature, d_sae, executor, workers)
     pointer = np.concatenate([[0], np.cumsum(total)])
     cursor, sums = pointer[:-1].copy(), np.zeros(d_sae, np.float64)
-    columns: dict[str, NDArray[Any]] = {
-        "document": workspace.array("document", n, document),
-        "max": workspace.array("max", n, dtype),
-        "count": workspace.array("count", n, count_dtype),
-        "positive": workspace.array("positive", n, count_dtype) if signed else np.empty(0, "u1"),
-    }
     # numba has no float16 on a CPU: its bits are copied as they are.
     bits = np.dtype(np.uint16 if dtype.itemsize == 2 else np.float32)
-    targets = [
-        columns["document"],
-        columns["max"].view(bits),
-        columns["count"],
-        columns["positive"],
-    ]
+    fields = [("document", document), ("max", bits), ("count", count_dtype)]
+    records = workspace.array(
+        "records", n, np.dtype([*fields, *([("positive", count_dtype)] if signed else [])])
+    )
 
     idle: list[Workspace] = []
     float32 = np.dtype(np.float32)
 
-    def load(block: _Block) -> tuple[_Block, list[NDArray[Any]], Workspace]:
+    def load(block: _Block) -> tuple[_Block, list[Any], Workspace]:
         try:
             memory = idle.pop()
         except IndexError:
@@ -220,8 +213,10 @@ def write_segment(
         if block.chunk.commit.has_negative:
             positive = memory.converted("positives", block.read("positive", memory), count_dtype)
         summand = memory.array("summand", len(value), float32)
-        fill_sums(count, memory.converted("max", value, float32), block.own_sums(memory), summand)
-        loaded = [value.view(bits), count, positive if signed else positive[:0], summand]
+        fill_sums(
+            count, memory.converted("single", value, float32), block.own_sums(memory), summand
+        )
+        loaded = [value.view(bits), count, positive if signed else None, summand]
         return block, loaded, memory
 
     shares = feature_ranges(total, workers)
@@ -230,7 +225,7 @@ def write_segment(
         entry = feature[block.entries], bounds, block.first
 
         def copy(edges: NDArray[np.int64], of: tuple[Any, ...] = (*entry, *loaded)) -> None:
-            scatter(*of[:3], edges, *of[3:], cursor, *targets, sums)
+            scatter(*of[:3], edges, *of[3:], cursor, records, sums)
 
         for _ in executor.map(copy, shares):
             pass
@@ -238,9 +233,10 @@ def write_segment(
         advance(len(loaded[0]))
     specs = index_arrays(dtype, count_dtype, document)
     # The largest first: the disk syncs them while the summary is made.
+    columns = {name: records[name] for name in records.dtype.names or ()}
+    columns["max"] = columns["max"].view(dtype)
     for name, values in columns.items():
-        if name != "positive" or signed:
-            folder.add(name, specs[name], values)
+        folder.add(name, specs[name], values)
     folder.add("feature_ptr", specs["feature_ptr"], pointer)
     _write_own_summary(folder, specs, pointer, columns, sums, executor, workers)
 
@@ -284,18 +280,18 @@ def _write_own_summary(
 ) -> None:
     from interp_embed.kernels.transpose import summarize
 
-    signed = len(columns["positive"]) > 0
+    signed = "positive" in columns
 
     def run(features: tuple[int, int]) -> dict[str, NDArray[Any]]:
         low, high = features
         here = slice(int(pointer[low]), int(pointer[high]))
-        count = columns["count"][here]
+        of = {name: np.ascontiguousarray(values[here]) for name, values in columns.items()}
         return summarize(
             pointer[low : high + 1] - pointer[low],
-            columns["document"][here],
-            columns["max"][here].astype(np.float32, copy=False),
-            count,
-            columns["positive"][here] if signed else count,
+            of["document"],
+            of["max"].astype(np.float32, copy=False),
+            of["count"],
+            of["positive" if signed else "count"],
             INDEX_TOP,
         )
 
@@ -379,8 +375,10 @@ def _merged_tops(
 ) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
     """Yield ranges of features, with their top documents among those of all segments."""
     names = ("top_ptr", "top_document", "top_max")
-    arrays = [{n: s.open(storage, f"summary/{n}") for n in names} for s in segments]
-    for low, high in itertools.pairwise([*range(0, d_sae, _MERGED_FEATURES), d_sae]):
+    cache = BlockCache()
+    arrays = [{n: s.open(storage, f"summary/{n}", cache) for n in names} for s in segments]
+    step = max(1, _MERGED // (INDEX_TOP * len(segments)))
+    for low, high in itertools.pairwise([*range(0, d_sae, step), d_sae]):
         feature, document, value = [], [], []
         for of in arrays:
             pointer = of["top_ptr"].read(low, high + 1).astype(np.int64)

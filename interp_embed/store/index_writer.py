@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_MEMORY", "build_index", "delete_superseded"]
 
-DEFAULT_MEMORY = 2**30
-_RESERVED = 5 * 2**26
-"""What the interpreter, its libraries and the blocks in flight take of the memory."""
+DEFAULT_MEMORY = 3 * 2**28
+_RESERVED = 3 * 2**26
+"""What the blocks in flight and compiled code take of the memory."""
 _SMALLEST = 2**20
 """Entries that a segment may have, however little memory there is."""
 _ATTEMPTS = 3
@@ -67,8 +67,9 @@ def build_index(
     store
         The store; its snapshot of the ledger is renewed.
     memory
-        Bytes that the process should stay within. The less, the more segments, and the more reads for
-        the documents of a feature; a segment takes about 10 bytes an entry of the document level.
+        Bytes that this may take, beside what the process holds. The less, the more segments, and the
+        more reads for the documents of a feature; a segment takes about 10 bytes an entry of the
+        document level.
     rebuild
         Delete what index there is first, and build it whole.
     progress
@@ -139,6 +140,7 @@ def _build(store: Store, memory: int, progress: bool) -> None:
                     segments.append(Segment(tuple(s.part for s in run), folder.close()))
                 written.append(segments[-1].folder.key)
             summary = None
+            del workspace
             if len(segments) > 1:
                 with _new_folder(storage, executor) as folder:
                     write_summary(folder, storage, [s.folder for s in segments], store.dtype)

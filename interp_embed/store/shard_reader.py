@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError
+from interp_embed.heap import roomy_array
 from interp_embed.parallel import Flights, bounded_map
 from interp_embed.store.shard import CRC_BYTES, INDEX_ENTRY, InnerCodec, crc
 
@@ -366,7 +367,8 @@ class ShardedArray:
     def read(self, start: int, stop: int, *, keep: bool = True) -> NDArray[Any]:
         """Return elements ``start:stop``; only the inner chunks that hold them are read.
 
-        Few inner chunks are kept in the cache, which a pass (``keep=False``) would only flush.
+        Few inner chunks are kept in the cache, which a pass (``keep=False``) would only fill with what
+        nobody asks for again.
         """
         if not 0 <= start <= stop <= self.length:
             raise IndexError(
@@ -379,8 +381,10 @@ class ShardedArray:
         inner = self._codec.inner
         first, last = start // inner, (stop - 1) // inner
         parts = [self._block(number) for number in range(first, last + 1)]
-        if all(part is None for part in parts) and len(parts) >= _CACHED_CHUNKS:
-            out = np.empty(stop - start, self.dtype)
+        direct = len(parts) >= _CACHED_CHUNKS or not (keep or self.storage.remote)
+        if direct and all(part is None for part in parts):
+            many = len(parts) >= _CACHED_CHUNKS and self.dtype != object
+            out = (roomy_array if many else np.empty)(stop - start, self.dtype)
             self.read_into(out, start)
             return out
         if any(part is None for part in parts):
