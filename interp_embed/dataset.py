@@ -222,7 +222,7 @@ class Dataset(Labelling, Naming):
         ----------
         memory
             Bytes that this may take beside what the process holds, or a size such as ``"4G"``;
-            768 MiB by default.
+            512 MiB by default.
         rebuild
             Delete the index that there is first: it may be damaged.
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_MEMORY", "build_index", "delete_superseded"]
 
-DEFAULT_MEMORY = 3 * 2**28
+DEFAULT_MEMORY = 2**29
 _RESERVED = 3 * 2**26
 """What the blocks in flight and compiled code take of the memory."""
 _SMALLEST = 2**20

@@ -72,6 +72,11 @@ class BlockCache:
         self._held = 0
         self._lock = threading.Lock()
 
+    @property
+    def held(self) -> int:
+        """Bytes that are held."""
+        return self._held
+
     def get(self, key: tuple[str, int]) -> NDArray[Any] | None:
         """Return the block, or None where it is not held."""
         with self._lock:
