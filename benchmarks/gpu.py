@@ -28,6 +28,7 @@ from pipeline import (
 from interp_embed.data import load_demo
 from interp_embed.encode.pieces import commit_size
 from interp_embed.sae import LocalSAE
+from interp_embed.sae.quiet import quiet_saelens
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 _VOCABULARY = 4096
@@ -85,7 +86,7 @@ def small_tokenizer() -> Any:
 
 def random_sae(folder: Path, hook: str, d_in: int, d_sae: int, k: int) -> None:
     """Write a TopK SAE with random weights in SAELens's format."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_saelens():
         warnings.simplefilter("ignore")
         from sae_lens import SAE
 
@@ -116,7 +117,6 @@ def measure(
 ) -> dict[str, Any]:
     """Encode the same documents alone, with storing, and in the original's way, in turn."""
     import torch
-    from sae_lens import SAE
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     model, hook, layer, d_sae = MODELS[name]()
@@ -128,7 +128,7 @@ def measure(
     texts = mixed_texts(n_documents, longest=24)
     size = commit_size(per_commit, 8)
     encode_alone(sae, texts[: 2 * size], size)
-    dense = SAE.load_from_disk(where / "sae", device=device, dtype="float32").eval()
+    dense = sae.sae  # SAELens's own, which the original library runs
     stack = model.transformer.h if hasattr(model, "transformer") else model.model.layers
     some = texts[: max(16, n_documents // 10)]
     rates: dict[str, list[float]] = {

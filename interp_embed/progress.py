@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["chosen_log", "log_as", "logged_worker", "quiet_progress", "show_progress"]
+__all__ = ["chosen_log", "log_as", "logged_worker", "quiet_progress", "say", "show_progress"]
 
 _LOGS = ("bar", "json", "none")
 _log: ContextVar[str | None] = ContextVar("log", default=None)
@@ -65,6 +65,18 @@ def show_progress() -> bool:
     if shell is not None and (running := shell.get_ipython()) is not None:
         return type(running).__name__ == "ZMQInteractiveShell" or sys.stderr.isatty()
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, above a bar where there is one; nothing where `log_as` says "none".
+
+    For what somebody should know who waits, or reads a log later: that a server does not answer, say.
+    """
+    if _log.get() == "none" or sys.stderr is None:
+        return
+    from tqdm.auto import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -451,9 +451,15 @@ class ClientPayloadError(Exception):
     """As aiohttp names an answer that is cut off."""
 
 
+RequestsConnectionError = type("ConnectionError", (OSError,), {"__doc__": "As requests has it."})
+RequestsReadTimeout = type("ReadTimeout", (type("Timeout", (OSError,), {}),), {})
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
+        (RequestsConnectionError(), Trouble.UNREACHABLE),
+        (RequestsReadTimeout(), Trouble.BROKEN),
         (ConnectionRefusedError(), Trouble.UNREACHABLE),
         (TimeoutError(), Trouble.BROKEN),
         (httpx.ConnectTimeout(""), Trouble.UNREACHABLE),

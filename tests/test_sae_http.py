@@ -39,14 +39,10 @@ from interp_embed.cli.saes import build_sae
 from interp_embed.errors import FingerprintMismatchError, SAEUnavailableError
 from interp_embed.sae.http import HttpSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
+from interp_embed.sae.remote.arrow_form import decode_arrow, encode_arrow
 from interp_embed.sae.remote.arrow_size import unpacked_size
+from interp_embed.sae.remote.json_form import decode_json, encode_json
 from interp_embed.sae.remote.transport import BadAnswerError
-from interp_embed.sae.remote.wire import (
-    decode_arrow,
-    decode_json,
-    encode_arrow,
-    encode_json,
-)
 from interp_embed.serve import serve
 from interp_embed.serve.queue import DeviceQueue
 from interp_embed.testing import assert_chunks_equal, read_everything, strategies, texts_of
@@ -704,7 +700,7 @@ def test_arrow_is_refused_before_it_is_unpacked_to_more_than_may_be(compression,
             unpacked_size(before + less + after)
     with pytest.raises(BadAnswerError, match="features do not ascend"):
         decode_arrow(body, ["the cat"])
-    monkeypatch.setattr("interp_embed.sae.remote.wire.LONGEST_ANSWER", 8 * many - 1)
+    monkeypatch.setattr("interp_embed.sae.remote.arrow_form.LONGEST_ANSWER", 8 * many - 1)
     with pytest.raises(BadAnswerError, match=r"Arrow that unpacks to 8,38\d,\d+ bytes, at most"):
         decode_arrow(body, ["the cat"])
 
@@ -886,7 +882,7 @@ def test_a_notebook_is_told_to_use_a_thread():
 
 
 def test_the_server_finishes_what_it_encodes_and_turns_the_rest_away():
-    with ServeProcess(WORD_SAE_SLOW="3") as process:
+    with ServeProcess(WORD_SAE_SLOW="6") as process:
         answers = {}
 
         def send(name):
@@ -1062,9 +1058,6 @@ def test_a_port_that_is_taken_is_said_before_the_sae_is_loaded(capsys, monkeypat
 
 
 def test_without_pyarrow_activations_come_as_json(opened, served, monkeypatch):
-    from interp_embed.sae.remote import wire
-
-    monkeypatch.setattr(wire, "has_arrow", lambda: False)
     monkeypatch.setattr("interp_embed.sae.http.has_arrow", lambda: False)
     sae = opened(HttpSAE(served.url))
     assert sae._accept() == "application/json"

@@ -46,6 +46,8 @@ class StoreFacts:
         What the SAE can be made again from.
     model : str
         The language model, where the fingerprint names it.
+    served : dict
+        What the server of an `HttpSAE` said of the SAE behind it, as far as it was asked.
     field : object
         The column with the text.
     columns : list
@@ -70,6 +72,7 @@ class StoreFacts:
     indexed: int
     sae: Mapping[str, Any]
     model: str
+    served: Mapping[str, Any]
     field: Any
     columns: list[Any] = field(default_factory=list)
     description: str = ""
@@ -111,6 +114,7 @@ def read_facts(store: Store) -> StoreFacts:
     status = store.status(np.arange(store.n_documents))
     live = store.ledger.live
     attributes = store.attributes
+    served = _served(attributes["fingerprint"])
     failed = int((status == DocumentStatus.FAILED).sum())
     missing = int((status == MISSING).sum())
     return StoreFacts(
@@ -130,7 +134,8 @@ def read_facts(store: Store) -> StoreFacts:
         bytes=_sizes(store),
         indexed=0 if (index := store.index()) is None else index.documents_covered,
         sae=attributes["sae"],
-        model=str(attributes["fingerprint"].get("model") or ""),
+        model=str((served or attributes["fingerprint"]).get("model") or ""),
+        served=served,
         field=store.field,
         columns=[column.name for column in store.schema],
         description=attributes["description"],
@@ -138,6 +143,14 @@ def read_facts(store: Store) -> StoreFacts:
         created=attributes["created"],
         format_version=attributes["format_version"],
     )
+
+
+def _served(fingerprint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fingerprint of the SAE behind a server, or behind the last of several."""
+    served: Mapping[str, Any] = {}
+    while isinstance(inner := fingerprint.get("server"), dict):
+        served = fingerprint = inner
+    return served
 
 
 def _sizes(store: Store) -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from interp_embed import Dataset, merge
 from interp_embed.cli.facts import open_store, thousands
 from interp_embed.cli.interrupts import says
-from interp_embed.cli.saes import quiet_loading, sae_for
+from interp_embed.cli.saes import quiet_loading, reached, sae_for
 from interp_embed.cli.tables import open_documents
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ def run_append(source: str, path: str, *, sae: str | None, batch_size: int, devi
     dataset = Dataset.load_from_file(path)
     dataset.sae = model
     before = len(dataset)
-    with says(
+    committed = says(
         "what was committed is safe. If the documents were added, 'interp-embed encode' with the "
         "store alone encodes the rest; else the same command again goes on"
-    ):
+    )
+    with committed, reached(model):
         dataset.append(documents, batch_size=batch_size)
     added = dataset[np.arange(before, len(dataset))]
     failed = len(added.failures())

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from interp_embed.aggregate.memory import format_bytes
 from interp_embed.cli.facts import StoreFacts, open_store, read_facts, thousands
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["run_info", "size_lines"]
+
+_LONGEST_NAME = 200
 
 
 def run_info(path: str, *, as_json: bool) -> None:
@@ -73,10 +76,46 @@ def _nonzeros(facts: StoreFacts) -> str:
 
 
 def _sae(facts: StoreFacts) -> str:
-    sae = facts.sae
-    names = [str(sae[name]) for name in ("release", "sae_id", "variant_name") if sae.get(name)]
-    name = " ".join(names) or str(sae.get("sae_class", "unknown"))
-    return f"{name}, on {facts.model}" if facts.model else name
+    name = _name(facts.sae)
+    if "url" not in facts.sae and not facts.served:
+        return f"{name}, on {facts.model}" if facts.model else name
+    parts = []
+    if served := facts.served:
+        hook = served.get("hook_name")
+        width = served.get("d_sae", facts.d_sae)
+        parts = [
+            _name(served),
+            *([f"on {_shown(facts.model)}"] if facts.model else []),
+            *([f"at {_shown(hook)}"] if hook else []),
+            *([f"{thousands(width)} features"] if isinstance(width, int) else []),
+        ]
+    where = f" at {_without_secrets(facts.sae['url'])}" if "url" in facts.sae else ""
+    return ", ".join([*parts, f"{'behind ' if parts else ''}{name}{where}"])
+
+
+def _name(sae: Mapping[str, Any]) -> str:
+    """Return what an SAE is called in what was recorded of it, or else its class."""
+    names = [_shown(sae[n]) for n in ("release", "sae_id", "variant_name") if sae.get(n)]
+    kind = _shown(sae.get("sae_class", sae.get("class", "unknown")))
+    if kind.startswith("interp_embed."):
+        kind = kind.rpartition(":")[2]
+    return " ".join(names) if names and set(names) != {"folder"} else kind
+
+
+def _shown(value: object) -> str:
+    """Return what somebody else may have written as a few words in one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return line if len(line) <= _LONGEST_NAME else f"{line[:_LONGEST_NAME]}…"
+
+
+def _without_secrets(url: object) -> str:
+    """Return a URL without what may be a key; none is recorded, but a record may be anybody's."""
+    try:
+        parts = urlsplit(str(url))
+        host = parts.netloc.rpartition("@")[2]
+        return _shown(urlunsplit((parts.scheme, host, parts.path, "", "")))
+    except ValueError:
+        return "a URL that cannot be read"
 
 
 def _column(name: Any, facts: StoreFacts) -> str:

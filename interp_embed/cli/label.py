@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
+import signal
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
 from interp_embed.cli.interrupts import says
 
 if TYPE_CHECKING:
-    from interp_embed.llm.bulk import BulkLabels
+    from collections.abc import Coroutine, Iterator
+
+    from interp_embed.llm.bulk_labels import BulkLabels
 
 __all__ = ["read_features", "read_prices", "run_label"]
+
+T = TypeVar("T")
 
 _KEPT = (
     "answers and labels that came are in the store. The same command again goes on from there, and "
     "pays for none of them again"
 )
-_SHOWN_FAILURES = 5
+_OPTIONS = {
+    "base_url": "--base-url",
+    "features": "--features",
+    "k": "-k",
+    "max_concurrency": "--concurrency",
+    "max_cost": "--max-cost",
+    "max_retries": "--retries",
+    "max_tokens": "--max-tokens",
+    "model": "--model",
+    "prices": "--prices",
+    "prompts": "--prompts",
+    "requests_per_minute": "--requests-per-minute",
+    "score": "--score",
+    "seed": "--seed",
+    "timeout": "--timeout",
+    "tokens_per_minute": "--tokens-per-minute",
+}
+"""What the arguments are called here that the library complains of."""
 
 
 def read_features(text: str) -> list[int]:
@@ -71,7 +96,7 @@ def run_label(
     choice: dict[str, Any],
     limits: dict[str, Any],
 ) -> bool:
-    """Label features, or print what it would take; return whether all of it was done.
+    """Label features, or print what it would take; return False where a limit ended it, or all failed.
 
     Parameters
     ----------
@@ -89,19 +114,90 @@ def run_label(
         The others of `Dataset.label_features`.
     """
     dataset = Dataset.load_from_file(path)
-    if only_estimate:
-        print(dataset.estimate_labels(features, prices=prices, **choice))
-        return True
-    with says(_KEPT):
-        found = asyncio.run(dataset.label_features(features, prices=prices, **choice, **limits))
+    with _in_words_of_the_command():
+        if only_estimate:
+            print(dataset.estimate_labels(features, prices=prices, **choice))
+            return True
+        with says(_KEPT):
+            found = _interruptibly(
+                dataset.label_features(features, prices=prices, **choice, **limits)
+            )
     _print(path, found)
-    return found.stopped is None
+    in_vain = len(found.failures) > 0 and not (found.table["label"] != "").any()
+    return found.stopped is None and not in_vain
+
+
+@contextmanager
+def _in_words_of_the_command() -> Iterator[None]:
+    """Have what the library says of an argument name the option; an answer that is lost is printed."""
+    from interp_embed.llm.errors import AnswersNotKeptError, LLMError
+
+    try:
+        yield
+    except AnswersNotKeptError as error:
+        for digest, text in error.answers.items():
+            error.add_note(f"the answer to request {digest}: {text}")
+        raise
+    except LLMError:
+        raise  # some are ValueErrors too; they name no argument
+    except (ValueError, TypeError) as error:
+        if type(error) not in (ValueError, TypeError):
+            raise
+        # An argument is named where the message begins, or with a value behind it.
+        said = re.sub(r"^(\w+)\b|\b(\w+)=(?=[\w(])", _option, str(error))
+        raise type(error)(said).with_traceback(error.__traceback__) from None
+
+
+def _option(found: re.Match[str]) -> str:
+    option = _OPTIONS.get(found[1] or found[2])
+    if option is None:
+        return found[0]
+    return option if found[1] else f"{option} "
+
+
+def _interruptibly(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; the first Ctrl-C has it end early, the second one ends the process at once.
+
+    What is on disk then is as good as after a kill: whole. Nothing less would do, as Python waits for
+    threads that read when a process ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.run(work)
+    interrupts = 0
+
+    async def run() -> T:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def interrupt(number: int, frame: Any) -> None:
+            nonlocal interrupts
+            interrupts += 1
+            if interrupts > 1:
+                print(f"interrupted\nnote: {_KEPT}", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+            loop.call_soon_threadsafe(task.cancel)
+
+        # In place of the loop's own, and for as long as the loop is being closed.
+        signal.signal(signal.SIGINT, interrupt)
+        return await work
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        if not interrupts:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print(path: str, found: BulkLabels) -> None:
+    from interp_embed.llm.budget import dollars
+    from interp_embed.llm.bulk_reasons import lines_of
+
     labelled = int((found.table["label"] != "").sum())
-    failed = found.failures
-    cost = "" if math.isnan(found.cost) else f", ${found.cost:.4g}"
+    cost = "" if math.isnan(found.cost) else f", {dollars(found.cost)}"
     print(f"{path}")
     print(
         f"  {thousands(labelled)} feature{'s' * (labelled != 1)} labelled, "
@@ -109,14 +205,10 @@ def _print(path: str, found: BulkLabels) -> None:
     )
     if found.kept:
         print(f"  {thousands(found.kept)} more requests were answered before")
-    if len(failed):
-        print(f"  {thousands(len(failed))} failed:")
-        for feature, reason in (
-            failed[["feature", "failed"]].head(_SHOWN_FAILURES).itertuples(index=False)
-        ):
-            print(f"    feature {feature}: {' '.join(reason.split())}")
-        if len(failed) > _SHOWN_FAILURES:
-            print("    ...")
+    if len(found.unscored):
+        print(f"  {thousands(len(found.unscored))} not scored: the budget is spent")
+    for line in lines_of(found.table):
+        print(f"  {line}")
     if found.stopped is not None:
         print(f"stopped: {found.stopped}", file=sys.stderr)
         print(f"note: {_KEPT}", file=sys.stderr)

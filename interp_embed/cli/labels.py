@@ -7,6 +7,8 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+import typer
+
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
 from interp_embed.label import best_labels
@@ -40,17 +42,26 @@ def run_labels(
         from interp_embed.label_files import check_writable
 
         check_writable(write)  # before anything is added
+    _check_features(features, dataset.d_sae)
     if read is not None:
         added = dataset.import_labels(read, source=source, only=only)
-        print(f"{path}: {_labels(added)} added from {read}", file=sys.stderr)
+        print(f"{path}: {read}: {added}", file=sys.stderr)
     if from_tokens:
         found = dataset.label_features_from_tokens(list(features) or None)
-        print(f"{path}: {_labels(len(found))} made from tokens", file=sys.stderr)
+        print(f"{path}: {found}", file=sys.stderr)
     if write is not None:
         count = dataset.export_labels(write, best=not every)
         print(f"{write}: {_labels(count)}")
     if write is None and read is None and not from_tokens:
         _print(dataset, features, every=every, as_json=as_json)
+
+
+def _check_features(features: Sequence[int], width: int | None) -> None:
+    for feature in features:
+        if width is not None and feature >= width:
+            raise typer.BadParameter(
+                f"--feature: the SAE has no feature {feature}; it has 0 to {width - 1}"
+            )
 
 
 def _labels(count: int) -> str:
@@ -67,7 +78,7 @@ def _print(dataset: Dataset, features: Sequence[int], *, every: bool, as_json: b
         print(json.dumps([label.to_json() for label in records], indent=1, ensure_ascii=False))
         return
     if not records:
-        print("no labels")
+        print("no labels" + (" of " + ", ".join(map(str, features)) if features else ""))
         return
     width = max(len(str(label.feature)) for label in records)
     kinds = max(len(label.source) for label in records)

@@ -15,10 +15,12 @@ from interp_embed.encode.recorded import recorded_sae
 from interp_embed.sae.kinds import device_problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from interp_embed.sae import BaseSAE
     from interp_embed.store.reader import Store
 
-__all__ = ["best_device", "build_sae", "quiet_loading", "sae_for"]
+__all__ = ["best_device", "build_sae", "quiet_loading", "reached", "sae_for"]
 
 _GOODFIRE = "goodfire:"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -162,6 +164,24 @@ def best_device(device: str) -> str:
     if (problem := device_problem(device)) is not None:
         raise ValueError(f"--device {device}: {problem}. Use --device cpu, or auto")
     return device
+
+
+@contextlib.contextmanager
+def reached(sae: BaseSAE) -> Iterator[None]:
+    """Ask the server of an SAE what it serves, where it has one; others are not loaded.
+
+    So that a wrong URL is said before documents are written, and before processes are started.
+    """
+    from interp_embed.sae.remote.base import RemoteSAE
+
+    if not isinstance(sae, RemoteSAE):
+        yield
+        return
+    sae.load()
+    try:
+        yield
+    finally:
+        sae.destroy()
 
 
 def quiet_loading() -> None:

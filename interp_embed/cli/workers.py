@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from interp_embed.cli.facts import open_store, thousands
 from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.plan import create_planned, run_finish
-from interp_embed.cli.saes import build_sae, quiet_loading, sae_for
+from interp_embed.cli.saes import build_sae, quiet_loading, reached, sae_for
 from interp_embed.encode.shares import Worker, missing_chunks
 from interp_embed.parallel import available_cpus
 from interp_embed.progress import chosen_log, log_as
@@ -72,15 +72,17 @@ def run_encode_planned(
     if gpus is not None or processes is not None:
         started = processes_for(number, gpus=gpus, processes=processes, device=device)
     if store is not None and sae is not None:
-        create_planned(
-            source,
-            store,
-            build_sae(sae, "cpu"),
-            field=field,
-            dtype=dtype,
-            description=description,
-            chunk_documents=chunk_documents,
-        )
+        model = build_sae(sae, "cpu")
+        with reached(model):
+            create_planned(
+                source,
+                store,
+                model,
+                field=field,
+                dtype=dtype,
+                description=description,
+                chunk_documents=chunk_documents,
+            )
     if started is None:
         return run_worker(path, number, sae=sae, batch_size=batch_size, device=device)
     # Or say what is there instead, before anything is started.

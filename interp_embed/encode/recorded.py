@@ -35,7 +35,11 @@ def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
         If it cannot be built from what was recorded.
     """
     try:
-        sae = load_sae_from_metadata(store.attributes["sae"], import_modules=True)
+        sae = load_sae_from_metadata(
+            store.attributes["sae"],
+            import_modules=True,
+            fingerprint=store.attributes["fingerprint"],
+        )
     except Exception as error:
         raise ValueError(
             f"the SAE that the store at {store.storage.url} was made for cannot be built again; pass "

@@ -14,12 +14,13 @@ from interp_embed.chunk import Chunk, TokenTable
 from interp_embed.sae.assemble import NOT_FINITE
 from interp_embed.sae.remote.base import RemoteSAE
 from interp_embed.sae.remote.checks import check_chunk
+from interp_embed.sae.remote.retries import Trouble
 from interp_embed.sae.tokens import align_strings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ApiDocument", "ApiSAE"]
+__all__ = ["ApiDocument", "ApiSAE", "Trouble"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +55,9 @@ class ApiSAE(RemoteSAE):
     libraries, and of SDKs built on them, are understood; `classify` is there for others.
 
     A document that fails for good is recorded as failed, with the reason, and takes no other with it.
-    A service that refuses the key, or that answers none of the documents that it was given, ends the
-    run with `SAEUnavailableError`; the store goes on from there later.
+    A service that refuses the key, or that stays busy or out of reach however often it is asked (429,
+    502, 503, 504, connections that fail), ends the run with `SAEUnavailableError`: no document is to
+    blame, and the store goes on from there later. See `encode_document` for how to say which it is.
 
     Keys belong into the environment: whatever `metadata` returns is written into stores.
 
@@ -105,8 +107,17 @@ class ApiSAE(RemoteSAE):
 
         Raises
         ------
+        SAEUnavailableError
+            If the service cannot be used by anybody now: a quota that is used up, say. The run ends at
+            once.
+        ConnectionError
+            If it could not be reached, or is too busy. Asked again, and then the run ends.
+        TimeoutError
+            If it took too long. Asked again, and then the document is recorded as failed.
         Exception
-            Whatever is wrong with the document or the service; see the class.
+            Anything else, `ValueError` for one, is the document's own: it is recorded as failed, with
+            this as its reason. Errors of HTTP libraries count by their status: 400, 404, 413, 422 and
+            the like are the document's. `classify` can say otherwise, with a `Trouble`.
         """
 
     async def encode_batch(self, texts: Sequence[str]) -> Chunk:

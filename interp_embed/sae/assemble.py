@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
-from interp_embed.errors import SAENotLoadedError
+from interp_embed.errors import SAENotLoadedError, SAEUnavailableError
 from interp_embed.sae.memory import is_out_of_memory
 from interp_embed.sae.tokens import align_strings, reason_not_text
 
@@ -108,8 +108,8 @@ def _isolated(call: Callable[[list[str]], Any], inputs: list[str]) -> list[Any]:
         results = list(call(inputs))
         if len(results) != len(inputs):
             raise ValueError(f"{len(results)} results for {len(inputs)} documents")
-    except SAENotLoadedError:
-        raise
+    except (SAENotLoadedError, SAEUnavailableError):
+        raise  # no document is to blame
     except Exception as error:
         if len(inputs) == 1:
             return [error]

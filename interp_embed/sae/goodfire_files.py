@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import UnsafePickleError
+from interp_embed.sae.hub import from_hub
+from interp_embed.sae.identity import close_to, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,6 +114,7 @@ def find_variant(name: str, *, published: bool) -> GoodfireVariant:
         raise ValueError(
             f"variant_name must be one of {', '.join(map(repr, VARIANTS))}, got {name!r}; for an SAE "
             "of your own in this format pass weights= and model= too"
+            f"{did_you_mean(close_to(name, VARIANTS))}"
         )
     variant = GoodfireVariant(name)
     _ = variant.layer
@@ -127,16 +130,20 @@ def hub_file(repository: str, name: str) -> Path:
         If it cannot be had.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    try:
-        return Path(hf_hub_download(repository, name))
-    except (OSError, EntryNotFoundError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise OSError(
-            f"{name} of {repository} could not be fetched from the hub ({reason}); if the file is on "
-            "this machine, pass its path as weights="
-        ) from error
+    what = f"{name} of {repository}"
+    with from_hub(what, repository, files=name, instead="its path as weights="):
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError:
+            raise
+        except (OSError, EntryNotFoundError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise OSError(
+                f"{what} could not be fetched from the hub ({reason}); if the file is on this machine, "
+                "pass its path as weights="
+            ) from error
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.chunk import DocumentStatus
 from interp_embed.progress import quiet_progress
 from interp_embed.sae.base import BaseSAE
-from interp_embed.sae.identity import hash_loaded, recordable, what_was_asked
+from interp_embed.sae.identity import hash_loaded, located, recordable, what_was_asked
 from interp_embed.sae.kinds import device_problem
+from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
 from interp_embed.sae.tokenizing import (
     DocumentTokenizer,
     bos_token_id,
     require_integer,
     resolve_overflow,
 )
-from interp_embed.sae.tokens import token_strings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,8 +113,8 @@ class HookedSAE(BaseSAE):
         self.batch_tokens = batch_tokens
         self.model: Any = None
         self.sae: Any = None
-        self._given_model = model
-        self._given_tokenizer = tokenizer
+        self._given_model = located(model)
+        self._given_tokenizer = located(tokenizer)
         self._hooked: HookedModel | None = None
         self._encoder: ChunkEncoder | None = None
         self._documents: DocumentTokenizer | None = None
@@ -245,7 +244,12 @@ class HookedSAE(BaseSAE):
         if self._hooked is None or self._documents is None or self._encoder is None:
             return known
         if self._hashes is None:
-            self._hashes = hash_loaded(self.sae, self.tokenizer, templated=self.chat_template)
+            self._hashes = hash_loaded(
+                self.sae,
+                self.tokenizer,
+                templated=self.chat_template,
+                date=self._documents.template_date,
+            )
         return {
             **known,
             **self._hashes,
@@ -287,28 +291,17 @@ class HookedSAE(BaseSAE):
         self._require_loaded()
         tokenizer = self._tokenizer()
         encoded = tokenizer.documents(documents)
-        width = max((len(d.tokens) for d in encoded), default=0) if padding else 0
+        tables = [document.tokens for document in encoded]
         if as_tokens:
-            vocabulary = tokenizer.vocabulary(encoded)
-            pad = str(tokenizer.tokenizer.decode([self._pad_id()]))
-            strings = [
-                token_strings(text, d.tokens, vocabulary)
-                for text, d in zip(documents, encoded, strict=True)
-            ]
-            return [row + [pad] * (width - len(row)) for row in strings]
+            pad = str(tokenizer.tokenizer.decode([self._pad_id()])) if padding else None
+            return string_rows(documents, tables, tokenizer.vocabulary(encoded), padding=pad)
         from transformers import BatchEncoding
 
-        ids = [d.tokens.id.tolist() for d in encoded]
-        return BatchEncoding(
-            {
-                "input_ids": [row + [self._pad_id()] * (width - len(row)) for row in ids],
-                "attention_mask": [[1] * len(row) + [0] * (width - len(row)) for row in ids],
-            }
-        )
+        return BatchEncoding(id_rows(tables, padding=self._pad_id() if padding else None))
 
     def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
         """Return the activations of each text, (n_tokens, d_sae); None for one that failed."""
-        return _matrices(self.encode_chunk(texts))
+        return chunk_matrices(self.encode_chunk(texts))
 
     def encode_chat(
         self, conversations: Sequence[Sequence[Mapping[str, str]]]
@@ -330,7 +323,9 @@ class HookedSAE(BaseSAE):
             raise ValueError(
                 "the tokenizer has no chat template, so it cannot encode conversations"
             )
-        return _matrices(self._encode_documents(self._tokenizer().conversations(conversations)))
+        return chunk_matrices(
+            self._encode_documents(self._tokenizer().conversations(conversations))
+        )
 
     def encode_chunk(self, texts: Sequence[str]) -> Chunk:
         """Encode documents with their tokens; see `BaseSAE.encode_chunk`.
@@ -364,10 +359,3 @@ class HookedSAE(BaseSAE):
             if number is not None:
                 return int(number)
         return 0
-
-
-def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
-    return [
-        None if chunk.status[i] == DocumentStatus.FAILED else chunk.csr(i)
-        for i in range(chunk.n_documents)
-    ]

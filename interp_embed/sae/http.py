@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from interp_embed.errors import SAEUnavailableError
 from interp_embed.sae.assemble import one_line
 from interp_embed.sae.kinds import plain_json
+from interp_embed.sae.remote.arrow_form import decode_arrow, has_arrow
 from interp_embed.sae.remote.base import RemoteSAE, require_number
+from interp_embed.sae.remote.json_form import decode_json
 from interp_embed.sae.remote.retries import Trouble, http_status, retrying
 from interp_embed.sae.remote.transport import (
     AnswerError,
@@ -19,16 +21,7 @@ from interp_embed.sae.remote.transport import (
     key_from_environment,
     require_http,
 )
-from interp_embed.sae.remote.wire import (
-    ARROW,
-    JSON,
-    PROTOCOL,
-    decode_arrow,
-    decode_json,
-    has_arrow,
-    parse_json,
-    strings,
-)
+from interp_embed.sae.remote.wire import ARROW, JSON, PROTOCOL, parse_json, strings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +34,8 @@ __all__ = ["TOKEN_VARIABLE", "HttpSAE"]
 TOKEN_VARIABLE = "INTERP_EMBED_HTTP_TOKEN"
 _RETRIES_AT_ONCE = 2
 """When loading: who has mistyped a URL should not wait for minutes."""
+_INFO_SECONDS = 15.0
+_LABELS_SECONDS = 60.0
 _HEALTH_SECONDS = 10.0
 
 
@@ -124,6 +119,10 @@ class HttpSAE(RemoteSAE):
         """Return what messages call the server."""
         return f"the SAE server at {self.url}"
 
+    def answer_seconds(self) -> float:
+        """Return how long a request waits for its answer."""
+        return self.timeout
+
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; the token is not among them."""
         return {name: getattr(self, name) for name in self._transport}
@@ -142,14 +141,14 @@ class HttpSAE(RemoteSAE):
         Raises
         ------
         SAEUnavailableError
-            If it does not answer, refuses the token, or is something else.
+            If it does not answer within seconds, refuses the token, or is something else.
         """
         require_http("HttpSAE")
         if self.form == "arrow":
             _require_arrow()
         key = key_from_environment(TOKEN_VARIABLE)
         self._http = HttpTransport(self.url, key=key, timeout=self.timeout)
-        said = await self._document("/v1/info")
+        said = await self._document("/v1/info", _INFO_SECONDS)
         try:
             self._take_info(said)
         except BadAnswerError as error:
@@ -185,24 +184,24 @@ class HttpSAE(RemoteSAE):
         self._feature_labels = self.wait_for(self._labels())
 
     async def _labels(self) -> dict[int, str]:
-        said = await self._document("/v1/labels")
+        said = await self._document("/v1/labels", _LABELS_SECONDS)
         try:
             return strings(said.get("labels"), "labels", 2**32)
         except BadAnswerError as error:
             raise SAEUnavailableError(f"{self.url}/v1/labels: {error}") from error
 
-    async def _document(self, path: str) -> dict[str, Any]:
+    async def _document(self, path: str, seconds: float) -> dict[str, Any]:
         """Return a JSON object that the server has; what goes wrong here goes wrong altogether."""
 
         async def ask() -> dict[str, Any]:
-            answer = await self._client().get(path)
+            answer = await self._client().get(path, timeout=min(self.timeout, seconds))
             self._client().refuse_echo(self.url + path, answer.body)
             return parse_json(answer.body, "the answer")
 
         try:
             return await retrying(
                 ask,
-                self.classify,
+                self._classify_early,
                 max_retries=min(self.max_retries, _RETRIES_AT_ONCE),
                 base_delay=self.base_delay,
             )
@@ -215,6 +214,11 @@ class HttpSAE(RemoteSAE):
                 f"{self.service()} cannot be reached: {one_line(error)}. Is "
                 "'interp-embed serve-sae' running there?"
             ) from error
+
+    def _classify_early(self, error: BaseException) -> Trouble:
+        """Return what to make of an error while loading: who does not answer is not asked again."""
+        late = "TimeoutException" in {cls.__name__ for cls in type(error).__mro__}
+        return Trouble.DOCUMENT if late else self.classify(error)
 
     async def close(self) -> None:
         """Close connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,32 @@ from typing import TYPE_CHECKING, Any
 from interp_embed.sae.kinds import plain_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["hash_loaded", "recordable", "unknown_sae", "what_was_asked"]
+__all__ = [
+    "close_to", "did_you_mean", "hash_loaded", "located", "published_at", "recordable", "unknown_sae",
+    "what_was_asked",
+]  # fmt: skip
 
 # Files of a folder that determine activations, as far as there are any.
 _SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 _MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
                     "added_tokens.json", "chat_template*")  # fmt: skip
+
+
+def located(value: Any) -> Any:
+    """Return a folder's path as one that holds wherever the process is; other values as they are.
+
+    What is recorded in a store is looked for again from another folder. A name on the hub stays one.
+    """
+    if not isinstance(value, str | Path):
+        return value
+    with contextlib.suppress(RuntimeError, OSError):  # a home of nobody, a name too long for a file
+        path = Path(value).expanduser()
+        if path.is_dir():
+            return str(path.absolute())
+    return value
 
 
 def recordable(value: Any) -> str | None:
@@ -60,37 +78,84 @@ def _source(value: Any, patterns: Sequence[str]) -> str | None:
 
 def unknown_sae(release: str, sae_id: str) -> str | None:
     """Return why SAELens has no such SAE; None if it has one, or may find one on the hub."""
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    known = get_pretrained_saes_directory()
+    known = _registry()
     if release in known:
         if sae_id in known[release].saes_map:
             return None
-        near = ", ".join(get_close_matches(sae_id, known[release].saes_map)) or "none like it"
-        return f"sae_id={sae_id!r} is not found in release {release}, which has {near}"
+        names = list(known[release].saes_map)
+        near = close_to(sae_id, names)
+        return (
+            f"sae_id={sae_id!r} is not found in release {release}, which has "
+            f"{', '.join(near or names[:3])} and others{did_you_mean(near[:1])}"
+        )
     folders = (Path(sae_id) / release, Path(sae_id))
     if sae_id in known or any((f / "cfg.json").is_file() for f in folders):
         return f"there is no release {release!r}, but sae_id={sae_id!r} is one: the two are swapped"
     if "/" in release:
         return None
     return (
-        f"release={release!r} is no release that SAELens knows, no folder with an SAE, and "
-        "no repository on the hub; SAELens's table of pretrained SAEs lists the releases"
+        f"release={release!r} is no release that SAELens knows, no folder with an SAE (seen from "
+        f"{Path.cwd()}), and no repository on the hub; SAELens's table of pretrained SAEs lists the "
+        f"releases{did_you_mean(close_to(release, known))}"
     )
 
 
-def hash_loaded(sae: Any, tokenizer: Any, *, templated: bool) -> dict[str, Any]:
-    """Return hashes of an SAE of SAELens and of the tokenizer, its chat template where it is used."""
+def published_at(release: str, sae_id: str) -> tuple[str, str]:
+    """Return the repository of an SAE on the hub, and a pattern of its files there."""
+    known = _registry()
+    if release not in known:
+        return release, f"{sae_id}*"
+    entry = known[release]
+    return str(entry.repo_id), f"{entry.saes_map.get(sae_id, sae_id)}*"
+
+
+def _registry() -> Mapping[str, Any]:
+    """Return the releases that SAELens knows, by name; from a file that comes with it."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    found: Mapping[str, Any] = get_pretrained_saes_directory()
+    return found
+
+
+def close_to(name: str, known: Iterable[str]) -> list[str]:
+    """Return the names that are most like one, up to three; none where none is."""
+    return get_close_matches(name, list(known), n=3)
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """Return the end of a message about a name that is not known; empty where none is near."""
+    return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def hash_loaded(
+    sae: Any, tokenizer: Any, *, templated: bool, date: str | None = None
+) -> dict[str, Any]:
+    """Return hashes of an SAE of SAELens and of the tokenizer, its chat template where it is used.
+
+    Parameters
+    ----------
+    sae, tokenizer
+        Loaded.
+    templated
+        Whether documents are encoded in the chat template.
+    date
+        The date that the template is given, where it asks for one. The template's hash is that of
+        both: stores were once made with the day of each run, which their fingerprints do not say.
+    """
     from interp_embed.sae.hashing import hash_json, hash_tensors, hash_tokenizer
 
     config = sae.cfg.to_dict()
     for key in ("device", "dtype", "metadata"):
         config.pop(key, None)
     template = getattr(tokenizer, "chat_template", None) if templated else None
+    dated = {} if date is None else {"template_date": date}
     return {
         "sae_architecture": sae.cfg.architecture(),
         "sae_config": hash_json(config),
         "sae_sha256": hash_tensors(sae.state_dict()),
         "tokenizer_sha256": hash_tokenizer(tokenizer),
-        "template_sha256": None if template is None else hash_json(template),
+        "template_sha256": None
+        if template is None
+        else hash_json(template if date is None else [template, date]),
+        **dated,
     }

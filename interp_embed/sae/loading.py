@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.base import BaseSAE, class_path
+from interp_embed.sae.hooked import HookedSAE
 from interp_embed.sae.kinds import SAEType, plain_json
 
 if TYPE_CHECKING:
@@ -31,7 +33,12 @@ def sae_record(sae: BaseSAE) -> dict[str, Any]:
     return found
 
 
-def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool = False) -> BaseSAE:
+def load_sae_from_metadata(
+    metadata: Mapping[str, Any],
+    *,
+    import_modules: bool = False,
+    fingerprint: Mapping[str, Any] | None = None,
+) -> BaseSAE:
     """Build the SAE that was recorded, without loading its models.
 
     Parameters
@@ -43,6 +50,8 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
     import_modules : bool
         Import the module of the class where it is not imported yet. That runs the module's code, so
         only for metadata that can be trusted. Modules of this library are imported in any case.
+    fingerprint : mapping, optional
+        Of the store that the metadata are from: it says whether the SAE was read from a folder.
 
     Raises
     ------
@@ -69,11 +78,19 @@ def load_sae_from_metadata(metadata: Mapping[str, Any], *, import_modules: bool 
             "under 'sae_class'"
         )
     try:
-        return cls.from_metadata(settings)
+        sae = cls.from_metadata(settings)
     except TypeError as error:
         raise ValueError(
             f"{class_path(cls)} does not take the recorded settings: {error}"
         ) from error
+    from_folder = fingerprint is not None and fingerprint.get("release") == "folder"
+    if from_folder and isinstance(sae, HookedSAE) and sae._own_folder() is None:
+        # Records hold whole paths; those of older versions, what was given.
+        raise ValueError(
+            f"it was read from a folder that is recorded as {settings.get('release')!r}, and there is "
+            f"no SAE, seen from {Path.cwd()}. Go where that path leads to it, or pass the SAE"
+        )
+    return sae
 
 
 def _class_of(kind: SAEType) -> type[BaseSAE]:
@@ -86,9 +103,31 @@ def _class_of(kind: SAEType) -> type[BaseSAE]:
     return found
 
 
+def _has(module: Any, name: str) -> bool:
+    """Return whether a module has what a path with dots names."""
+    for part in name.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
 def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
     module_name, _, name = path.partition(":")
     module = sys.modules.get(module_name)
+    if "<locals>" in name:
+        raise ValueError(
+            f"its class {name} of module {module_name} was defined inside a function, where nobody "
+            "finds it again. Define it at the top of a module, and make stores with that; this one "
+            "goes on where an SAE of the class is passed"
+        )
+    if module_name == "__main__" and not _has(module, name):
+        raise ValueError(
+            f"its class {name} was defined in a script or a notebook (its module is __main__), which "
+            "this process has no other way to find. Put the class in a module, a file that is "
+            "imported, and make stores with that; this one goes on where the script or notebook "
+            "defines the class again and passes an SAE of it"
+        )
     if module is None and not (import_modules or module_name.startswith("interp_embed.")):
         raise ValueError(
             f"its class {name} of module {module_name} is not imported, and what a file names cannot "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +14,8 @@ from interp_embed.sae.embedded_release import (
     embedded_sae_folder,
 )
 from interp_embed.sae.hooked import HookedSAE
-from interp_embed.sae.identity import unknown_sae
+from interp_embed.sae.hub import from_hub
+from interp_embed.sae.identity import published_at, unknown_sae
 from interp_embed.sae.kinds import SAEType
 from interp_embed.sae.quiet import quiet_saelens
 
@@ -144,8 +146,13 @@ class LocalSAE(HookedSAE):
                     f"got sae_id={self.sae_id!r}"
                 )
             return embedded_sae_folder()
-        for folder in (Path(self.release) / self.sae_id, Path(self.release)):
+        given = Path(self.release)
+        with contextlib.suppress(RuntimeError):  # of a user that there is not
+            given = given.expanduser()
+        given = given.absolute()
+        for folder in (given / self.sae_id, given):
             if (folder / "cfg.json").is_file():
+                self.release = str(given)  # which is recorded, and sought again from anywhere
                 return folder
         if Path(self.release).is_absolute() or self.release.startswith((".", "~")):
             raise FileNotFoundError(
@@ -190,15 +197,22 @@ class LocalSAE(HookedSAE):
             if self._folder is not None:
                 sae = SAE.load_from_disk(self._folder, device=self.sae_device, dtype="float32")
             else:
-                try:
-                    sae = SAE.from_pretrained(
-                        self.release, self.sae_id, device=self.sae_device, dtype="float32"
-                    )
-                except Exception as error:
-                    if (problem := self.problem()) is None:
-                        raise
-                    raise ValueError(problem) from error
+                sae = self._from_registry(SAE)
         return sae.eval().requires_grad_(False)
+
+    def _from_registry(self, SAE: Any) -> Any:
+        if (problem := self.problem()) is not None:
+            raise ValueError(problem)
+        repository, files = published_at(self.release, self.sae_id)
+        with from_hub(
+            f"the SAE {self.sae_id!r} of {self.release!r}",
+            repository,
+            files=files,
+            instead="its folder as release= (on the command line --sae FOLDER)",
+        ):
+            return SAE.from_pretrained(
+                self.release, self.sae_id, device=self.sae_device, dtype="float32"
+            )
 
     def problem(self) -> str | None:
         """Return why there is no such SAE; None where there is, or where only loading can tell.

@@ -7,6 +7,7 @@ what only TransformerLens does, or name a hook that has no module, TransformerLe
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 import warnings
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from interp_embed.sae.embedded_release import HUB_NAME, LAYERS, embedded_model
 from interp_embed.sae.hashing import hash_config, hash_tensors
 from interp_embed.sae.hooks import HookNotFoundError, decoder_layers
+from interp_embed.sae.hub import from_hub
 from interp_embed.sae.runner import LensRunner, ModelRunner
 from interp_embed.sae.trunk import hub_commit, load_trunk
 
@@ -38,6 +40,7 @@ _IRRELEVANT = (*_FOLDING, "center_unembed", "center_writing_weights", "default_p
 # Options that transformers' own from_pretrained takes, with the same meaning.
 _SHARED = ("revision", "attn_implementation", "subfolder")
 _ON_RESIDUAL = re.compile(r"hook_embed|blocks\.\d+\.hook_(resid_(pre|mid|post)|attn_out|mlp_out)")
+_INSTEAD = "a folder as model="
 # Models whose weights on the hub only TransformerLens can read.
 _LENS_ONLY = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 
@@ -130,7 +133,8 @@ def load_hooked_model(
     name = str(metadata.model_name if model is None or _is_module(model) else model)
     lens_class = metadata.model_class_name or "HookedTransformer"
     if model is None and not _transformers_can_load(name, lens_class, options):
-        lens = _load_lens(lens_class, name, options, device, torch_dtype)
+        with from_hub(f"the language model {name!r}", name, instead=_INSTEAD):
+            lens = _load_lens(lens_class, name, options, device, torch_dtype)
         return _with_lens(metadata, lens, tokenizer or lens.tokenizer, {"model": name})
     loaded, loaded_tokenizer, identity = _load_transformers(
         name, model, tokenizer, hook_name, options, device, torch_dtype, layers, quantize
@@ -193,19 +197,20 @@ def _load_transformers(
     else:
         official = name if model is not None else _official_name(name)
         shared = {k: v for k, v in options.items() if k in _SHARED}
-        resolved = None if layers is None else hub_commit(official, shared)
-        if layers is None:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                official, dtype=dtype, device_map=device_map, **shared
-            )
-        else:
-            if resolved is not None:
-                shared["revision"] = resolved
-            loaded = load_trunk(
-                official, layers, dtype=dtype, device=device, quantize=quantize, options=shared
-            )
-        own_tokenizer = official if tokenizer is None else None
         is_folder = Path(official).is_dir()
+        with _source("the language model", official):
+            resolved = None if layers is None else hub_commit(official, shared)
+            if layers is None:
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    official, dtype=dtype, device_map=device_map, **shared
+                )
+            else:
+                if resolved is not None:
+                    shared["revision"] = resolved
+                loaded = load_trunk(
+                    official, layers, dtype=dtype, device=device, quantize=quantize, options=shared
+                )
+        own_tokenizer = official if tokenizer is None else None
         identity = {"model": "folder" if is_folder else official}
         if resolved is not None:
             identity["model_revision"] = resolved
@@ -226,7 +231,17 @@ def _tokenizer(tokenizer: Any) -> Any:
         return tokenizer
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(tokenizer)
+    with _source("the tokenizer", str(tokenizer), "a folder as tokenizer="):
+        return AutoTokenizer.from_pretrained(tokenizer)
+
+
+def _source(
+    what: str, name: str, instead: str = _INSTEAD
+) -> contextlib.AbstractContextManager[None]:
+    """Load a name of the hub inside, or a folder."""
+    if Path(name).is_dir():
+        return contextlib.nullcontext()
+    return from_hub(f"{what} {name!r}", name, instead=instead)
 
 
 def _official_name(name: str) -> str:

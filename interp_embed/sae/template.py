@@ -6,7 +6,12 @@ it. What lies inside the message is the document; all other tokens are the templ
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +19,8 @@ import numpy as np
 from interp_embed.sae.tokens import partition_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import tzinfo
 
     from numpy.typing import NDArray
 
@@ -22,8 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TEMPLATE_DATE", "ChatTemplate", "RenderedDocument", "render_chat"]
 
-TEMPLATE_DATE = "26 Jul 2024"
-"""The date that Llama's templates write where they know no other."""
+TEMPLATE_DATE = datetime(2024, 7, 26)
+"""What day it is in templates: the one that Llama's write where they know no other."""
+_DATE_STRING = "26 Jul 2024"
+"""The same as Llama's templates are given it, whatever months are called in this locale."""
+_ANOTHER_DATE = datetime(2031, 11, 3, 17, 45, 59)
 
 # Private-use characters: no template treats them specially, and no whitespace is stripped off them.
 _PROBE = "\ue000\ue001\ue002"
@@ -91,16 +100,63 @@ class RenderedDocument:
         return first.astype(np.uint32), last.astype(np.uint32), ~inside
 
 
-def render_chat(tokenizer: Any, conversation: Sequence[Mapping[str, str]]) -> str:
-    """Apply a tokenizer's chat template to a conversation.
+def render_chat(
+    tokenizer: Any, conversation: Sequence[Mapping[str, str]], now: datetime = TEMPLATE_DATE
+) -> str:
+    """Apply a tokenizer's chat template to a conversation, on the same day on every day.
 
-    Llama's templates, which write today's date unless they are given another, are given
-    `TEMPLATE_DATE`: the same documents have the same tokens on every day, those of a run that goes on
-    included.
+    Templates ask transformers for the date by ``strftime_now``, and Llama's are given it as
+    ``date_string``. Either is `TEMPLATE_DATE` here, so that the same documents have the same tokens
+    whenever they are encoded, those of a run that goes on included.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    conversation : sequence of mapping
+    now : datetime
+        What the template takes for the present.
     """
-    return str(
-        tokenizer.apply_chat_template(list(conversation), tokenize=False, date_string=TEMPLATE_DATE)
-    )
+    with _templates_at(now):
+        return str(
+            tokenizer.apply_chat_template(
+                list(conversation), tokenize=False, date_string=_DATE_STRING
+            )
+        )
+
+
+_now: ContextVar[datetime | None] = ContextVar("now", default=None)
+_clock_lock = threading.Lock()
+
+
+class _Clock(datetime):
+    """The clock; where a moment is set, it has stopped then. Other threads see the time as it is."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        stopped = _now.get()
+        return datetime.now(tz) if stopped is None else stopped
+
+
+@contextlib.contextmanager
+def _templates_at(now: datetime) -> Iterator[None]:
+    """Have transformers tell templates that it is ``now``.
+
+    It takes no function for ``strftime_now`` from whoever renders a template: its own reads the
+    ``datetime`` of its module.
+    """
+    module: Any = sys.modules.get("transformers.utils.chat_template_utils")
+    if module is None:  # no template of transformers, then
+        yield
+        return
+    with _clock_lock:
+        clock = module.datetime
+        module.datetime = _Clock
+        stopped = _now.set(now)
+        try:
+            yield
+        finally:
+            _now.reset(stopped)
+            module.datetime = clock
 
 
 class ChatTemplate:
@@ -112,6 +168,12 @@ class ChatTemplate:
         A tokenizer with a chat template.
     role : {"assistant", "user"}
         Whose message a document is.
+
+    Attributes
+    ----------
+    date : str or None
+        The date, as ``YYYY-MM-DD``, that the template asks for and is given; None where it makes
+        nothing of the day.
     """
 
     def __init__(self, tokenizer: Any, role: str) -> None:
@@ -119,12 +181,14 @@ class ChatTemplate:
         self.role = role
         before, found, after = self._render(_PROBE).partition(_PROBE)
         self._around = (before, after) if found else None
+        today, another = (self._render(_PROBE, now) for now in (TEMPLATE_DATE, _ANOTHER_DATE))
+        self.date = None if today == another else TEMPLATE_DATE.date().isoformat()
 
-    def _render(self, content: str) -> str:
+    def _render(self, content: str, now: datetime = TEMPLATE_DATE) -> str:
         from jinja2 import TemplateError
 
         try:
-            return render_chat(self._tokenizer, [{"role": self.role, "content": content}])
+            return render_chat(self._tokenizer, [{"role": self.role, "content": content}], now)
         except TemplateError as error:
             raise ValueError(
                 f"the chat template refuses a conversation that is one {self.role!r} message "

@@ -211,6 +211,11 @@ class DocumentTokenizer:
         self._strings: dict[int, str] = {}
         self._template = None if role is None else ChatTemplate(tokenizer, role)
 
+    @property
+    def template_date(self) -> str | None:
+        """The date that the chat template writes, or decides by; None where there is none."""
+        return None if self._template is None else self._template.date
+
     def documents(self, texts: Sequence[object]) -> list[TokenizedDocument]:
         """Tokenise each text by itself; what is wrong with one is recorded for that one alone.
 

@@ -213,7 +213,7 @@ def load(
         recover(Path(text).absolute())
     store = Store(text)
     dataset = cls.__new__(cls)
-    sae, reason = _rebuild(store.attributes["sae"], import_modules)
+    sae, reason = _rebuild(store.attributes["sae"], import_modules, store.attributes["fingerprint"])
     dataset._bind(store, sae, np.arange(store.n_documents), {}, None, None)
     dataset._no_sae = reason
     dataset.id = store.attributes["id"]
@@ -224,7 +224,7 @@ def reopen(cls: type[Dataset], path: str, state: Mapping[str, Any]) -> Dataset:
     """Open the documents of a store that a pickled `Dataset` was of."""
     store = Store(path)
     dataset = cls.__new__(cls)
-    sae, reason = _rebuild(store.attributes["sae"])
+    sae, reason = _rebuild(store.attributes["sae"], False, store.attributes["fingerprint"])
     dataset._bind(store, sae, state["documents"], state["extra"], state["labels"], None)
     dataset._no_sae = reason
     dataset.dataset_description = state["description"]
@@ -285,13 +285,17 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
 
 
 def _rebuild(
-    metadata: Mapping[str, Any], import_modules: bool = False
+    metadata: Mapping[str, Any],
+    import_modules: bool = False,
+    fingerprint: Mapping[str, Any] | None = None,
 ) -> tuple[BaseSAE | None, str]:
     """Return the SAE that was recorded, not loaded; None and why where that cannot be done here."""
     from interp_embed.sae.loading import load_sae_from_metadata
 
     try:
-        return load_sae_from_metadata(metadata, import_modules=import_modules), ""
+        return load_sae_from_metadata(
+            metadata, import_modules=import_modules, fingerprint=fingerprint
+        ), ""
     except Exception as error:  # noqa: BLE001  (its folder has moved, a class of a user's raises)
         return None, _said(error)  # everything can be read without it; encoding says so when asked
 

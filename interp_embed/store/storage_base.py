@@ -193,6 +193,20 @@ class Storage(ABC):
         finally:
             self.delete(key)
 
+    def try_writing(self, folder: str) -> None:
+        """Create a key in a folder and delete it, before work is done whose result is to go there.
+
+        Raises
+        ------
+        OSError
+            If nothing can be written there.
+        """
+        key = f"{folder}/{TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            self.put_if_absent(key, b"probe")
+        finally:
+            self.delete(key)
+
     @override
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus
-from interp_embed.errors import SAEUnavailableError
-from interp_embed.sae.assemble import one_line
 from interp_embed.sae.base import BaseSAE
+from interp_embed.sae.remote.call import Call
 from interp_embed.sae.remote.loop import LoopThread
 from interp_embed.sae.remote.retries import Trouble, retrying, trouble
-from interp_embed.sae.tokens import reason_not_text, token_strings
+from interp_embed.sae.remote.silence import Silence
+from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from scipy.sparse import csr_matrix
+
+    from interp_embed.chunk import Chunk
 
 __all__ = ["RemoteSAE", "require_number"]
 
@@ -37,8 +38,8 @@ class RemoteSAE(BaseSAE):
 
     A request that fails is repeated where that is worth it. Then
 
-    - if the service refuses whoever asks (401, 402, 403), or nobody answers and no document of the
-      call was answered, `SAEUnavailableError` is raised;
+    - if the service refuses whoever asks (401, 402, 403), does not answer, or is too busy to (429, 502,
+      503, 504), `SAEUnavailableError` is raised, and no document is to blame;
     - otherwise its documents are asked for again in halves, and one that fails alone is recorded as
       failed, with the reason.
 
@@ -82,6 +83,7 @@ class RemoteSAE(BaseSAE):
         self.base_delay = base_delay
         self._loop: LoopThread | None = None
         self._slots: asyncio.Semaphore | None = None
+        self._silence: Silence | None = None
 
     # What a subclass says
 
@@ -107,6 +109,10 @@ class RemoteSAE(BaseSAE):
     def service(self) -> str:
         """Return what messages call the service."""
         return f"the service of {type(self).__name__}"
+
+    def answer_seconds(self) -> float | None:
+        """Return how long a request waits for its answer, where that is known; for messages."""
+        return None
 
     def batches(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the positions of the texts of each request; by default each has its own."""
@@ -159,13 +165,15 @@ class RemoteSAE(BaseSAE):
 
     async def _open(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
+        self._silence = Silence(self.service, self.answer_seconds())
         await self.open()
 
     def destroy_models(self) -> None:
         """Close the client and end the event loop."""
         if self._loop is None:
             return
-        loop, self._loop, self._slots = self._loop, None, None
+        loop, self._loop = self._loop, None
+        self._slots = self._silence = None
         if not loop.is_alive():  # in a forked process, whose parent goes on with the client
             return
         try:
@@ -201,11 +209,11 @@ class RemoteSAE(BaseSAE):
 
     def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
         """Return the activations of each text, (n_tokens, d_sae); None for one that failed."""
-        return _matrices(self.encode_chunk(texts))
+        return chunk_matrices(self.encode_chunk(texts))
 
     async def encode_async(self, texts: Sequence[str]) -> list[csr_matrix | None]:
         """As `encode`, for callers with an event loop of their own."""
-        return _matrices(await self.encode_chunk_async(texts))
+        return chunk_matrices(await self.encode_chunk_async(texts))
 
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
@@ -226,20 +234,10 @@ class RemoteSAE(BaseSAE):
             A string or number for each row of activations; a document that failed has none.
         """
         chunk = self.encode_chunk(documents)
-        bounds = chunk.doc_ptr.tolist()
-        tables = [chunk.tokens.take(slice(a, b)) for a, b in pairwise(bounds)]
-        width = max(map(len, tables), default=0) if padding else 0
+        tables = [chunk.tokens.take(slice(a, b)) for a, b in pairwise(chunk.doc_ptr.tolist())]
         if as_tokens:
-            strings = [
-                token_strings(text, table, chunk.vocabulary)
-                for text, table in zip(documents, tables, strict=True)
-            ]
-            return [row + [""] * (width - len(row)) for row in strings]
-        ids = [table.id.tolist() for table in tables]
-        return {
-            "input_ids": [row + [0] * (width - len(row)) for row in ids],
-            "attention_mask": [[1] * len(row) + [0] * (width - len(row)) for row in ids],
-        }
+            return string_rows(documents, tables, chunk.vocabulary, padding="" if padding else None)
+        return id_rows(tables, padding=0 if padding else None)
 
     def encode_chat(
         self, conversations: Sequence[Sequence[Mapping[str, str]]]
@@ -252,119 +250,34 @@ class RemoteSAE(BaseSAE):
 
     async def _encode_all(self, texts: list[str]) -> Chunk:
         """Return all documents in order."""
-        call = _Call(self, texts)
+        call = Call(self, texts)
         await call.run()
         return call.chunk()
 
     async def request(self, texts: Sequence[str]) -> Chunk:
         """Return the documents of one request, which is repeated where that is worth it."""
-        slots = self._slots
-        if slots is None:
+        slots, silence = self._slots, self._silence
+        if slots is None or silence is None:
             raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
+
+        async def ask() -> Chunk:
+            with silence.request():
+                chunk = await self.encode_batch(texts)
+            silence.heard()
+            return chunk
+
         async with slots:
-            return await retrying(
-                lambda: self.encode_batch(texts),
-                self.classify,
-                max_retries=self.max_retries,
-                base_delay=self.base_delay,
-            )
-
-
-class _Call:
-    """One call of `RemoteSAE.encode_chunk`.
-
-    Parameters
-    ----------
-    sae
-        Loaded.
-    texts
-        The documents.
-    """
-
-    def __init__(self, sae: RemoteSAE, texts: list[str]) -> None:
-        self._sae = sae
-        self._texts = texts
-        self._reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
-        self._parts: list[tuple[Chunk, list[int]]] = []
-        self._lost: list[tuple[list[int], Exception]] = []
-        self._answered = False
-
-    async def run(self) -> None:
-        """Ask for all documents."""
-        wanted = [i for i in range(len(self._texts)) if i not in self._reasons]
-        batches = self._sae.batches([self._texts[i] for i in wanted])
-        await self._side_by_side([[wanted[k] for k in batch] for batch in batches])
-        if not self._lost:
-            return
-        if not self._answered:
-            error = self._lost[0][1]
-            raise SAEUnavailableError(
-                f"{self._sae.service()} answers no document: {one_line(error)}"
-            ) from error
-        for batch, error in self._lost:
-            self._reasons |= dict.fromkeys(batch, one_line(error))
-
-    async def _side_by_side(self, batches: list[list[int]]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for batch in batches:
-                    group.create_task(self._ask(batch))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors.exceptions[0].__cause__
-
-    async def _ask(self, batch: list[int]) -> None:
-        """Ask for some documents, and for each half of them if that fails because of them."""
-        sae = self._sae
-        try:
-            chunk = await sae.request([self._texts[i] for i in batch])
-            if chunk.n_documents != len(batch):
-                raise ValueError(
-                    f"{sae.service()} returned {chunk.n_documents} documents for {len(batch)}"
+            try:
+                return await retrying(
+                    ask,
+                    self.classify,
+                    max_retries=self.max_retries,
+                    base_delay=self.base_delay,
+                    before_pause=silence.pauses,
                 )
-            self._require_width(chunk)
-        except SAEUnavailableError:
-            raise
-        except Exception as error:
-            kind = sae.classify(error)
-            if kind is Trouble.REFUSED:
-                raise SAEUnavailableError(
-                    f"{sae.service()} refuses requests: {one_line(error)}"
-                ) from error
-            await sae.check_service()
-            if kind is Trouble.UNREACHABLE:
-                self._lost.append((batch, error))
-                return
-            self._answered = True
-            if len(batch) == 1:
-                self._reasons[batch[0]] = one_line(error)
-                return
-        else:
-            self._answered = True
-            self._parts.append((chunk, batch))
-            return
-        middle = len(batch) // 2
-        await self._side_by_side([batch[:middle], batch[middle:]])
-
-    def _require_width(self, chunk: Chunk) -> None:
-        known = self._sae.d_sae
-        if chunk.d_sae and known and chunk.d_sae != known:
-            raise ValueError(
-                f"{self._sae.service()} returned {chunk.d_sae} features, and {known} before"
-            )
-        if chunk.d_sae and not known:
-            self._sae._d_sae = chunk.d_sae
-
-    def chunk(self) -> Chunk:
-        """Return all documents, in order."""
-        parts = [chunk for chunk, _ in self._parts]
-        positions = [p for _, members in self._parts for p in members]
-        failed = list(self._reasons)
-        if failed or not parts:
-            width = next((c.d_sae for c in parts if c.d_sae), self._sae.d_sae or 0)
-            parts.append(Chunk.failed(width, failed, [self._reasons[p] for p in failed]))
-            positions += failed
-        order = np.argsort(np.array(positions, np.int64), kind="stable")
-        return Chunk.concatenate(parts).take(order).with_doc_id(np.arange(len(order)))
+            except Exception:
+                silence.given_up()
+                raise
 
 
 def require_number(name: str, value: object, least: float, *, whole: bool = False) -> None:
@@ -383,10 +296,3 @@ def require_number(name: str, value: object, least: float, *, whole: bool = Fals
         raise TypeError(f"{name} must be {kind}, got {type(value).__name__}: {value!r}")
     if not least <= float(value) < float("inf"):
         raise ValueError(f"{name} must be at least {least:g}, got {value}")
-
-
-def _matrices(chunk: Chunk) -> list[csr_matrix | None]:
-    return [
-        None if status == DocumentStatus.FAILED else chunk.csr(i)
-        for i, status in enumerate(chunk.status.tolist())
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,9 @@ from interp_embed.errors import SAEUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Trouble", "http_status", "parse_retry_after", "retrying", "seconds_to_wait", "trouble"]
+__all__ = [
+    "Pause", "Trouble", "http_status", "parse_retry_after", "retrying", "seconds_to_wait", "trouble",
+]  # fmt: skip
 
 T = TypeVar("T")
 _LONGEST_PAUSE = 60.0
@@ -20,17 +23,18 @@ _REFUSALS = frozenset({401, 402, 403})
 _OVERLOADED = frozenset({429, 502, 503, 504, 529})
 # How the HTTP libraries that SDKs are built on, and some SDKs, call a connection that failed.
 _CONNECTION_ERRORS = frozenset(
-    {"TransportError", "APIConnectionError", "ClientConnectionError", "ClientPayloadError"}
-)
+    {"TransportError", "APIConnectionError", "ClientConnectionError", "ClientPayloadError",
+     "ConnectionError"}
+)  # fmt: skip
 _NOT_CONNECTED = frozenset({"ConnectTimeout", "ConnectionTimeoutError"})
-_TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError"})
+_TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError", "Timeout"})
 
 
 class Trouble(Enum):
     """What kind of failure a request ended in."""
 
     UNREACHABLE = "unreachable"
-    """Nobody answers, or only to say that it is too much. Worth trying again."""
+    """Nobody answers, or only to say that it is too much. Worth trying again; then the run ends."""
     BROKEN = "broken"
     """The service tried and failed, or took too long. Worth trying again; then the documents of the
     request are to blame."""
@@ -40,10 +44,32 @@ class Trouble(Enum):
     """Anything else: the same request would fail again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Between a request that failed and its repetition.
+
+    Attributes
+    ----------
+    error : BaseException
+        What it failed with.
+    since : float
+        Seconds since the request was first made.
+    seconds : float
+        Until it is repeated.
+    left : float
+        Seconds until it is given up, if it fails at once each time and nobody asks for longer pauses.
+    """
+
+    error: BaseException
+    since: float
+    seconds: float
+    left: float
+
+
 def trouble(error: BaseException) -> Trouble:
     """Return what kind of failure an error is, by its HTTP status or its class.
 
-    Known are the built-in errors, those of httpx and aiohttp, and those of SDKs that have a
+    Known are the built-in errors, those of httpx, requests and aiohttp, and those of SDKs that have a
     ``status_code``, or a ``response`` with one.
     """
     if isinstance(error, SAEUnavailableError):
@@ -119,12 +145,13 @@ async def retrying(
     *,
     max_retries: int,
     base_delay: float,
+    before_pause: Callable[[Pause], None] = lambda pause: None,
 ) -> T:
     """Await a request, and again while its failure is worth it.
 
     The pause before retry n is ``base_delay * 2 ** (n - 1)`` seconds, at most a minute, or what the
     service asks for if that is longer, and up to ``base_delay`` more, so that many clients do not
-    come back at once.
+    come back at once. ``before_pause`` is told of each pause before it begins.
     """
     import tenacity
 
@@ -139,10 +166,19 @@ async def retrying(
         worth: Any = (Trouble.UNREACHABLE, Trouble.BROKEN)
         return isinstance(error, Exception) and classify(error) in worth
 
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if error is None:
+            return
+        seconds = state.upcoming_sleep
+        left = seconds + _pauses(base_delay, state.attempt_number, max_retries)
+        before_pause(Pause(error, state.seconds_since_start or 0.0, seconds, left))
+
     caller = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(max_retries + 1),
         wait=pause,
         retry=tenacity.retry_if_exception(again),
+        before_sleep=tell,
         reraise=True,
     )
 
@@ -150,3 +186,10 @@ async def retrying(
         return await request()
 
     return await caller(attempt)
+
+
+def _pauses(base_delay: float, done: int, max_retries: int) -> float:
+    """Return the seconds of all pauses after the first ``done``, as long as they are on average."""
+    doubled = [min(base_delay * 2.0**n, _LONGEST_PAUSE) for n in range(done, min(max_retries, 64))]
+    rest = max(0, max_retries - max(done, 64)) * min(base_delay * 2.0**64, _LONGEST_PAUSE)
+    return sum(doubled) + rest + max(0, max_retries - done) * base_delay / 2

@@ -1,0 +1,70 @@
+"""Arguments and options that several commands have, and the choices of some."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "SAE_HELP",
+    "By",
+    "Description",
+    "Device",
+    "Dtype",
+    "Field",
+    "Judge",
+    "Log",
+    "Sae",
+    "StorePath",
+    "StoredDtype",
+]
+
+
+class StoredDtype(Enum):
+    """Dtypes of stored activations."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Log(Enum):
+    """Ways to report progress."""
+
+    bar = "bar"
+    json = "json"
+    none = "none"
+
+
+class Judge(Enum):
+    """Ways to score a label."""
+
+    detection = "detection"
+    fuzzing = "fuzzing"
+    reference = "reference"
+
+
+class By(Enum):
+    """How a document's tokens become one number."""
+
+    max = "max"
+    mean = "mean"
+    sum = "sum"
+    count = "count"
+
+
+SAE_HELP = (
+    "embedded, RELEASE/SAE_ID of SAELens, goodfire:VARIANT, the URL of 'serve-sae', a folder in "
+    "SAELens's format, or module:factory, where factory() returns an SAE."
+)
+
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where the models run: cpu, cuda:0, ..., or auto (a GPU where there is one)."
+    ),
+]
+Sae = Annotated[str, typer.Option(help=SAE_HELP)]
+Field = Annotated[str, typer.Option(help="Column that holds the text.")]
+Dtype = Annotated[StoredDtype, typer.Option(help="Of stored activations.")]
+Description = Annotated[str, typer.Option(help="Kept in the store, for people.")]

@@ -1,0 +1,114 @@
+"""Asking a service for the documents of one call, and telling whose fault a failure is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from interp_embed.chunk import Chunk
+from interp_embed.errors import SAEUnavailableError
+from interp_embed.sae.assemble import one_line
+from interp_embed.sae.remote.retries import Trouble
+from interp_embed.sae.tokens import reason_not_text
+
+if TYPE_CHECKING:
+    from interp_embed.sae.remote.base import RemoteSAE
+
+__all__ = ["Call"]
+
+
+class Call:
+    """One call of `RemoteSAE.encode_chunk`: its documents, and what has become of each.
+
+    Parameters
+    ----------
+    sae
+        Loaded.
+    texts
+        The documents.
+    """
+
+    def __init__(self, sae: RemoteSAE, texts: list[str]) -> None:
+        self._sae = sae
+        self._texts = texts
+        self._reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
+        self._parts: list[tuple[Chunk, list[int]]] = []
+        self._answered = False
+
+    async def run(self) -> None:
+        """Ask for all documents.
+
+        Raises
+        ------
+        SAEUnavailableError
+            If the service refuses whoever asks, or a request is not answered, however often it is
+            repeated.
+        """
+        wanted = [i for i in range(len(self._texts)) if i not in self._reasons]
+        batches = self._sae.batches([self._texts[i] for i in wanted])
+        await self._side_by_side([[wanted[k] for k in batch] for batch in batches])
+
+    async def _side_by_side(self, batches: list[list[int]]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for batch in batches:
+                    group.create_task(self._ask(batch))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+
+    async def _ask(self, batch: list[int]) -> None:
+        """Ask for some documents, and for each half of them if that fails because of them."""
+        sae = self._sae
+        try:
+            chunk = await sae.request([self._texts[i] for i in batch])
+            if chunk.n_documents != len(batch):
+                raise ValueError(
+                    f"{sae.service()} returned {chunk.n_documents} documents for {len(batch)}"
+                )
+            self._require_width(chunk)
+        except SAEUnavailableError:
+            raise
+        except Exception as error:
+            kind = sae.classify(error)
+            if kind is Trouble.REFUSED:
+                raise SAEUnavailableError(
+                    f"{sae.service()} refuses requests: {one_line(error)}"
+                ) from error
+            await sae.check_service()
+            if kind is Trouble.UNREACHABLE:
+                # Not the documents' fault: as failures they would stand in the store for good.
+                what = "answers no more" if self._answered else "answers no document"
+                raise SAEUnavailableError(f"{sae.service()} {what}: {one_line(error)}") from error
+            self._answered = True
+            if len(batch) == 1:
+                self._reasons[batch[0]] = one_line(error)
+                return
+        else:
+            self._answered = True
+            self._parts.append((chunk, batch))
+            return
+        middle = len(batch) // 2
+        await self._side_by_side([batch[:middle], batch[middle:]])
+
+    def _require_width(self, chunk: Chunk) -> None:
+        known = self._sae.d_sae
+        if chunk.d_sae and known and chunk.d_sae != known:
+            raise ValueError(
+                f"{self._sae.service()} returned {chunk.d_sae} features, and {known} before"
+            )
+        if chunk.d_sae and not known:
+            self._sae._d_sae = chunk.d_sae
+
+    def chunk(self) -> Chunk:
+        """Return all documents, in order."""
+        parts = [chunk for chunk, _ in self._parts]
+        positions = [p for _, members in self._parts for p in members]
+        failed = list(self._reasons)
+        if failed or not parts:
+            width = next((c.d_sae for c in parts if c.d_sae), self._sae.d_sae or 0)
+            parts.append(Chunk.failed(width, failed, [self._reasons[p] for p in failed]))
+            positions += failed
+        order = np.argsort(np.array(positions, np.int64), kind="stable")
+        return Chunk.concatenate(parts).take(order).with_doc_id(np.arange(len(order)))
