@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from interp_embed.llm import (
+    AnswersNotKeptError,
     FeatureLabelResponse,
     LLMAnswerError,
     LLMAuthenticationError,
@@ -28,6 +29,7 @@ from interp_embed.llm import (
     LLMStatusError,
     LLMTimeoutError,
     Request,
+    errors,
 )
 from interp_embed.llm.answers import UnreadableAnswerError, read_answer
 from interp_embed.llm.endpoint import resolve_endpoint
@@ -147,6 +149,8 @@ def test_a_model_that_is_none_is_refused(model):
         {"concurrency": 0},
         {"timeout": 0},
         {"timeout": -1.0},
+        {"timeout": float("inf")},
+        {"timeout": "5"},
         {"max_retries": -1},
         {"max_retries": 1.5},
     ],
@@ -432,13 +436,43 @@ def test_an_answer_is_kept_although_the_question_is_given_up_meanwhile():
     assert kept == {request().digest: SAID}
 
 
-def test_answers_that_cannot_be_kept_are_an_error_that_is_seen():
+def test_an_answer_that_cannot_be_kept_is_used_and_that_is_said_once():
     class Full(Kept):
         def put(self, digest, answer, usage):
-            raise OSError("no room")
+            raise OSError("no room.")
 
-    with LLMServer(lambda body: GOOD) as server, pytest.raises(OSError, match="no room"):
-        ask_one(server, answers=Full())
+    with LLMServer(lambda body: GOOD) as server:
+        with pytest.warns(UserWarning, match=r"could not be kept: no room\. It is used") as caught:
+            found, client = ask(server, request("a"), request("b"), answers=Full())
+        assert [f.label for f in found] == ["cats", "cats"]
+        assert len(caught) == 1
+
+        async def again():
+            async with client:
+                return await client.ask(request("a"))
+
+        assert asyncio.run(again()).label == "cats"
+    assert len(server.requests) == 2
+
+
+def test_that_answers_cannot_be_kept_is_noticed_before_any_is_paid_for(tmp_path):
+    class ReadOnly(Kept):
+        asked = 0
+
+        def check_writable(self):
+            self.asked += 1
+            raise PermissionError("the disk is read-only")
+
+    answers = ReadOnly()
+    with LLMServer(lambda body: GOOD) as server:
+        found, _ = ask(server, request("a"), request("b"), answers=answers)
+        assert [type(f) for f in found] == [AnswersNotKeptError] * 2
+        assert "none is paid for: the disk is read-only" in str(found[0])
+        answers[request("a").digest] = SAID  # what is there needs no writing
+        [found], _ = ask(server, request("a"), answers=answers)
+    assert found.label == "cats"
+    assert answers.asked == 1
+    assert server.requests == []
 
 
 def test_the_same_question_at_the_same_time_is_sent_once():
@@ -559,7 +593,7 @@ FAILURES = {
     "an error with status 200": (
         nonsense(json.dumps({"error": {"message": f"slow down {KEY}", "code": 429}}).encode()),
         LLMRateLimitError,
-        "answered 429: slow down",
+        "answered 429 in 2 attempts: slow down",
     ),
     "a page as a failure": (
         Reply(status=502, body=b"<html>\nBad gateway</html>", content_type="text/html",
@@ -594,6 +628,14 @@ def test_every_failure_is_one_clear_line_without_the_key(name, caplog, capsys):
     assert not [text for text in everything if KEY in text]
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_can_be_made_as_picklers_make_it(name):
+    kind = getattr(errors, name)
+    made = kind.__new__(kind, "what it says")
+    assert (type(made), str(made)) == (kind, "what it says")
+    assert str(kind("what it says")) == "what it says"
 
 
 @pytest.mark.parametrize("before", [276, 285, 292, 299])
@@ -637,7 +679,7 @@ def test_a_label_that_is_too_long_to_keep_goes_back_to_the_model():
 def test_a_server_that_is_not_there_is_one_clear_line():
     with LLMServer(lambda body: GOOD) as server:
         pass
-    with pytest.raises(ConnectionError, match=r"cannot be reached.*base_url=") as caught:
+    with pytest.raises(ConnectionError, match=r"cannot be reached.*is its URL right") as caught:
         ask_one(server, max_retries=0)
     assert server.url in str(caught.value)
 

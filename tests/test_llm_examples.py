@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +326,56 @@ def test_scattered_marks_are_as_many_as_the_true_ones_and_elsewhere(tokens, seed
 
 def runs(flags):
     return sum(flag and not before for flag, before in zip(flags, [False, *flags], strict=False))
+
+
+def test_long_documents_are_read_one_after_the_other(monkeypatch):
+    """What is held at once does not grow with the number of samples."""
+    long = [" ".join(random.Random(seed).choices(WORDS, k=4_000)) for seed in range(30)]
+    dataset = made(long + texts(30))
+    expected = [chosen(dataset, k=10, seed=seed) for seed in range(3)]
+    monkeypatch.setattr("interp_embed.llm.examples._TOKENS", 6_000)
+    read, sizes = dataset._read_rows, []
+
+    def counted(positions):
+        sizes.append(int(dataset._store.n_tokens(dataset._documents[positions]).sum()))
+        assert sizes[-1] <= 6_000
+        return read(positions)
+
+    monkeypatch.setattr(dataset, "_read_rows", counted)
+    assert [chosen(dataset, k=10, seed=seed) for seed in range(3)] == expected
+    assert max(sizes) > 4_000  # short ones go together with long ones
+
+
+def test_choosing_from_long_documents_takes_the_memory_of_one(tmp_path):
+    words = 250_000
+    code = f"""
+import random, resource, sys
+import numpy as np
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_sae import WordSAE
+from interp_embed import Dataset
+from interp_embed.llm.examples import choose
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+if sys.argv[1] == "make":
+    texts = [" ".join(random.Random(n).choices({WORDS!r}, k={words})) for n in range(10)]
+    Dataset([{{"text": text}} for text in texts], WordSAE(), save_path={str(tmp_path / "s")!r})
+else:
+    dataset = Dataset.load_from_file({str(tmp_path / "s")!r})
+    dataset[:1].latents("max")
+    choose(dataset[:1], dataset[:1], 5, n_positive=1, n_negative=1)
+    before = peak()
+    assert len(choose(dataset, dataset, 5, n_positive=8, n_negative=1).positive) == 8
+    print(peak() - before)
+"""
+
+    def run(what):
+        done = subprocess.run(
+            [sys.executable, "-c", code, what], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    run("make")
+    assert float(run("choose")) < 150  # MiB more than for one document; 8 at once take 270

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -25,13 +26,14 @@ from interp_embed.llm import (
     LLMClient,
     LLMError,
     LLMStatusError,
+    LLMTimeoutError,
     Prompts,
     ScoredSample,
     SingleSampleScoringResponse,
 )
+from interp_embed.llm.judging import balanced_accuracy
 from interp_embed.llm.label import ask_label, label_task
 from interp_embed.llm.records import label_record, score_record
-from interp_embed.llm.score import balanced_accuracy
 from interp_embed.testing import LLMServer, Reply, samples_of
 
 KEY = "sk-or-v1-0123456789abcdef"
@@ -353,14 +355,79 @@ def test_detection_shuffles_and_shows_no_marks_and_fuzzing_marks_every_sample(da
     assert sum(right(s["text"], marked=True) for _, samples in fuzzing for s in samples) == 15
 
 
-@pytest.mark.parametrize("verdicts", [[], [1, 1, 2], [1, 2, 3, 4, 5], [2]])
-def test_a_batch_without_one_verdict_for_each_sample_goes_back(dataset, verdicts):
-    broken = {"verdicts": [{"sample": n, "matches": True} for n in verdicts]}
-    with LLMServer(judge, [Reply(json.dumps(broken))]) as server:
+def verdicts(*given):
+    """Return an answer with verdicts; a number alone says that it matches."""
+    pairs = [each if isinstance(each, tuple) else (each, True) for each in given]
+    return {"verdicts": [{"sample": n, "matches": m} for n, m in pairs]}
+
+
+@pytest.mark.parametrize(
+    ("first", "lacking"),
+    [
+        (verdicts(), "1, 2, 3, 4"),
+        (verdicts(2), "1, 3, 4"),
+        (verdicts(1, 2, 3, (2, False)), "2, 4"),
+        (verdicts(0, 7, "x", None), "1, 2, 3, 4"),
+        ({"verdicts": ["yes", None, {"sample": 1}, {"sample": 3, "matches": True}]}, "1, 2, 4"),
+    ],
+)
+def test_only_the_verdicts_that_are_lacking_are_asked_for_again(dataset, first, lacking):
+    def answer(body):
+        right = judge({**body, "messages": body["messages"][:2]})["verdicts"]
+        if len(body["messages"]) == 2:
+            kept = [v for v in first["verdicts"] if isinstance(v, dict) and "matches" in v]
+            # What is said at all is right, where it is said once.
+            numbers = [v["sample"] for v in kept]
+            said = [
+                right[v["sample"] - 1]
+                if numbers.count(v["sample"]) == 1 and v["sample"] in range(1, 5)
+                else v
+                for v in kept
+            ]
+            others = [v for v in first["verdicts"] if v not in kept]
+            return {"verdicts": [*others, *said]}
+        return {"verdicts": [v for v in right if str(v["sample"]) in lacking]}
+
+    with LLMServer(answer) as server:
         result = score(dataset, server, method="detection", k=2)
-    assert result["score"] == 1
+    assert (result["score"], result["total_count"], result["failures"]) == (1, 4, [])
     assert len(server.requests) == 2
-    assert "verdicts: there" in server.requests[1].messages[-1]["content"]
+    assert f"for sample {lacking}" in server.requests[1].messages[-1]["content"]
+
+
+@pytest.mark.parametrize("surplus", [(5, True), (0, False), (1, None)])
+def test_a_verdict_too_many_takes_no_other_with_it(dataset, surplus):
+    def answer(body):
+        found = judge(body)["verdicts"]
+        number, matches = surplus
+        more = {"sample": number, "matches": found[0]["matches"] if matches is None else matches}
+        return {"verdicts": [*found, more]}
+
+    with LLMServer(answer) as server:
+        result = score(dataset, server, method="detection", k=2)
+    assert (result["score"], result["total_count"], result["failures"]) == (1, 4, [])
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("second", ["nothing", "prose", "failure"])
+def test_samples_without_a_verdict_in_two_rounds_are_left_out_and_said(dataset, second):
+    def answer(body):
+        if len(body["messages"]) > 2:
+            return {
+                "nothing": {"verdicts": []},
+                "prose": Reply("I have said it all."),
+                "failure": Reply("flagged", 451),
+            }[second]
+        return {"verdicts": judge(body)["verdicts"][:-1]}
+
+    with LLMServer(answer) as server, pytest.warns(UserWarning, match="1 of 10 samples") as caught:
+        result = score(dataset, server, method="detection", k=5)
+    assert (result["score"], result["total_count"], len(result["responses"])) == (1, 9, 9)
+    [failure] = result["failures"]
+    [document] = failure["documents"]
+    assert document not in [r.document for r in result["responses"]]
+    assert len(caught) == 1
+    assert len(server.requests) == 2
 
 
 def test_methods_that_compare_need_something_to_compare_with(dataset):
@@ -368,8 +435,10 @@ def test_methods_that_compare_need_something_to_compare_with(dataset):
     with LLMServer(judge) as server:
         for method in ("detection", "fuzzing"):
             data = only if method == "detection" else only[:1]
-            with pytest.raises(ValueError, match=f"{method} compares samples that have feature"):
+            with pytest.raises(ValueError, match=f"^{method} compares ") as caught:
                 score(data, server, method=method)
+            assert "negative_dataset" not in str(caught.value)
+            assert ("marked elsewhere" in str(caught.value)) == (method == "fuzzing")
         assert server.requests == []
         result = score(only, server)
     assert (result["score"], result["n_positive"], result["n_negative"]) == (1, 2, 0)
@@ -401,7 +470,7 @@ def test_requests_that_fail_are_reported_and_the_others_count(dataset):
             return Reply(f"no opinion on four {KEY}", 400)
         return judge(body)
 
-    with LLMServer(sometimes) as server, pytest.warns(UserWarning, match="failed") as caught:
+    with LLMServer(sometimes) as server, pytest.warns(UserWarning, match="not judged") as caught:
         result = score(dataset, server)
     failed = [number for part in result["failures"] for number in part["documents"]]
     assert 0 < len(failed) < 20
@@ -411,7 +480,7 @@ def test_requests_that_fail_are_reported_and_the_others_count(dataset):
     assert result["score"] == 1
     [warning] = caught
     assert "\n" not in str(warning.message)
-    assert f"{len(failed)} of 20 requests" in str(warning.message)
+    assert f"{len(failed)} of 20 samples" in str(warning.message)
     assert KEY not in repr(result) + str(warning.message)
     assert "[key]" in result["failures"][0]["reason"]
 
@@ -518,6 +587,66 @@ def test_a_client_is_shared_by_many_calls(dataset):
     assert (usage.requests, usage.prompt_tokens) == (25, 2500)
     assert server.most_at_once <= 4
     assert {r.body["model"] for r in server.requests} == {"local/model"}
+
+
+def test_a_client_that_is_shared_repairs_with_the_prompts_of_the_call(dataset, tmp_path):
+    (tmp_path / "repair.txt").write_text("OF THE CALL: $problem")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "repair.txt").write_text("OF THE CLIENT: $problem")
+
+    def answer(body):
+        return judge(body) if len(body["messages"]) > 2 else Reply("no")
+
+    with LLMServer(answer) as server:
+
+        async def run():
+            own = Prompts(tmp_path / "own")
+            async with LLMClient("local/model", server.url, prompts=own) as client:
+                await dataset.label_feature(FEATURE, k=3, client=client, prompts=tmp_path)
+                await dataset.score_feature(
+                    FEATURE, "cats", k=1, method="detection", client=client, prompts=tmp_path
+                )
+                bare = label_task(dataset, dataset, FEATURE, "local/model", k=3).request
+                await client.ask(replace(bare, repair=None))
+
+        asyncio.run(run())
+    repairs = [r.messages[-1]["content"] for r in server.requests if len(r.messages) > 2]
+    assert [text.partition(":")[0] for text in repairs] == [
+        "OF THE CALL",
+        "OF THE CALL",
+        "OF THE CLIENT",
+    ]
+
+
+def test_how_long_to_wait_is_said_to_the_client_or_to_the_call(dataset):
+    with LLMServer(lambda body: Reply("{}", delay=5)) as server:
+        for call in (label, score):
+            with pytest.raises(LLMTimeoutError, match="did not answer in time in 2 attempts"):
+                call(dataset, server, k=1, timeout=0.2, max_retries=1)
+            with pytest.raises(ValueError, match="timeout must be"):
+                call(dataset, server, timeout=-1)
+
+        async def run():
+            async with LLMClient("local/model", server.url) as client:
+                await dataset.label_feature(FEATURE, client=client, timeout=3)
+
+        with pytest.raises(ValueError, match="timeout and max_retries to the client"):
+            asyncio.run(run())
+
+
+def test_fuzzing_has_as_many_samples_of_either_kind():
+    """Of 14 documents 9 are nothing but the word, and have no room for other marks."""
+    texts = ["cat " * n for n in range(1, 10)] + [f"{word} cat" for word in OTHERS[:5]]
+    data = Dataset([{"text": text.strip()} for text in texts], WordSAE())
+    with LLMServer(judge) as server:
+        result = score(data, server, method="fuzzing", k=7)
+        assert result["n_positive"] == result["n_negative"] == 5
+        only = Dataset([{"text": "cat"}, {"text": "cat cat"}], WordSAE())
+        with pytest.raises(
+            ValueError, match="one of them with tokens on which it is not"
+        ) as caught:
+            score(only, server, method="fuzzing")
+    assert "negative" not in str(caught.value)
 
 
 def test_answers_become_records_that_a_store_keeps(dataset, tmp_path):

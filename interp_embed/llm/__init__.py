@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from interp_embed.llm.answers import Answers
     from interp_embed.llm.client import LLMClient, Usage
     from interp_embed.llm.errors import (
+        AnswersNotKeptError,
         LLMAnswerError,
         LLMAuthenticationError,
         LLMConnectionError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answers",
+    "AnswersNotKeptError",
     "FeatureLabelResponse",
     "LLMAnswerError",
     "LLMAuthenticationError",

@@ -27,6 +27,8 @@ class Answers(Protocol):
 
     Both methods are called on threads, several at a time. What `put` is given has been paid for: it
     should be safe when `put` returns. An answer is put before it is known whether it can be read.
+    Where there is a method ``check_writable()``, it is called before the first request is sent, and
+    may raise OSError.
     """
 
     def get(self, digest: str) -> str | None:

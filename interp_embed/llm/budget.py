@@ -8,31 +8,39 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from interp_embed.llm.request import Request
 
 __all__ = [
     "Budget",
     "BudgetReachedError",
+    "Hold",
     "Prices",
     "Reserved",
     "check_limit",
     "check_prices",
-    "request_characters",
+    "dollars",
+    "request_size",
     "rough_tokens",
 ]
 
-_CHARACTERS_A_TOKEN = 4
-"""Of English text (help.openai.com, "What are tokens and how to count them?")."""
-_CAUTIOUS_CHARACTERS_A_TOKEN = 3
+_BYTES_A_TOKEN = 4
+"""Of English text (help.openai.com, "What are tokens and how to count them?"); other scripts have fewer
+characters a token, and more bytes a character."""
+_CAUTIOUS_BYTES_A_TOKEN = 3
 """Before a server has counted anything: texts with marks and JSON have shorter tokens."""
+_MARGIN = 1.1
+"""For prompts with more tokens a byte than any before."""
 _FIRST_COMPLETION = 500
 """Tokens that an answer is taken to have before there was any."""
+_LONGER, _LEAST_COMPLETION = 1.5, 200
+"""How much longer than any before an answer is taken to be, and how long at least."""
 _MILLION = 1_000_000
 
 
@@ -63,7 +71,7 @@ def check_prices(prices: tuple[float, float] | None, max_cost: float | None) -> 
     if prices is None:
         if max_cost is not None:
             raise ValueError(
-                f"max_cost={max_cost:g} needs the model's prices, which are not guessed: "
+                f"max_cost={max_cost:g} needs the model's prices, which are not guessed: for instance "
                 "prices=(0.30, 2.50), US dollars for a million tokens of prompts and of answers"
             )
         return None
@@ -91,31 +99,70 @@ def check_limit(name: str, value: float | None) -> None:
         raise ValueError(f"{name} must be a number above 0, or None for no limit, got {value!r}")
 
 
-def request_characters(request: Request[Any]) -> int:
-    """Return the characters of a request that a server counts tokens of; its schema is one part."""
-    said = sum(len(message.content) for message in request.messages)
+def dollars(cost: float) -> str:
+    """Return US dollars for people: with cents, or as many digits as a smaller amount takes."""
+    if cost >= 1 or cost == 0:
+        return f"${cost:,.2f}"
+    if cost < 1e-4:
+        return "less than $0.0001"
+    digits = 1 - math.floor(math.log10(cost))
+    return f"${cost:.{max(2, digits)}f}"
+
+
+def request_size(request: Request[Any]) -> int:
+    """Return the bytes (UTF-8) of a request that a server counts tokens of; its schema is one part."""
+    said = sum(len(message.content.encode(errors="replace")) for message in request.messages)
     return said + len(json.dumps(request.json_schema))
 
 
-def rough_tokens(characters: float) -> int:
-    """Return about how many tokens so many characters are."""
-    return math.ceil(characters / _CHARACTERS_A_TOKEN)
+def rough_tokens(size: float) -> int:
+    """Return about how many tokens so many bytes of text are."""
+    return math.ceil(size / _BYTES_A_TOKEN)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Reserved:
-    """What a request may take, from before it is sent until its answer is counted."""
+    """What a request may take, from before it is sent until its answer is counted.
 
-    characters: int
+    Attributes
+    ----------
+    size : int
+        Bytes of the request.
+    prompt_tokens, completion_tokens : float
+    """
+
+    size: int
     prompt_tokens: float
     completion_tokens: float
+
+
+@dataclass(eq=False, slots=True)
+class Hold:
+    """What requests that belong together may still take, so that none is begun and not finished."""
+
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    waits: bool = False
+
+    def add(self, reserved: Reserved) -> None:
+        """Hold more."""
+        self.prompt_tokens += reserved.prompt_tokens
+        self.completion_tokens += reserved.completion_tokens
+
+    def take(self, reserved: Reserved) -> None:
+        """Let go of what a request takes that is sent now."""
+        self.prompt_tokens = max(0.0, self.prompt_tokens - reserved.prompt_tokens)
+        self.completion_tokens = max(0.0, self.completion_tokens - reserved.completion_tokens)
 
 
 class Budget:
     """The limits of one call, and what was taken of them.
 
-    What a request will take is estimated from those before it: as many tokens a character as they had
-    on average, and an answer as long as their longest. All requests in flight count in full.
+    A request is sent only if all that it may take fits beside what the others in flight may take. Its
+    prompt is taken to have a tenth more tokens a byte than any before it, and no fewer tokens than the
+    shortest of them; its answer as many as its settings allow, or else half as many again as the
+    longest before it, and 200 at least. The limit is passed only by what one exceeds that. As nothing
+    is known before the first answer, the first request is sent alone.
 
     Parameters
     ----------
@@ -145,43 +192,111 @@ class Budget:
         self.tokens = 0.0
         self.cost = 0.0
         self._open: dict[int, Reserved] = {}
-        self._settled = asyncio.Event()
-        self._characters = 0
-        self._prompt_tokens = 0.0
-        self._longest = 0.0
-        self._priced = self._said = 0.0  # what the server has put a price on, by ours and its own
+        self._holds: dict[int, Hold] = {}
+        self._changed = asyncio.Event()
+        self._counted = False
+        self._densest = 0.0  # tokens a byte of a prompt, at most so far
+        self._shortest = math.inf  # prompt, in tokens
+        self._longest = 0.0  # answer, in tokens
+        self._dearest = 1.0  # what the server took, times what the prices say
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return self.max_tokens is not None or self.max_cost is not None
 
     def expect(self, request: Request[Any]) -> Reserved:
         """Return what a request may take."""
-        characters = request_characters(request)
-        ratio = 1 / _CAUTIOUS_CHARACTERS_A_TOKEN
-        if self._characters:
-            ratio = self._prompt_tokens / self._characters
-        answer = self._longest or _FIRST_COMPLETION
-        for name in ("max_tokens", "max_completion_tokens"):
-            bound = request.settings.get(name)
-            if isinstance(bound, (int, float)) and bound > 0:
-                answer = min(answer, bound)
-        return Reserved(characters, characters * ratio, answer)
+        size = request_size(request)
+        prompt = size / _CAUTIOUS_BYTES_A_TOKEN
+        if self._densest:
+            prompt = max(_MARGIN * size * self._densest, self._shortest)
+        bounds = [
+            bound
+            for name in ("max_tokens", "max_completion_tokens")
+            if isinstance(bound := request.settings.get(name), (int, float)) and bound > 0
+        ]
+        answer: float = _FIRST_COMPLETION
+        if bounds:
+            answer = min(bounds)
+        elif self._counted:
+            answer = max(_LONGER * self._longest, _LEAST_COMPLETION)
+        return Reserved(size, prompt, answer)
 
-    async def reserve(self, request: Request[Any]) -> Reserved:
-        """Wait until a request fits beside those in flight.
+    @contextmanager
+    def holding(self) -> Iterator[Hold]:
+        """Open a hold, with nothing in it yet; at the end it lets go of what is left."""
+        held = Hold()
+        self._holds[id(held)] = held
+        try:
+            yield held
+        finally:
+            del self._holds[id(held)]
+            self._changed.set()
+
+    async def hold(self, held: Hold, requests: Sequence[Request[Any]]) -> None:
+        """Wait until requests fit together, beside those in flight and what is held for others.
 
         Raises
         ------
         BudgetReachedError
-            If it does not, with nothing in flight.
+            If they do not, with nothing in flight and nothing held.
+        """
+        wanted = Hold()
+        while True:
+            wanted.prompt_tokens = wanted.completion_tokens = 0.0
+            for request in requests:
+                wanted.add(self.expect(request))
+            more = Reserved(0, wanted.prompt_tokens, wanted.completion_tokens)
+            problem = self._exceeded(more)
+            if problem is None:
+                held.add(more)
+                return
+            held.waits = True  # with nothing in it, it keeps nobody waiting
+            try:
+                await self._change(problem)
+            finally:
+                held.waits = False
+
+    async def reserve(self, request: Request[Any], held: Hold | None = None) -> Reserved:
+        """Wait until a request fits beside those in flight and what is held for others.
+
+        Parameters
+        ----------
+        request
+            About to be sent.
+        held
+            What is held for it, and for those that come after it.
+
+        Raises
+        ------
+        BudgetReachedError
+            If it does not, with nothing in flight and nobody who may let go of what is held.
         """
         while True:
             wanted = self.expect(request)
-            problem = self._exceeded(wanted)
+            problem = self._exceeded(wanted, held)
+            if problem is None and self.is_limited and not self._counted and self._open:
+                problem = "nothing is counted yet"
             if problem is None:
+                if held is not None:
+                    held.take(wanted)
                 self._open[id(wanted)] = wanted
                 return wanted
-            if not self._open:
-                raise BudgetReachedError(problem)
-            self._settled.clear()
-            await self._settled.wait()
+            if held is not None:
+                held.waits = True
+            try:
+                await self._change(problem)
+            finally:
+                if held is not None:
+                    held.waits = False
+
+    async def _change(self, problem: str) -> None:
+        """Wait until there may be more room; raise where there never will be."""
+        if not self._open and all(held.waits for held in self._holds.values()):
+            raise BudgetReachedError(problem)
+        self._changed.clear()
+        await self._changed.wait()
 
     def settle(
         self, reserved: Reserved, took: Iterable[Mapping[str, float]], answered: int = 0
@@ -195,7 +310,7 @@ class Budget:
         took
             What the server has counted, for each answer that it gave.
         answered
-            Characters of the answer, for servers that count nothing.
+            Bytes of the answer, for servers that count nothing.
 
         Returns
         -------
@@ -209,10 +324,10 @@ class Budget:
         for counted in took:
             more = counted.get("prompt_tokens")
             if more is None:
-                more = rough_tokens(reserved.characters)
-            else:
-                self._characters += reserved.characters
-                self._prompt_tokens += more
+                more = rough_tokens(reserved.size)
+            self._counted = True
+            self._densest = max(self._densest, more / max(1, reserved.size))
+            self._shortest = min(self._shortest, more)
             said = counted.get("completion_tokens", rough_tokens(answered))
             self._longest = max(self._longest, said)
             prompt, completion = prompt + more, completion + said
@@ -221,33 +336,41 @@ class Budget:
                 priced = self.prices.cost(more, said)
                 if paid is None:
                     paid = priced
-                self._priced, self._said = self._priced + priced, self._said + paid
+                elif priced:
+                    self._dearest = max(self._dearest, paid / priced)
             cost = None if paid is None or cost is None else cost + paid
         self.tokens += prompt + completion
         self.cost += cost or 0.0
-        self._settled.set()
+        self._changed.set()
         return prompt, completion, cost
 
-    def _exceeded(self, wanted: Reserved) -> str | None:
-        """Say which limit a request would exceed; None for none."""
-        there = [*self._open.values(), wanted]
-        tokens = self.tokens + sum(r.prompt_tokens + r.completion_tokens for r in there)
-        if self.max_tokens is not None and tokens > self.max_tokens:
+    def _exceeded(self, wanted: Reserved, own: Hold | None = None) -> str | None:
+        """Say which limit something would exceed; None for none.
+
+        What is held for it already is not counted twice.
+        """
+        prompt, completion = wanted.prompt_tokens, wanted.completion_tokens
+        for reserved in self._open.values():
+            prompt += reserved.prompt_tokens
+            completion += reserved.completion_tokens
+        for held in self._holds.values():
+            prompt += held.prompt_tokens
+            completion += held.completion_tokens
+        if own is not None:
+            prompt -= min(own.prompt_tokens, wanted.prompt_tokens)
+            completion -= min(own.completion_tokens, wanted.completion_tokens)
+        if self.max_tokens is not None and self.tokens + prompt + completion > self.max_tokens:
             return (
-                f"max_tokens={self.max_tokens:,} is reached: {self.tokens:,.0f} tokens are taken, and "
-                f"the next request may take {wanted.prompt_tokens + wanted.completion_tokens:,.0f}"
+                f"the limit of {self.max_tokens:,} tokens is reached: {self.tokens:,.0f} are taken, and "
+                f"what comes next may take {wanted.prompt_tokens + wanted.completion_tokens:,.0f}"
             )
         if self.max_cost is None or self.prices is None:
             return None
-        more = sum(self._cost(reserved, self.prices) for reserved in there)
+        more = self._dearest * self.prices.cost(prompt, completion)
         if self.cost + more > self.max_cost:
+            next_ = self._dearest * self.prices.cost(wanted.prompt_tokens, wanted.completion_tokens)
             return (
-                f"max_cost={self.max_cost:g} is reached: ${self.cost:.4g} is spent, and the next "
-                f"request may take ${self._cost(wanted, self.prices):.2g}"
+                f"the limit of {dollars(self.max_cost)} is reached: {dollars(self.cost)} are spent, and "
+                f"what comes next may take {dollars(next_)}"
             )
         return None
-
-    def _cost(self, reserved: Reserved, prices: Prices) -> float:
-        """Return what a request may cost: more than the prices say where the server took more."""
-        dearer = max(1.0, self._said / self._priced) if self._priced else 1.0
-        return dearer * prices.cost(reserved.prompt_tokens, reserved.completion_tokens)

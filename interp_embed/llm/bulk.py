@@ -7,32 +7,35 @@ on a thread of their own, and how labels are stored is up to whoever is given th
 from __future__ import annotations
 
 import asyncio
-import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import pandas as pd
 from tqdm.auto import tqdm
 
-from interp_embed.label import FeatureLabel
-from interp_embed.llm.budget import BudgetReachedError
-from interp_embed.llm.bulk_client import Spent, spent_on
+from interp_embed.llm.budget import BudgetReachedError, dollars
+from interp_embed.llm.bulk_client import held_for, spent_on
+from interp_embed.llm.bulk_labels import Outcome
 from interp_embed.llm.bulk_reads import SharedReads
 from interp_embed.llm.errors import LLMAnswerError, LLMError
+from interp_embed.llm.judging import ask_score
 from interp_embed.llm.label import ask_label
 from interp_embed.llm.records import label_record, score_record
-from interp_embed.llm.score import ask_score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from interp_embed.activations import Activations
-    from interp_embed.label import Score
+    from interp_embed.label import FeatureLabel, Score
+    from interp_embed.llm.budget import Hold
     from interp_embed.llm.bulk_client import BulkClient
-    from interp_embed.llm.bulk_plan import Asking, Estimate, Work
+    from interp_embed.llm.bulk_plan import Asking, Work
+    from interp_embed.llm.label import LabelTask
+    from interp_embed.llm.request import Request
+    from interp_embed.llm.score import Method
 
-__all__ = ["BulkLabels", "BulkRun", "Outcome", "bulk_result"]
+__all__ = ["BulkRun"]
 
 T = TypeVar("T")
 
@@ -41,66 +44,6 @@ _HOPELESS = (401, 402, 404)
 _FORBIDDEN = 403
 """The key is refused; where others were answered, this request was: some servers moderate."""
 _MANY_FAILURES = 10
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one feature."""
-
-    feature: int
-    label: str = ""
-    scores: list[Score] = field(default_factory=list)
-    failed: str = ""
-    spent: Spent = field(default_factory=Spent)
-
-
-@dataclass(frozen=True)
-class BulkLabels:
-    """What came of labelling many features.
-
-    Attributes
-    ----------
-    table : DataFrame
-        A row for each feature that was begun, in order of features: ``feature``; ``label``, empty
-        where there is none; ``score``, ``low`` and ``high``, as `FeatureLabel.score`, NaN where there
-        is none; ``failed``, why something is missing, empty where nothing is; ``requests``,
-        ``prompt_tokens`` and ``completion_tokens`` that were paid for; ``cost`` in US dollars, NaN
-        where it is not known. Where several scores were asked for, one column each as
-        ``score_detection`` and so on.
-    stopped : str or None
-        Why it ended before all features were labelled, and how to go on; None where it did not.
-    estimate : Estimate
-        What was expected before.
-    requests, kept : int
-        Answers that were paid for, and questions that were answered from the store.
-    tokens, cost : float
-        Taken altogether; the cost is NaN where it is not known.
-    """
-
-    table: pd.DataFrame
-    stopped: str | None
-    estimate: Estimate
-    requests: int
-    kept: int
-    tokens: int
-    cost: float
-
-    @property
-    def failures(self) -> pd.DataFrame:
-        """The rows of features of which something is missing."""
-        return self.table[self.table["failed"] != ""]
-
-    def __str__(self) -> str:
-        labelled, failed = int((self.table["label"] != "").sum()), len(self.failures)
-        cost = "" if math.isnan(self.cost) else f", ${self.cost:.4g}"
-        more = f". Stopped: {self.stopped}" if self.stopped else ""
-        return (
-            f"{labelled:,} feature{'s' * (labelled != 1)} labelled, {failed:,} failed, "
-            f"{self.requests:,} requests ({self.kept:,} more were answered before), "
-            f"{self.tokens:,} tokens{cost}{more}"
-        )
-
-    __repr__ = __str__
 
 
 class BulkRun:
@@ -188,10 +131,12 @@ class BulkRun:
             self._bar.close()
         if self._stopped is None:
             return None
-        done = sum(bool(outcome.label) for outcome in self._outcomes)
+        begun = sum(bool(outcome.label) for outcome in self._outcomes)
+        lacking = sum(bool(outcome.not_scored) for outcome in self._outcomes)
+        unscored = f", {lacking:,} of them without a score that was asked for" if lacking else ""
         return (
-            f"{self._stopped}. {done:,} of {len(self._work):,} features are labelled, and in the store; "
-            "the same call again, with a budget of its own, goes on from there"
+            f"{self._stopped}. {begun:,} of {len(self._work):,} features are labelled{unscored}, and in "
+            "the store; the same again, with a limit of its own, goes on from there"
         )
 
     async def _label(self, todo: Iterator[Work]) -> None:
@@ -200,19 +145,31 @@ class BulkRun:
             self._outcomes.append(outcome)
             spent_on.set(outcome.spent)
             try:
-                await self._one(item, outcome)
+                with self._holding() as hold:
+                    await self._one(item, outcome, hold)
             except BudgetReachedError as error:
                 # The others end what they have begun, and then find the same.
                 self._stopped = self._stopped or str(error)
-                if outcome.label and not outcome.failed:
-                    outcome.failed = f"not scored: {error}"
+                if outcome.label:
+                    outcome.not_scored = str(error)
             except LLMError as error:
                 self._fail(outcome, error)
             self._show(outcome)
             if self._stopped is not None:
                 return
 
-    async def _one(self, item: Work, outcome: Outcome) -> None:
+    @contextmanager
+    def _holding(self) -> Iterator[Hold | None]:
+        """Have all requests of a feature be held for, where there is a budget to hold."""
+        budget = self._client.budget
+        if not budget.is_limited:
+            yield None
+            return
+        with budget.holding() as hold:
+            held_for.set(hold)
+            yield hold
+
+    async def _one(self, item: Work, outcome: Outcome, hold: Hold | None) -> None:
         label = item.label
         if label is None:
             try:
@@ -220,6 +177,9 @@ class BulkRun:
             except (ValueError, OSError) as error:
                 outcome.failed = str(error)
                 return
+            new = not await self._client.is_kept(task.request)
+            if new:
+                await self._hold(hold, item, task, None)
             response = await ask_label(self._client, task)
             self._succeed()
             try:
@@ -228,26 +188,48 @@ class BulkRun:
                 outcome.failed = str(error)
                 return
             await self._commit(label)
-        outcome.label = label.label
+            outcome.label = label.label
+            if not new:
+                await self._hold(hold, item, None, label.label)
+        else:
+            outcome.label = label.label
+            await self._hold(hold, item, None, label.label)
         for method in item.methods:
-            try:
-                questions = await self._choose(
-                    self._asking.score_task, self._scored, item.feature, label.label, method
-                )
-            except (ValueError, OSError) as error:
-                outcome.failed = f"{method}: {error}"
-                continue
-            result = await ask_score(self._client, questions, warn=False)
-            self._succeed()
-            score = score_record(result)
-            outcome.scores.append(score)
-            if failures := result["failures"]:
-                outcome.failed = (
-                    f"{method}: {len(failures)} of {len(questions.questions)} requests failed, the "
-                    f"first so: {failures[0]['reason']}"
-                )
-            if not self._is_known(label, score):
-                await self._commit(replace(label, scores=(score,)))
+            await self._score(label, method, outcome)
+
+    async def _hold(
+        self, hold: Hold | None, item: Work, task: LabelTask | None, label: str | None
+    ) -> None:
+        """Wait until the budget has room for all that a feature takes: no label without its scores."""
+        if hold is None:
+            return
+        requests: list[Request[Any]] = [] if task is None else [task.request]
+        scores = await self._choose(
+            self._asking.score_requests, self._scored, item.feature, label, item.methods
+        )
+        requests += [request for request in scores if not await self._client.is_kept(request)]
+        await self._client.budget.hold(hold, requests)
+
+    async def _score(self, label: FeatureLabel, method: Method, outcome: Outcome) -> None:
+        try:
+            questions = await self._choose(
+                self._asking.score_task, self._scored, label.feature, label.label, method
+            )
+        except (ValueError, OSError) as error:
+            outcome.failed = f"{method}: {error}"
+            return
+        result = await ask_score(self._client, questions, warn=False)
+        self._succeed()
+        score = score_record(result)
+        outcome.scores.append(score)
+        if failures := result["failures"]:
+            lost = sum(len(failure["documents"]) for failure in failures)
+            outcome.failed = (
+                f"{method}: {lost} of {lost + result['total_count']} samples were not judged; the first "
+                f"of them: {failures[0]['reason']}"
+            )
+        if not self._is_known(label, score):
+            await self._commit(replace(label, scores=(score,)))
 
     async def _choose(self, make: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -283,14 +265,14 @@ class BulkRun:
             return  # an answer of an earlier run
         self._in_a_row += 1
         if self._in_a_row >= max(_MANY_FAILURES, 2 * self._concurrency):
-            error.args = (f"{self._in_a_row} features in a row failed, the last so: {error}",)
+            error.args = (f"{self._in_a_row} features in a row failed; the last: {error}",)
             self._give_up(error)
 
     def _give_up(self, error: LLMError) -> NoReturn:
         done = sum(bool(outcome.label) for outcome in self._outcomes)
         error.add_note(
             f"{done:,} of {len(self._work):,} features were labelled before that, and are in the store; "
-            "the same call again goes on from there"
+            "the same again goes on from there"
         )
         raise error
 
@@ -300,57 +282,6 @@ class BulkRun:
         usage = self._client.usage
         shown = f"{usage.requests:,} requests, {self._client.budget.tokens:,.0f} tokens"
         if self._client.budget.cost:
-            shown += f", ${self._client.budget.cost:.4g}"
+            shown += f", {dollars(self._client.budget.cost)}"
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
-
-
-def bulk_result(
-    run: BulkRun, stopped: str | None, expected: Estimate, asking: Asking, client: BulkClient
-) -> BulkLabels:
-    """Return what came of a run, as tables and totals."""
-    rows = []
-    for outcome in run.outcomes:
-        best = _counting(outcome.scores)
-        row: dict[str, Any] = {
-            "feature": outcome.feature,
-            "label": outcome.label,
-            "score": None if best is None else best.value,
-            "low": None if best is None else best.low,
-            "high": None if best is None else best.high,
-        }
-        if len(asking.methods) > 1:
-            values = {score.method: score.value for score in outcome.scores}
-            row |= {f"score_{method}": values.get(method) for method in asking.methods}
-        spent = outcome.spent
-        row |= {
-            "failed": outcome.failed,
-            "requests": spent.requests,
-            "prompt_tokens": round(spent.prompt_tokens),
-            "completion_tokens": round(spent.completion_tokens),
-            "cost": spent.cost,
-        }
-        rows.append(row)
-    names = ["feature", "label", "score", "low", "high"]
-    if len(asking.methods) > 1:
-        names += [f"score_{method}" for method in asking.methods]
-    names += ["failed", "requests", "prompt_tokens", "completion_tokens", "cost"]
-    whole = ("feature", "requests", "prompt_tokens", "completion_tokens")
-    types: dict[str, Any] = {name: "int64" if name in whole else "float64" for name in names}
-    types |= {"label": object, "failed": object}
-    table = pd.DataFrame(rows, columns=names).astype(types)
-    known = [outcome.spent.cost for outcome in run.outcomes]
-    return BulkLabels(
-        table=table,
-        stopped=stopped,
-        estimate=expected,
-        requests=client.usage.requests,
-        kept=client.usage.kept,
-        tokens=round(client.budget.tokens),
-        cost=float("nan") if None in known else client.budget.cost,
-    )
-
-
-def _counting(scores: Sequence[Score]) -> Score | None:
-    """Return the score that counts, as for a label."""
-    return FeatureLabel(0, "-", scores=tuple(scores)).score

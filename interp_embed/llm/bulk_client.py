@@ -7,24 +7,28 @@ early: those that were sent are waited for, because they will be paid for.
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiolimiter import AsyncLimiter
 from typing_extensions import override
 
 from interp_embed.llm.client import LLMClient
+from interp_embed.llm.errors import AnswersNotKeptError
+from interp_embed.llm.failures import one_line, sentence
+from interp_embed.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
     from interp_embed.llm.answers import Answer
-    from interp_embed.llm.budget import Budget
+    from interp_embed.llm.budget import Budget, Hold, Reserved
     from interp_embed.llm.request import Request
 
-__all__ = ["BulkClient", "Spent", "spent_on"]
+__all__ = ["BulkClient", "Spent", "held_for", "spent_on"]
 
 _MINUTE = 60.0
 _TOKEN_SPAN = 10.0
@@ -52,11 +56,26 @@ class Spent:
 
 spent_on: ContextVar[Spent | None] = ContextVar("spent_on", default=None)
 """Whom a request counts for."""
-_counted: ContextVar[list[Mapping[str, float]] | None] = ContextVar("_counted", default=None)
+held_for: ContextVar[Hold | None] = ContextVar("held_for", default=None)
+"""What is held of the budget for those that follow."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A request that may be sent: what it may take, and what it took."""
+
+    reserved: Reserved
+    took: list[Mapping[str, float]] = field(default_factory=list)
+    answered: int = 0
+
+
+_flight: ContextVar[_Flight | None] = ContextVar("_flight", default=None)
 
 
 class BulkClient(LLMClient):
     """An `LLMClient` with limits.
+
+    An answer that cannot be kept is an error, because thousands may follow.
 
     Whoever awaits an answer may be cancelled; the request is not, and its answer is kept. When the
     client is closed, what was not sent yet is given up, and what was sent is waited for, 20 seconds at
@@ -105,6 +124,13 @@ class BulkClient(LLMClient):
         try:
             for task in self._asked - self._sent:
                 task.cancel()
+            if self._sent:
+                many = len(self._sent)
+                again = " again" * (kind is asyncio.CancelledError)
+                say(
+                    f"waiting for {many:,} request{'s' * (many != 1)} that are paid for, {_GRACE:.0f} s at "
+                    f"most; Ctrl-C{again} to leave them"
+                )
             if self._asked:
                 await asyncio.wait(self._asked, timeout=_GRACE)
         finally:
@@ -112,6 +138,20 @@ class BulkClient(LLMClient):
                 task.cancel()
             await asyncio.gather(*self._asked, return_exceptions=True)
             await super().__aexit__(kind, error, trace)
+            if isinstance(error, AnswersNotKeptError):
+                error.answers.update(self._unkept)  # of all that were under way
+
+    @override
+    def _not_kept(self, error: Exception) -> None:
+        raise AnswersNotKeptError(
+            f"an answer that is paid for could not be kept: {sentence(one_line(str(error)))} Nothing "
+            "more is asked; answers that came and are not kept are in this error's .answers",
+            self._unkept,
+        ) from error
+
+    async def is_kept(self, request: Request[Any]) -> bool:
+        """Return whether a request is answered already."""
+        return await self._kept(request) is not None
 
     @override
     async def send(self, request: Request[Any]) -> Answer:
@@ -127,31 +167,37 @@ class BulkClient(LLMClient):
             task.exception()  # there may be nobody any more who wants to know
 
     @override
-    async def _complete(self, request: Request[Any]) -> tuple[Answer, Mapping[str, float]]:
-        reserved = await self.budget.reserve(request)
-        took: list[Mapping[str, float]] = []
-        answered = 0
-        task = asyncio.current_task()
+    @asynccontextmanager
+    async def _allowed(self, request: Request[Any]) -> AsyncIterator[None]:
+        # Before there is room for it: what waits for the budget must not keep those from going on that
+        # may leave some of it.
+        flight = _Flight(await self.budget.reserve(request, held_for.get()))
+        _flight.set(flight)  # each request is a task, with a context of its own
         try:
-            await self._wait_turn(reserved.prompt_tokens + reserved.completion_tokens)
-            if task is not None:
-                self._sent.add(task)
-            _counted.set(took)  # each request is a task, with a context of its own
-            answer, counted = await super()._complete(request)
-            answered = len(answer.text)
+            yield
         finally:
             spent = spent_on.get()
-            found = self.budget.settle(reserved, took, answered)
-            if spent is not None and took:
-                spent.add(*found, requests=len(took))
+            found = self.budget.settle(flight.reserved, flight.took, flight.answered)
+            if spent is not None and flight.took:
+                spent.add(*found, requests=len(flight.took))
+
+    @override
+    async def _complete(self, request: Request[Any]) -> tuple[Answer, Mapping[str, float]]:
+        flight, task = _flight.get(), asyncio.current_task()
+        assert flight is not None
+        assert task is not None
+        await self._wait_turn(flight.reserved.prompt_tokens + flight.reserved.completion_tokens)
+        self._sent.add(task)
+        answer, counted = await super()._complete(request)
+        flight.answered = len(answer.text.encode(errors="replace"))
         return answer, counted
 
     @override
-    def _count(self, completion: Any) -> Mapping[str, float]:
-        found = super()._count(completion)
-        counted = _counted.get()
-        if counted is not None:
-            counted.append(found)
+    def _count(self, counted: Any) -> Mapping[str, float]:
+        found = super()._count(counted)
+        flight = _flight.get()
+        if flight is not None:
+            flight.took.append(found)
         return found
 
     async def _wait_turn(self, tokens: float) -> None:

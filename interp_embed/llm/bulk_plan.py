@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.budget import request_characters, rough_tokens
+from interp_embed.llm.budget import dollars, request_size, rough_tokens
 from interp_embed.llm.examples import check_choice
 from interp_embed.llm.label import LabelTask, label_task
 from interp_embed.llm.request import check_settings
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from interp_embed.llm.budget import Prices
     from interp_embed.llm.examples import NegativeChoice, PositiveChoice
     from interp_embed.llm.prompt_files import Prompts
+    from interp_embed.llm.request import Request
 
 __all__ = ["Asking", "Estimate", "Work", "check_features", "check_methods", "estimate", "plan_work"]
 
@@ -89,6 +90,22 @@ class Asking:
             **self._choice(),
         )  # fmt: skip
 
+    def score_requests(
+        self, dataset: Activations, feature: int, label: str | None, methods: Iterable[Method]
+    ) -> list[Request[Any]]:
+        """Make the requests of all scores; without a label, such as they may be.
+
+        A method that has no samples has no requests: it fails when its turn comes, and costs nothing.
+        """
+        found: list[Request[Any]] = []
+        for method in methods:
+            try:
+                task = self.score_task(dataset, feature, label or _LABEL, method)
+            except (ValueError, OSError):
+                continue
+            found += [question.request for question in task.questions]
+        return found
+
     def is_own(self, label: FeatureLabel) -> bool:
         """Whether a label is of this model and these prompts."""
         return (label.source, label.model, label.prompt_version) == (
@@ -129,7 +146,7 @@ class Estimate:
     kept : int
         Labels whose answer the store has, so that they cost nothing.
     prompt_tokens, completion_tokens : int
-        Of the requests: four characters a token; answers of usual length, without what a model thinks
+        Of the requests: four bytes a token; answers of usual length, without what a model thinks
         before it answers.
     cost : float or None
         In US dollars; None without prices.
@@ -143,7 +160,10 @@ class Estimate:
     cost: float | None
 
     def __str__(self) -> str:
-        cost = "cost unknown without prices=" if self.cost is None else f"about ${self.cost:.2f}"
+        cost = "cost unknown without prices"
+        if self.cost is not None:
+            shown = dollars(self.cost)
+            cost = f"about {shown}" if shown.startswith("$") else shown
         kept = f" ({self.kept:,} more are answered already)" if self.kept else ""
         return (
             f"{self.features:,} feature{'s' * (self.features != 1)}: about {self.requests:,} "
@@ -247,7 +267,7 @@ def estimate(
         None where they are not known.
     """
     some = np.unique(np.linspace(0, len(work) - 1, min(len(work), _SAMPLED)).astype(np.int64))
-    requests = kept = characters = completion = 0
+    requests = kept = size = completion = 0
     for item in (work[number] for number in some.tolist()):
         if item.label is None:
             try:
@@ -258,7 +278,7 @@ def estimate(
                 kept += 1
             else:
                 requests += 1
-                characters += request_characters(label.request)
+                size += request_size(label.request)
                 completion += _LABEL_TOKENS
         for method in item.methods:
             text = _LABEL if item.label is None else item.label.label
@@ -268,11 +288,11 @@ def estimate(
                 continue
             for question in score.questions:
                 requests += 1
-                characters += request_characters(question.request)
+                size += request_size(question.request)
                 batch = question.request.schema is BatchResponse
                 completion += _VERDICT_TOKENS * len(question.samples) if batch else _SINGLE_TOKENS
     scale = len(work) / max(1, len(some))
-    prompt_tokens = rough_tokens(characters * scale)
+    prompt_tokens = rough_tokens(size * scale)
     completion_tokens = round(completion * scale)
     return Estimate(
         features=len(work),

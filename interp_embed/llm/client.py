@@ -1,28 +1,32 @@
 """Sending questions to a server that speaks OpenAI's protocol, and getting answers that can be read.
 
 Owns structured output and doing without it, one round of repair, kept answers, and counting what it
-took. Retries, pauses and connections are the openai client's.
+took. Retries, pauses and connections are the transport's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from string import Template
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import openai
 from pydantic import BaseModel
 
 from interp_embed.inputs import check_positive
 from interp_embed.llm.answers import Answer, UnreadableAnswerError, read_answer
 from interp_embed.llm.endpoint import resolve_endpoint
-from interp_embed.llm.errors import LLMAnswerError, LLMError
-from interp_embed.llm.failures import explain, one_line, refused_parameter, unanswered
+from interp_embed.llm.errors import AnswersNotKeptError, LLMAnswerError, LLMError
+from interp_embed.llm.failures import one_line, sentence, unanswered
 from interp_embed.llm.prompt_files import Prompts
 from interp_embed.llm.request import DEFAULT_SETTINGS, Message, Request
+from interp_embed.llm.transport import Transport, check_patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from openai.types.chat import ChatCompletion
@@ -79,15 +83,16 @@ class LLMClient:
     concurrency
         Requests in flight at most, and so the most that a crash has paid for in vain.
     timeout
-        Seconds that one attempt may take.
+        Seconds that one attempt may take; two minutes by default.
     max_retries
-        Attempts after the first, for connections that fail, timeouts, and the statuses 408, 409, 429
-        and 5xx. Pauses grow from half a second to eight, or are what ``Retry-After`` says, up to
-        two minutes.
+        Attempts after the first, 4 by default, for connections that fail, timeouts, and the statuses
+        408, 409, 429 and 5xx, also where they come as an error within an answer with status 200.
+        Pauses grow from half a second to eight, or are what ``Retry-After`` says, up to two minutes.
     answers
-        Where answers are kept and looked for before anything is sent.
+        Where answers are kept and looked for before anything is sent. One that cannot be kept although
+        it is paid for is used all the same, with a warning.
     prompts
-        For the text of the second round; the package's by default.
+        For the text of the second round, where a request has none; the package's by default.
 
     Attributes
     ----------
@@ -114,20 +119,17 @@ class LLMClient:
         prompts: Prompts | None = None,
     ) -> None:
         check_positive(concurrency=concurrency)
-        if not timeout > 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
-        if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
-            raise ValueError(f"max_retries must be 0 or more, got {max_retries!r}")
+        check_patience(timeout, max_retries)
         self.model = model
         self.endpoint = resolve_endpoint(model, base_url)
         self.endpoint.read_key()  # fails early
         self.usage = Usage()
         self._concurrency = concurrency
-        self._timeout = timeout
-        self._max_retries = max_retries
+        self._transport = Transport(self.endpoint, timeout, max_retries)
         self._answers = answers
-        self._repair = (prompts or Prompts()).template("repair")
-        self._openai: openai.AsyncOpenAI | None = None
+        self._tried: asyncio.Task[None] | None = None  # whether answers can be kept
+        self._unkept: dict[str, str] = {}
+        self._repair = (prompts or Prompts()).text("repair")
         self._room = asyncio.Semaphore(concurrency)
         self._flying: dict[str, asyncio.Future[Answer]] = {}
         self._without: frozenset[str] = frozenset()  # what the server refused
@@ -136,20 +138,12 @@ class LLMClient:
         return f"LLMClient({self.model!r}, {self.endpoint.base_url!r})"
 
     async def __aenter__(self) -> Self:
-        if self._openai is not None:
+        if self._transport.is_open:
             raise RuntimeError(f"{self!r} is open already")
-        self._openai = openai.AsyncOpenAI(
-            api_key=self.endpoint.read_key()
-            or "none",  # servers without keys ignore it, the client insists on one
-            base_url=self.endpoint.base_url,
-            timeout=self._timeout,
-            max_retries=self._max_retries,
-        )
-        if self.endpoint.key_variable != "OPENAI_API_KEY":
-            # Taken from the environment by the client, and nobody else's business.
-            self._openai.organization = self._openai.project = None
+        self._transport.open()
         self._room = asyncio.Semaphore(self._concurrency)  # belongs to the loop
         self._flying = {}
+        self._tried = None
         return self
 
     async def __aexit__(
@@ -158,9 +152,7 @@ class LLMClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        client, self._openai = self._openai, None
-        if client is not None:
-            await client.close()
+        await self._transport.close()
 
     # Questions
 
@@ -192,16 +184,17 @@ class LLMClient:
             problem = str(error)
         self.usage.repairs += 1
         said = Message("assistant", answer.text or "(nothing)")
-        again = Message("user", self._repair.substitute(problem=problem))
+        repair = Template(self._repair if request.repair is None else request.repair)
+        again = Message("user", repair.substitute(problem=problem))
         repaired = await self.send(request.followed_by(said, again))
         try:
             return _read(repaired, request.schema, check)
         except UnreadableAnswerError as error:
             problem = str(error)
-        cut = " It was cut at a limit: raise max_tokens in settings=." if repaired.cut else ""
+        cut = " It was cut at a limit of tokens: allow longer answers." if repaired.cut else ""
         raise LLMAnswerError(
             f"{self.model} at {self.endpoint.base_url} answered twice, but not in the form that was "
-            f"asked for: {problem}.{cut} The answer, also in .raw: {one_line(repaired.text)!r}",
+            f"asked for: {sentence(problem)}{cut} The answer: {one_line(repaired.text)!r}",
             repaired.text,
             answer.text,
         )
@@ -244,21 +237,63 @@ class LLMClient:
             del self._flying[digest]
 
     async def _kept_or_new(self, request: Request[Any]) -> Answer:
-        if self._answers is not None:
-            kept = await asyncio.to_thread(self._answers.get, request.digest)
-            if kept is not None:
-                self.usage.kept += 1
-                return Answer(kept, kept=True)
+        kept = await self._kept(request)
+        if kept is not None:
+            self.usage.kept += 1
+            return Answer(kept, kept=True)
         # Until it is kept, too: a crash loses no more answers than may be in flight.
-        async with self._room:
+        async with self._allowed(request), self._room:
+            await self._check_keeping()
             answer, took = await self._complete(request)
             if self._answers is not None:
-                # It is paid for: once it is here, it is kept whatever happens to who asked.
-                put, loop = self._answers.put, asyncio.get_running_loop()
-                await asyncio.shield(
-                    loop.run_in_executor(None, put, request.digest, answer.text, took)
-                )
+                await self._keep(request.digest, answer.text, took)
         return answer
+
+    def _allowed(self, request: Request[Any]) -> AbstractAsyncContextManager[None]:
+        """Wait until a request may be sent; the end is told, too."""
+        return nullcontext()
+
+    # Keeping
+
+    async def _kept(self, request: Request[Any]) -> str | None:
+        if request.digest in self._unkept:
+            return self._unkept[request.digest]
+        if self._answers is None:
+            return None
+        return await asyncio.to_thread(self._answers.get, request.digest)
+
+    async def _check_keeping(self) -> None:
+        """Try once, before anything is paid for, whether answers can be kept."""
+        check = getattr(self._answers, "check_writable", None)
+        if check is None:
+            return
+        if self._tried is None:
+            self._tried = asyncio.ensure_future(asyncio.to_thread(check))
+        try:
+            await asyncio.shield(self._tried)
+        except OSError as error:
+            raise AnswersNotKeptError(
+                f"answers cannot be kept, so that none is paid for: {one_line(str(error))}"
+            ) from error
+
+    async def _keep(self, digest: str, text: str, took: Mapping[str, float]) -> None:
+        """Keep an answer: it is paid for, so it is kept whatever happens to who asked."""
+        assert self._answers is not None
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.shield(loop.run_in_executor(None, self._answers.put, digest, text, took))
+        except Exception as error:  # noqa: BLE001  (a user's own class may raise anything)
+            self._unkept[digest] = text
+            self._not_kept(error)
+
+    def _not_kept(self, error: Exception) -> None:
+        """Say once that an answer could not be kept; it is used, and forgotten with this client."""
+        if len(self._unkept) == 1:
+            warnings.warn(
+                f"an answer that is paid for could not be kept: {sentence(one_line(str(error)))} It is "
+                "used all the same, and so are others that come, as long as this client lasts",
+                stacklevel=2,
+            )
 
     # The server
 
@@ -271,33 +306,24 @@ class LLMClient:
         took : mapping of str to float
             What the server has counted.
         """
-        if self._openai is None:
+        if not self._transport.is_open:
             raise RuntimeError(f"{self!r} is not open: use it with 'async with'")
         without = self._without
         while True:
             body = _body(request, without)
-            try:
-                found = self._said(
-                    await self._openai.chat.completions.create(
-                        model=self.endpoint.model,
-                        messages=[m.as_dict() for m in request.messages],  # type: ignore[misc]
-                        extra_body=body,
-                    )
-                )
-            except (openai.OpenAIError, ValueError) as error:
-                refused = refused_parameter(error, _negotiable(body))
-                found = explain(error, self.endpoint, self._max_retries + 1)
-            else:
-                refused = None
-            # Raised out here: as the context of another, the client's error would keep the request,
-            # with the key in its headers.
-            if refused is not None:
-                without = without | {refused}
-            elif isinstance(found, LLMError):
+            outcome = await self._transport.send(request.messages, body, _negotiable(body))
+            if outcome.refused is not None:
+                without = without | {outcome.refused}
+                continue
+            for counted in outcome.charged:
+                self._count(counted)
+            if outcome.error is not None:
+                raise outcome.error
+            found = self._said(outcome.completion)
+            if isinstance(found, LLMError):
                 raise found
-            else:
-                self._without = self._without | without  # only once it is seen to help
-                return found
+            self._without = self._without | without  # only once it is seen to help
+            return found
 
     def _said(
         self, completion: ChatCompletion | Any
@@ -310,7 +336,7 @@ class LLMClient:
         text = "" if message.content is None else message.content
         if not isinstance(text, str):
             return unanswered(completion, self.endpoint)
-        took = self._count(completion)
+        took = self._count(getattr(completion, "usage", None))
         if text.strip():
             text = self.endpoint.without_secrets(text, _LEAST_SECRET)
             return Answer(text, cut=reason == "length"), took
@@ -321,14 +347,13 @@ class LLMClient:
         )
         why = f"it refused: {one_line(why)}" if refusal else one_line(why)
         if reason == "length":
-            why += ": all tokens went elsewhere; raise max_tokens in settings="
+            why += ": all tokens went elsewhere; allow longer answers"
         return LLMAnswerError(
             f"{self.model} at {self.endpoint.base_url} answered nothing ({why})",
             text,
         )
 
-    def _count(self, completion: Any) -> Mapping[str, float]:
-        counted = getattr(completion, "usage", None)
+    def _count(self, counted: Any) -> Mapping[str, float]:
         took = {}
         for name in ("prompt_tokens", "completion_tokens", "cost"):
             value = getattr(counted, name, None)

@@ -41,12 +41,15 @@ class Endpoint:
         Environment variable that has the key.
     needs_key : bool
         Whether the server is known to refuse requests without one.
+    url_variable : str
+        Environment variable that names the server where nothing else does.
     """
 
     base_url: str
     model: str
     key_variable: str
     needs_key: bool
+    url_variable: str = ""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r}, key from {self.key_variable})"
@@ -65,7 +68,7 @@ class Endpoint:
             if self.needs_key:
                 raise LLMAuthenticationError(
                     f"{self.base_url} needs a key: set the environment variable "
-                    f"{self.key_variable}, or name another server with base_url="
+                    f"{self.key_variable}, or name another server by its base URL"
                 )
             return None
         if state == "broken":
@@ -116,7 +119,7 @@ def resolve_endpoint(model: str, base_url: str | None = None) -> Endpoint:
         origin = provider.url_variable
         given = os.environ.get(provider.url_variable, "").strip() or None
     if given is None:
-        return Endpoint(provider.url, name, provider.key_variable, needs_key=True)
+        return Endpoint(provider.url, name, provider.key_variable, True, provider.url_variable)
     try:
         parts = urlsplit(given)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -136,7 +139,7 @@ def resolve_endpoint(model: str, base_url: str | None = None) -> Endpoint:
         )
     given = given.rstrip("/")
     same = given == provider.url
-    return Endpoint(given, name, provider.key_variable, needs_key=same)
+    return Endpoint(given, name, provider.key_variable, same, provider.url_variable)
 
 
 def _state(key: str) -> str:

@@ -6,7 +6,13 @@ them, and none holds the request that was sent, whose headers have the key.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
+    "AnswersNotKeptError",
     "LLMAnswerError",
     "LLMAuthenticationError",
     "LLMConnectionError",
@@ -23,6 +29,10 @@ class LLMError(RuntimeError):
 
 class LLMConnectionError(LLMError, ConnectionError):
     """The server cannot be reached, or broke off."""
+
+    def __new__(cls, *args: Any) -> Self:
+        """Make one as OSError does; RuntimeError's way, which comes first, cannot, and picklers use it."""
+        return ConnectionError.__new__(cls, *args)
 
 
 class LLMTimeoutError(LLMConnectionError, TimeoutError):
@@ -45,6 +55,10 @@ class LLMStatusError(LLMError):
 
 class LLMAuthenticationError(LLMStatusError, PermissionError):
     """There is no key, or the server does not take it."""
+
+    def __new__(cls, message: str = "", *_: Any) -> Self:
+        """Make one as OSError does; see `LLMConnectionError`."""
+        return PermissionError.__new__(cls, message)
 
 
 class LLMRateLimitError(LLMStatusError):
@@ -74,3 +88,22 @@ class LLMAnswerError(LLMError, ValueError):
         super().__init__(message)
         self.raw = raw
         self.first = first
+
+
+class AnswersNotKeptError(OSError):
+    """Answers came, and are paid for, but could not be written down.
+
+    Attributes
+    ----------
+    answers : dict of str to str
+        Each of them as it came, by the digest of its request. ``dataset.answers.put(digest, text)``
+        keeps one once that works again.
+    """
+
+    def __new__(cls, message: str = "", *_: Any) -> Self:
+        """Make one whose second argument is no text of the system's."""
+        return OSError.__new__(cls, message)
+
+    def __init__(self, message: str, answers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.answers = dict(answers or {})

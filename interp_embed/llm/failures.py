@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
+from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any
 
 import openai
+from pydantic import BaseModel
 
 from interp_embed.llm.errors import (
     LLMAuthenticationError,
@@ -22,11 +26,20 @@ if TYPE_CHECKING:
 
     from interp_embed.llm.endpoint import Endpoint
 
-__all__ = ["explain", "one_line", "refused_parameter", "unanswered"]
+__all__ = [
+    "LONGEST_PAUSE",
+    "error_within",
+    "explain",
+    "one_line",
+    "refused_parameter",
+    "sentence",
+    "unanswered",
+    "wanted_pause",
+]
 
 _SHOWN_CHARACTERS = 300
-_LONGEST_WAIT = 120
-"""Seconds: the openai client does not try again where a server asks for a longer pause."""
+LONGEST_PAUSE = 120.0
+"""Seconds: where a server asks for a longer pause, it is for the caller to decide."""
 _REFUSALS = (400, 415, 422, 501)
 _FORMAT = "response_format"
 _FORMAT_WORDS = (
@@ -39,6 +52,12 @@ def one_line(text: str, most: int = _SHOWN_CHARACTERS) -> str:
     """Return a text in one line, cut where it is long."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def sentence(text: str) -> str:
+    """Return a text with one full stop behind it, unless it ends with another such mark."""
+    text = text.rstrip()
+    return text if text.endswith((".", "!", "?", "\u2026")) else f"{text}."
 
 
 def _shown(text: str, endpoint: Endpoint) -> str:
@@ -56,7 +75,7 @@ def explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
     endpoint
         Which server and model.
     attempts
-        How often it was tried where trying again made sense.
+        How often it was tried.
     """
     made = _explain(error, endpoint, attempts)
     made.args = (endpoint.without_secrets(str(made)),)
@@ -66,26 +85,23 @@ def explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
 def _explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
     server = endpoint.base_url
     tried = f" in {attempts} attempts" if attempts > 1 else ""
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, (openai.APITimeoutError, TimeoutError)):
         return LLMTimeoutError(
-            f"{server} did not answer in time{tried} (model {endpoint.model}). Give LLMClient a "
-            "longer timeout=, or ask for less at once"
+            f"{server} did not answer in time{tried} (model {endpoint.model}). Allow a longer timeout, "
+            "or ask for less at once"
         )
     if isinstance(error, openai.APIConnectionError):
         cause = _shown(str(error.__cause__ or "") or type(error.__cause__).__name__, endpoint)
         return LLMConnectionError(
-            f"{server} cannot be reached, or broke off{tried}: {cause}. Is it running, and is its URL "
-            "right (base_url=, OPENROUTER_BASE_URL, OPENAI_BASE_URL)?"
+            f"{server} cannot be reached, or broke off{tried}: {sentence(cause)} Is it running, and is "
+            f"its URL right (the one given, or else {endpoint.url_variable})?"
         )
     if isinstance(error, openai.APIStatusError):
         said = _shown(_said_by(error.body) or error.message, endpoint)
-        wait = _seconds(error.response.headers.get("retry-after", ""))
-        if wait is not None and wait > _LONGEST_WAIT:
-            attempts = 1
-        return status_error(error.status_code, said, endpoint, attempts, wait)
+        return status_error(error.status_code, said, endpoint, attempts, wanted_pause(error))
     return LLMStatusError(
-        f"{server} did not answer with a chat completion ({_shown(str(error), endpoint)}). Is its URL right? "
-        "It usually ends in /v1"
+        f"{server} did not answer with a chat completion ({_shown(str(error), endpoint)}). Is its URL "
+        "right? It usually ends in /v1"
     )
 
 
@@ -96,7 +112,7 @@ def status_error(
     server, model, variable = endpoint.base_url, endpoint.model, endpoint.key_variable
     kind: type[LLMStatusError] = LLMStatusError
     advice = f"The model asked for is {model!r}"
-    tried = f" in {attempts} attempts" if attempts > 1 and (status == 429 or status >= 500) else ""
+    tried = f" in {attempts} attempts" if attempts > 1 else ""
     if status in (401, 403):
         kind = LLMAuthenticationError
         advice = f"Check the key in the environment variable {variable}"
@@ -107,39 +123,79 @@ def status_error(
     elif status == 429:
         kind = LLMRateLimitError
         pause = "Wait" if wait is None else f"Wait {wait:g} s, as it says"
-        advice = f"{pause}, or ask for less at once (concurrency=)"
+        advice = f"{pause}, or have fewer requests in flight (a lower concurrency)"
     elif status >= 500:
         advice = "The failure is the server's: try again later"
     elif status in (400, 413, 422):
-        advice = f"Where a request is too long for {model!r}, give fewer samples (k=)"
-    made = kind(f"{server} answered {status}{tried}: {said or 'nothing'}. {advice}", status)
+        advice = f"Where a request is too long for {model!r}, give fewer samples (a lower k)"
+    made = kind(
+        f"{server} answered {status}{tried}: {sentence(said or 'nothing')} {advice}", status
+    )
     if isinstance(made, LLMRateLimitError):
         made.retry_after = wait
     return made
 
 
-def _seconds(header: str) -> float | None:
-    try:
-        found = float(header)
-    except ValueError:  # none, or a date
+def wanted_pause(error: Exception) -> float | None:
+    """Return the seconds that a server asks to wait; None where it does not.
+
+    It says so in ``retry-after-ms`` (OpenAI's), or in ``Retry-After``, as seconds or as a date (RFC
+    9110, 10.2.3).
+    """
+    if not isinstance(error, openai.APIStatusError):
         return None
-    return found if 0 <= found < float("inf") else None
+    headers = error.response.headers
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            found = float(headers.get(name, "")) * unit
+        except ValueError:  # none, or a date
+            continue
+        return found if 0 < found < math.inf else None
+    try:
+        moment = parsedate_tz(headers.get("retry-after", ""))
+        left = None if moment is None else mktime_tz(moment) - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return left if left is not None and left > 0 else None
+
+
+def error_within(completion: Any, endpoint: Endpoint, attempts: int = 1) -> LLMStatusError | None:
+    """Return the error that an answer with status 200 has in it, None where it has none.
+
+    OpenRouter answers so where it has begun to answer when a provider fails: with ``error`` in place of
+    a completion, or in its choice (openrouter.ai/docs, "Errors").
+    """
+    choices = getattr(completion, "choices", None)
+    found = getattr(completion, "error", None)
+    if not isinstance(found, dict) and isinstance(choices, list) and choices:
+        found = getattr(choices[0], "error", None)
+    if not isinstance(found, dict):
+        return None
+    said = _shown(str(found.get("message") or found), endpoint)
+    for name in ("code", "status"):
+        code = found.get(name)
+        text = str(code) if isinstance(code, (int, str)) else ""
+        if re.fullmatch(r"[45]\d\d", text):
+            return status_error(int(text), said, endpoint, attempts)
+    return _no_completion(said, endpoint)
 
 
 def unanswered(completion: Any, endpoint: Endpoint) -> LLMStatusError:
-    """Return the error for an answer with status 200 that has no completion in it."""
-    found = getattr(completion, "error", None)  # as OpenRouter has them
-    if isinstance(found, dict):
-        code = found.get("code")
-        said = _shown(str(found.get("message", found)), endpoint)
-        if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
-            return status_error(code, said, endpoint)
-    else:
-        text = completion if isinstance(completion, str) else repr(completion)
-        said = _shown(text, endpoint)
+    """Return the error for an answer with status 200 that has neither a completion nor an error."""
+    if isinstance(completion, str):
+        return _no_completion(_shown(completion, endpoint), endpoint)
+    if getattr(completion, "choices", None) == []:
+        return _no_completion("its list of choices is empty", endpoint)
+    given = completion
+    if isinstance(completion, BaseModel):
+        given = completion.model_dump(exclude_unset=True)
+    return _no_completion(_shown(repr(given), endpoint), endpoint)
+
+
+def _no_completion(said: str, endpoint: Endpoint) -> LLMStatusError:
     return LLMStatusError(
-        f"{endpoint.base_url} answered without a completion: {said}. Is its URL right? It usually "
-        "ends in /v1",
+        f"{endpoint.base_url} answered without a completion: {sentence(said)} Is its URL right? It "
+        "usually ends in /v1",
         200,
     )
 

@@ -105,7 +105,7 @@ def label_task(
         "previous": previous,
     }
     asked = messages(prompts, "label", marks, blocks, around={"previous": _PREVIOUS})
-    request = Request(model, asked, FeatureLabelResponse, checked)
+    request = Request(model, asked, FeatureLabelResponse, checked, prompts.text("repair"))
     return LabelTask(int(feature), request, chosen, prompts.version("label"), int(seed))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -48,12 +48,16 @@ class Request(Generic[ModelT]):
         What the answer has to be.
     settings : mapping
         Further parameters of the request, such as ``temperature``; plain JSON values.
+    repair : str or None
+        The prompt for a second round, with ``$problem`` in it; None for the client's. The answer does
+        not depend on it, and so the digest does not.
     """
 
     model: str
     messages: tuple[Message, ...]
     schema: type[ModelT]
     settings: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_SETTINGS))
+    repair: str | None = None
 
     @cached_property
     def json_schema(self) -> dict[str, Any]:
@@ -72,7 +76,7 @@ class Request(Generic[ModelT]):
 
     def followed_by(self, *messages: Message) -> Request[ModelT]:
         """Return the request with more messages at its end."""
-        return Request(self.model, (*self.messages, *messages), self.schema, self.settings)
+        return replace(self, messages=(*self.messages, *messages))
 
 
 def canonical_digest(

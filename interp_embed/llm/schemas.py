@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator
 
 from interp_embed.label import LONGEST
 
@@ -83,6 +83,20 @@ class SampleVerdict(BaseModel):
 
 
 class BatchResponse(BaseModel):
-    """The answers for a batch of samples."""
+    """The answers for a batch of samples; what is no verdict among them is passed over."""
 
     verdicts: list[SampleVerdict]
+
+    @field_validator("verdicts", mode="before")
+    @classmethod
+    def _verdicts_only(cls, given: Any) -> Any:
+        """Leave out what cannot be read, so that one entry takes no others with it."""
+        return [each for each in given if _is_verdict(each)] if isinstance(given, list) else given
+
+
+def _is_verdict(given: Any) -> bool:
+    try:
+        SampleVerdict.model_validate(given)
+    except ValidationError:
+        return False
+    return True

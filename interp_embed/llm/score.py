@@ -1,32 +1,26 @@
-"""How well a label says where a feature is active: questions, answers, and what they come to.
+"""How well a label says where a feature is active: which questions are asked. Sends nothing.
 
-Three methods, that differ in what a model is shown. Each answer says of a sample whether the label
-fits it; from all of them follow an accuracy and its uncertainty.
+Three methods, that differ in what a model is shown. What answers come to is in `judging`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_embed.analysis.diff import newcombe_interval
 from interp_embed.inputs import check_positive
-from interp_embed.llm.errors import LLMAuthenticationError, LLMError, LLMStatusError
 from interp_embed.llm.examples import check_choice, choose, scattered
 from interp_embed.llm.prompt_files import Prompts
 from interp_embed.llm.render import choose_marks, messages
 from interp_embed.llm.request import Request, check_settings
-from interp_embed.llm.schemas import BatchResponse, ScoredSample, SingleSampleScoringResponse
+from interp_embed.llm.schemas import BatchResponse, SingleSampleScoringResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from interp_embed.activations import Activations
-    from interp_embed.llm.client import LLMClient
     from interp_embed.llm.examples import Example, NegativeChoice, PositiveChoice
 
 __all__ = [
@@ -34,8 +28,7 @@ __all__ = [
     "Question",
     "Sample",
     "ScoreTask",
-    "ask_score",
-    "balanced_accuracy",
+    "method_prompt",
     "score_task",
 ]
 
@@ -43,8 +36,6 @@ Method = Literal["reference", "detection", "fuzzing"]
 
 _BATCH = 10
 """Samples in a request, where a request has several."""
-_HOPELESS = (401, 402, 403, 404)
-"""After these no other request of a score is worth sending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +154,8 @@ def score_task(
         else:
             blocks["samples"] = [{"sample": n, "text": s.text} for n, s in enumerate(group, 1)]
         asked = messages(prompts, method_prompt(method), marks, blocks)
-        questions.append(Question(Request(model, asked, schema, checked), tuple(group)))
+        request = Request(model, asked, schema, checked, prompts.text("repair"))
+        questions.append(Question(request, tuple(group)))
     return ScoreTask(
         int(feature),
         label,
@@ -183,12 +175,20 @@ def _require_both(
     samples: Sequence[tuple[Example, list[bool], bool]], feature: int, method: str
 ) -> None:
     right = sum(expected for _, _, expected in samples)
-    if right == len(samples) or right == 0:
+    if 0 < right < len(samples):
+        return
+    if method == "fuzzing":
         raise ValueError(
-            f"{method} compares samples that have feature {feature} with samples that do not, and "
-            f"there are {right} and {len(samples) - right}; give more documents, or another "
-            "negative_dataset="
+            f"fuzzing compares excerpts that are marked where feature {feature} is active with excerpts "
+            "that have it and are marked elsewhere. It needs two documents or more in which the feature "
+            "is active, one of them with tokens on which it is not; give more documents, or use "
+            "detection"
         )
+    raise ValueError(
+        f"{method} compares samples that have feature {feature} with samples that do not, and there "
+        f"are {right} and {len(samples) - right}; give more documents, or take those without it from "
+        "another data set"
+    )
 
 
 def _fuzzed(
@@ -196,7 +196,9 @@ def _fuzzed(
 ) -> list[tuple[Example, list[bool], bool]]:
     """Mark half of the excerpts where the feature is active, and half elsewhere.
 
-    An excerpt that has no room for marks elsewhere is marked rightly.
+    An excerpt that has no room for marks elsewhere is marked rightly. Where there are fewer of one
+    half, there are as many of the other: otherwise a model that calls all of them right would be
+    right more often than not.
     """
     right: list[tuple[Example, list[bool], bool]] = []
     wrong: list[tuple[Example, list[bool], bool]] = []
@@ -207,164 +209,5 @@ def _fuzzed(
             wrong.append((example, elsewhere, False))
         elif len(right) < k:
             right.append((example, example.active, True))
-    return right + wrong
-
-
-async def ask_score(client: LLMClient, task: ScoreTask, *, warn: bool = True) -> dict[str, Any]:
-    """Ask the questions of a task, several at a time, and return the score.
-
-    A question without a usable answer is left out of the score, is in ``failures``, and is warned of
-    unless ``warn`` is False.
-
-    Returns
-    -------
-    dict
-        See `Dataset.score_feature`.
-
-    Raises
-    ------
-    LLMError
-        If no question was answered, or those with all samples of one kind were not, so that there is
-        no score; or the server says what holds for all of them: that the key, the model or the
-        account is not good.
-    """
-
-    async def ask(question: Question) -> list[ScoredSample] | LLMError:
-        try:
-            return await _ask_question(client, question)
-        except LLMError as error:
-            if isinstance(error, LLMAuthenticationError):
-                raise
-            if isinstance(error, LLMStatusError) and error.status in _HOPELESS:
-                raise
-            return error
-
-    found = await _together([ask(question) for question in task.questions])
-    failed = [
-        (question, outcome)
-        for question, outcome in zip(task.questions, found, strict=True)
-        if isinstance(outcome, LLMError)
-    ]
-    responses = [sample for outcome in found if isinstance(outcome, list) for sample in outcome]
-    kinds = {response.expected for response in responses}
-    if failed:
-        first = failed[0][1]
-        if not responses or (task.method != "reference" and len(kinds) < 2):
-            raise first
-        if warn:
-            warnings.warn(
-                f"{len(failed)} of {len(task.questions)} requests for the score of feature "
-                f"{task.feature} failed, and {len(responses)} samples count; see ['failures']. The "
-                f"first: {first}",
-                stacklevel=3,
-            )
-    accuracy = balanced_accuracy([r.expected for r in responses], [r.judged for r in responses])
-    mean = sum(response.score for response in responses) / len(responses)
-    return {
-        "score": mean if task.method == "reference" else accuracy[0],
-        "total_count": len(responses),
-        "responses": responses,
-        "method": task.method,
-        "balanced_accuracy": accuracy[0],
-        "interval": accuracy[1:],
-        "n_positive": sum(response.expected for response in responses),
-        "n_negative": sum(not response.expected for response in responses),
-        "failures": [
-            {"documents": [s.example.document for s in question.samples], "reason": str(error)}
-            for question, error in failed
-        ],
-        "model": client.model,
-        "prompt_version": task.prompt_version,
-        "seed": task.seed,
-    }
-
-
-async def _ask_question(client: LLMClient, question: Question) -> list[ScoredSample]:
-    samples = question.samples
-    if question.request.schema is BatchResponse:
-        answer = await client.ask(question.request, lambda found: _incomplete(found, len(samples)))
-        matches = {verdict.sample: verdict.matches for verdict in answer.verdicts}
-        judged = [matches[number] for number in range(1, len(samples) + 1)]
-        reasons = [""] * len(samples)
-    else:
-        said = await client.ask(question.request)
-        judged = [sample.expected == bool(said.score) for sample in samples]
-        reasons = [said.explanation]
-    return [
-        ScoredSample(
-            explanation=reason,
-            score=int(verdict == sample.expected),
-            document=sample.example.document,
-            text=sample.text,
-            expected=sample.expected,
-            judged=verdict,
-        )
-        for sample, verdict, reason in zip(samples, judged, reasons, strict=True)
-    ]
-
-
-def _incomplete(found: BatchResponse, n: int) -> str | None:
-    """Say what is wrong with a batch of verdicts: there has to be one for each sample."""
-    numbers = [verdict.sample for verdict in found.verdicts]
-    wanted = set(range(1, n + 1))
-    if unknown := sorted(set(numbers) - wanted):
-        return f"verdicts: there is no sample {unknown[0]}; the samples are 1 to {n}"
-    if lacking := sorted(wanted - set(numbers)):
-        return f"verdicts: there is none for sample {', '.join(map(str, lacking))}"
-    if len(numbers) > n:
-        twice = next(number for number in numbers if numbers.count(number) > 1)
-        return f"verdicts: there are several for sample {twice}"
-    return None
-
-
-async def _together(coroutines: Sequence[Any]) -> list[Any]:
-    """Await all; where one raises, the others are given up and waited for."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-def balanced_accuracy(
-    expected: Sequence[bool], judged: Sequence[bool], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return the mean of the accuracies on positive and on negative samples, and its interval.
-
-    Parameters
-    ----------
-    expected, judged
-        What is true of each sample, and what was said of it.
-    confidence
-        Level of the interval.
-
-    Returns
-    -------
-    accuracy, low, high : float
-        NaN where there are no positive or no negative samples.
-
-    Notes
-    -----
-    Balanced accuracy is ``(1 + J) / 2``, with Youden's ``J``: the share of positive samples that are
-    said to be positive minus that of negative samples. The interval is Newcombe's hybrid score
-    interval for that difference of two independent proportions, scaled in the same way.
-
-    References
-    ----------
-    .. [1] K. H. Brodersen et al., "The balanced accuracy and its posterior distribution",
-       International Conference on Pattern Recognition (2010), 3121-3124.
-    .. [2] W. J. Youden, "Index for rating diagnostic tests", Cancer 3 (1950), 32-35.
-    .. [3] R. G. Newcombe, "Interval estimation for the difference between independent proportions:
-       comparison of eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10.
-    """
-    truth, said = np.asarray(expected, np.bool_), np.asarray(judged, np.bool_)
-    n_positive, n_negative = int(truth.sum()), int((~truth).sum())
-    if n_positive == 0 or n_negative == 0:
-        return float("nan"), float("nan"), float("nan")
-    hits, alarms = int((truth & said).sum()), int((~truth & said).sum())
-    difference = hits / n_positive - alarms / n_negative
-    low, high = newcombe_interval(hits, n_positive, alarms, n_negative, confidence)
-    return (1 + difference) / 2, (1 + float(low)) / 2, (1 + float(high)) / 2
+    half = min(len(right), len(wrong))
+    return right[:half] + wrong[:half]
