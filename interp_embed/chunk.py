@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from interp_embed.ragged import canonical_csr, gather_ranges, take_ranges, trusted_csr
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,7 +35,6 @@ __all__ = [
 ]
 
 
-_LONG_RANGE = 128  # elements that are sooner copied than their numbers written down
 _CACHED_ELEMENTS = 2**18  # a block of activations that a processor's cache holds
 
 
@@ -55,30 +56,6 @@ def feature_dtype(d_sae: int) -> np.dtype[np.unsignedinteger]:
 def has_own_sum(count: NDArray[np.integer], highest: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Return which entries of the document level have a sum that is not their max."""
     return (count > 1) | (highest <= 0)
-
-
-def gather_ranges(start: NDArray[np.integer], stop: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return ``concatenate([arange(a, b) for a, b in zip(start, stop)])`` without the loop."""
-    length = np.asarray(stop, np.int64) - np.asarray(start, np.int64)
-    total = int(length.sum())
-    first = np.concatenate([[0], np.cumsum(length)[:-1]]) if len(length) else length
-    return np.repeat(np.asarray(start, np.int64) - first, length) + np.arange(total)
-
-
-def trusted_csr(
-    data: NDArray[np.float32],
-    indices: NDArray[np.signedinteger[Any]],
-    indptr: NDArray[np.signedinteger[Any]],
-    shape: tuple[int, int],
-) -> csr_matrix:
-    """Return a CSR matrix of arrays known to be sorted and unique within rows.
-
-    scipy's constructor checks and copies, which for one document takes longer than reading it.
-    """
-    matrix: Any = csr_matrix(shape, dtype=np.float32)  # type: ignore[arg-type]
-    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
-    matrix.has_sorted_indices = matrix.has_canonical_format = True
-    return matrix  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,13 +195,13 @@ class Chunk:
         """Return the documents at ``positions``, in that order."""
         rows = np.asarray(positions, np.int64)
         first, last = self.doc_ptr[rows], self.doc_ptr[rows + 1]
-        length, *columns = _ranges(
+        length, *columns = take_ranges(
             [np.diff(self.token_ptr)]
             + [getattr(self.tokens, name) for name in TokenTable.__slots__],
             first,
             last,
         )
-        feature, activation = _ranges(
+        feature, activation = take_ranges(
             [self.feature, self.activation], self.token_ptr[first], self.token_ptr[last]
         )
         return Chunk(
@@ -362,7 +339,7 @@ class Chunk:
 
         Explicit zeros are dropped, duplicates summed and features sorted within each token.
         """
-        clean = [_canonical(m, d_sae) for m in matrices]
+        clean = [canonical_csr(m, d_sae) for m in matrices]
         tables = list(tokens)
         for number, (matrix, table) in enumerate(zip(clean, tables, strict=True)):
             if matrix.shape[0] != len(table):
@@ -408,35 +385,5 @@ class Chunk:
         )
 
 
-def _ranges(
-    arrays: Sequence[NDArray[Any]], start: NDArray[np.int64], stop: NDArray[np.int64]
-) -> list[NDArray[Any]]:
-    """Return the ranges ``start[i]:stop[i]`` of each array end to end; a view where they adjoin."""
-    if len(start) == 0:
-        return [array[:0] for array in arrays]
-    if np.array_equal(start[1:], stop[:-1]):
-        whole = slice(int(start[0]), int(stop[-1]))
-        return [array[whole] for array in arrays]
-    if int((stop - start).sum()) >= _LONG_RANGE * len(start):  # copied whole, not one by one
-        bounds = list(zip(start.tolist(), stop.tolist(), strict=True))
-        return [np.concatenate([array[a:b] for a, b in bounds]) for array in arrays]
-    index = gather_ranges(start, stop)
-    return [array[index] for array in arrays]
-
-
 def _pointer(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _canonical(matrix: csr_matrix, d_sae: int) -> csr_matrix:
-    """Return ``matrix`` as float32 CSR with sorted, unique columns and no explicit zeros."""
-    if matrix.shape[1] != d_sae:
-        raise ValueError(
-            f"activations have {matrix.shape[1]} columns, the SAE has {d_sae} features"
-        )
-    clean = csr_matrix(matrix, dtype=np.float32)
-    if clean is matrix or np.shares_memory(clean.data, matrix.data):
-        clean = clean.copy()
-    clean.sum_duplicates()
-    clean.eliminate_zeros()
-    return clean

@@ -28,6 +28,7 @@ __all__ = [
     "Score",
     "best_labels",
     "combined",
+    "key_of_text",
     "said_again",
     "utc_now",
 ]
@@ -117,6 +118,9 @@ class Score:
             raise ValueError(f"a score's interval is low to high, got {self.low} to {self.high}")
 
 
+_SCORE_FIELDS = tuple(Score.__dataclass_fields__)
+
+
 @dataclass(frozen=True)
 class FeatureLabel:
     """One label of one feature. A feature may have any number of them.
@@ -192,8 +196,8 @@ class FeatureLabel:
     @cached_property
     def key(self) -> str:
         """Digest of what the label is, by which later scores of it find it."""
-        value = self.to_json()
-        return _digest({k: v for k, v in value.items() if k not in ("scores", "created")})
+        value = {k: v for k, v in self.to_json().items() if k not in ("scores", "created")}
+        return key_of_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
 
     @property
     def score(self) -> Score | None:
@@ -214,7 +218,8 @@ class FeatureLabel:
             value["examples"] = [[e.document, e.start, e.stop, e.activation] for e in self.examples]
         if self.scores:
             value["scores"] = [
-                {k: v for k, v in asdict(s).items() if v not in ("", None)} for s in self.scores
+                {k: v for k in _SCORE_FIELDS if (v := getattr(score, k)) not in ("", None)}
+                for score in self.scores
             ]
         return value
 
@@ -250,7 +255,7 @@ class FeatureLabel:
             raise ValueError(f"scores must be objects with method and value; got {scores!r:.80}")
         known["examples"] = tuple(LabelExample(*e) for e in examples)
         known["scores"] = tuple(
-            Score(**{k: v for k, v in s.items() if k in Score.__dataclass_fields__}) for s in scores
+            Score(**{k: v for k, v in s.items() if k in _SCORE_FIELDS}) for s in scores
         )
         return cls(**known)
 
@@ -269,11 +274,18 @@ def combined(labels: Iterable[FeatureLabel]) -> list[FeatureLabel]:
 
 def said_again(before: FeatureLabel, label: FeatureLabel) -> FeatureLabel:
     """Return a label that was recorded twice, with the scores of both and the later time."""
-    return replace(
+    both = replace(
         before,
         created=max(before.created, label.created),
         scores=(*before.scores, *label.scores),
     )
+    vars(both)["key"] = before.key  # neither is part of it
+    return both
+
+
+def key_of_text(text: str) -> str:
+    """Return the key of a label that is this JSON text, but for `scores` and `created`."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def best_labels(labels: Iterable[FeatureLabel]) -> dict[int, FeatureLabel]:

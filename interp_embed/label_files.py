@@ -166,6 +166,8 @@ def _table(file: DocumentFile) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 f"{file.path} has the columns {', '.join(names) or '(none)'}; labels need 'feature' "
                 "and 'label', or Neuronpedia's 'index' and 'description'"
             )
+        if twice := sorted({name for name in names if names.count(name) > 1 and name}):
+            raise ValueError(f"{file.path}: columns {twice} occur more than once; rename them")
         try:
             for row in reader:
                 yield f"line {reader.line_num}", row

@@ -11,6 +11,7 @@ from interp_embed.aggregate.execute import feature_count
 from interp_embed.aggregate.memory import memory_budget
 from interp_embed.inputs import check_positive
 from interp_embed.label import FeatureLabel, best_labels
+from interp_embed.label_report import LabelsAdded, NamedFeatures, Shown
 from interp_embed.latents import Latents
 from interp_embed.saving.copying import expanded
 
@@ -68,11 +69,12 @@ class Naming(Latents):
             counts, as ``score_method``, ``score``, ``low``, ``high``, ``n`` (missing where there is
             none); ``n_scores`` and ``n_examples``. `label_records` has all scores and examples.
         """
-        records = self.label_records()
-        best = {label.key for label in best_labels(records).values()}
+        self._store.labels.refresh()
+        lights = self._store.labels.lights(*self._first_labels())
+        best = {label.key for label in best_labels(light.label for light in lights).values()}
         rows = []
-        for label in records:
-            score = label.score
+        for light in lights:
+            label, score = light.label, light.label.score
             rows.append(
                 {
                     "feature": label.feature,
@@ -92,7 +94,7 @@ class Naming(Latents):
                     "high": None if score is None else score.high,
                     "n": None if score is None else score.n,
                     "n_scores": len(label.scores),
-                    "n_examples": len(label.examples),
+                    "n_examples": light.n_examples,
                 }
             )
         table = pd.DataFrame(rows, columns=list(_DTYPES))
@@ -102,7 +104,7 @@ class Naming(Latents):
         self,
         labels: Mapping[int, str] | Iterable[FeatureLabel] | FeatureLabel,
         source: str = "given",
-    ) -> int:
+    ) -> LabelsAdded:
         """Add labels to the store. They are on disk when this returns, and nothing is replaced.
 
         Any number of processes may add labels at once. A record that is there already, with other
@@ -117,8 +119,9 @@ class Naming(Latents):
 
         Returns
         -------
-        int
-            How many were new.
+        LabelsAdded
+            How many were written, as an integer that says when it is printed what became of all of
+            them: ``new``, ``scored``, ``again``, ``same``, and which of them are ``shown``.
 
         Raises
         ------
@@ -129,7 +132,15 @@ class Naming(Latents):
         """
         records = [*_records(labels, source)]
         self._check_labels(records)
-        return self._store.labels.add(records)
+        return self._add(records)
+
+    def _add(self, records: Sequence[FeatureLabel]) -> LabelsAdded:
+        labels, first = self._store.labels, self._first_labels()
+        features = {record.feature for record in records}
+        before = labels.best(features, *first)
+        added = labels.add(records)
+        shown = Shown.of(records, before, labels.best(features, *first))
+        return LabelsAdded(added.new, added.scored, added.again, added.same, shown)
 
     def _check_labels(self, records: Sequence[FeatureLabel], where: str = "") -> None:
         width = self.d_sae
@@ -177,7 +188,7 @@ class Naming(Latents):
         *,
         source: str | None = None,
         only: str | None = None,
-    ) -> int:
+    ) -> LabelsAdded:
         """Add the labels of a file, or of several.
 
         Parameters
@@ -195,8 +206,8 @@ class Naming(Latents):
 
         Returns
         -------
-        int
-            How many were new. Rows without a label are left out.
+        LabelsAdded
+            As for `add_labels`. Rows without a label are left out.
 
         Raises
         ------
@@ -211,7 +222,7 @@ class Naming(Latents):
 
         records = read_labels(expanded(path), source=source, only=only)
         self._check_labels(records, f"{path}: ")
-        return self._store.labels.add(records)
+        return self._add(records)
 
     def label_features_from_tokens(
         self,
@@ -221,7 +232,7 @@ class Naming(Latents):
         words: int = 3,
         commit: bool = True,
         memory: int | str | None = None,
-    ) -> list[FeatureLabel]:
+    ) -> NamedFeatures:
         """Name features by the words that they prefer, without a language model.
 
         Each feature is named after the words on which it is active in its strongest documents, or
@@ -229,6 +240,10 @@ class Naming(Latents):
         give the same names. Reads the document level once, then the documents in which one of the
         features is strongest, and the texts of up to 2,048 documents to know which words are usual;
         memory does not grow with the corpus.
+
+        Such a name shows only where a feature has no better label: all others come before it, those
+        that the SAE came with too, unless they were scored and are not better than guessing. What is
+        returned says how many show.
 
         Parameters
         ----------
@@ -245,9 +260,9 @@ class Naming(Latents):
 
         Returns
         -------
-        list of FeatureLabel
-            With the source ``"tokens"``, in order of features. A feature that is nowhere active has
-            none.
+        NamedFeatures
+            A list of `FeatureLabel` with the source ``"tokens"``, in order of features. A feature
+            that is nowhere active has none. Printed, it says how many of them show.
 
         Raises
         ------
@@ -255,6 +270,8 @@ class Naming(Latents):
             If the SAE has no such feature.
         ValueError
             If nothing was encoded yet.
+        OSError
+            If they are to be added and nothing can be written to the store; before any work.
         """
         check_positive(k=k, words=words)
         from interp_embed.analysis.lexical import WordsOfFeatures, strongest_documents
@@ -262,6 +279,8 @@ class Naming(Latents):
         candidates = _CANDIDATES * k
         width = self.d_sae or feature_count(self._store)
         wanted = _mask(features, width)
+        if commit:
+            self._store.labels.check_writable()
         with memory_budget(memory):
             strongest = strongest_documents(self.iter_latents("max"), width, candidates).of(wanted)
         found: list[FeatureLabel] = []
@@ -276,8 +295,13 @@ class Naming(Latents):
                 counted.add(chunk, texts, pairs)
             found += counted.labels(k, words)
         if commit:
-            self._store.labels.add(found)
-        return found
+            added = self._add(found)
+            assert added.shown is not None
+            return NamedFeatures(found, added, added.shown)
+        labels, first = self._store.labels, self._first_labels()
+        named = [label.feature for label in found]
+        beside = labels.best(named, *first, beside=found)
+        return NamedFeatures(found, None, Shown.of(found, labels.best(named, *first), beside))
 
     def _usual_texts(self) -> list[str]:
         """Return the beginnings of some documents, evenly spread: what is usual in this dataset."""

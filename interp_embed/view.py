@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
@@ -67,8 +66,19 @@ class View:
     def _bind_documents(self, documents: NDArray[np.int64]) -> None:
         """Become a view of other documents of the store."""
         self._documents = documents
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what was read of the documents' columns."""
         for name in ("rows", "_cached_frame"):
-            self.__dict__.pop(name, None)
+            vars(self).pop(name, None)
+
+    def _keep_up(self) -> None:
+        """Let go of what was read before the store had other columns, as after `append`."""
+        schema = self._store.schema
+        if vars(self).get("_schema") is not schema:
+            self._forget()
+            self._schema = schema
 
     def _view(
         self, positions: NDArray[np.int64], extra: Mapping[str, NDArray[Any]] | None = None
@@ -147,14 +157,22 @@ class View:
         """
         return self._cached_frame.copy(deep=True)
 
-    @cached_property
+    @property
     def _cached_frame(self) -> pd.DataFrame:
-        return self._frame(np.arange(len(self)))
+        self._keep_up()
+        if "_cached_frame" not in vars(self):
+            vars(self)["_cached_frame"] = self._frame(np.arange(len(self)))
+        found: pd.DataFrame = vars(self)["_cached_frame"]
+        return found
 
-    @cached_property
+    @property
     def rows(self) -> Rows:
         """The rows: a sequence that reads a document when it is looked at."""
-        return Rows(len(self), self._read_rows)
+        self._keep_up()
+        if "rows" not in vars(self):
+            vars(self)["rows"] = Rows(len(self), self._read_rows)
+        found: Rows = vars(self)["rows"]
+        return found
 
     def _frame(
         self, positions: NDArray[np.int64], columns: Sequence[Any] | None = None

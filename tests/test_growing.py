@@ -425,3 +425,19 @@ def test_the_command_line_adds_and_merges(tmp_path, data, capsys):
     )
     assert run_cli(["merge", out, str(tmp_path / "a")]) == 1
     assert "give another path" in capsys.readouterr().err
+
+
+def test_views_have_the_columns_that_were_added_whatever_they_were_asked_before(tmp_path):
+    dataset = Dataset([{"text": "the cat"}, {"text": "sat"}], WordSAE(), save_path=tmp_path / "s")
+    asked, fresh = dataset[:1], dataset[:1]
+    assert list(asked.pandas().columns) == asked.columns == ["text"]
+    assert asked.rows[0].row == {"text": "the cat"}
+    dataset.append([{"text": "mat", "extra": 1}])
+    for view in (asked, fresh, dataset[:1]):
+        assert list(view.pandas().columns) == list(view.dataset.columns) == view.columns
+        assert view.columns == ["text", "extra"]
+        assert view.rows[0].row == view.list()[0] == {"text": "the cat", "extra": None}
+        assert len(view) == len(view.rows) == 1
+    held = dataset.rows
+    assert dataset.rows is held  # what was read stays
+    assert dataset.pandas()["extra"].tolist()[2] == 1

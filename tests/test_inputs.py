@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import math
+import re
 import sys
 import uuid
 
@@ -605,6 +606,28 @@ def test_a_file_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, name, 
     with pytest.raises(ValueError, match=message):
         Dataset(tmp_path / name, Untouched(), save_path=tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize(
+    ("header", "twice"),
+    [("text,a,a", ["a"]), ("text,b,text,b", ["b", "text"]), ('text,"a b",a b', ["a b"]),
+     ("text,NA,NA", ["NA"]), ("\n\ntext,1,1", ["1"])],
+)  # fmt: skip
+def test_columns_of_one_name_are_refused_and_named(tmp_path, name, header, twice):
+    cells = ",".join("x" * len(header.split(",")))
+    content = f"{header}\n{cells}\n"
+    (tmp_path / name).write_text(content if name == "a.csv" else content.replace(",", "\t"))
+    with pytest.raises(
+        ValueError, match=re.escape(f"columns {twice} occur more than once; rename")
+    ):
+        Dataset(tmp_path / name, WordSAE(), save_path=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_columns_without_a_name_are_numbered(tmp_path):
+    (tmp_path / "a.csv").write_text("text,,\nthe cat,1,2\n")
+    assert Dataset(tmp_path / "a.csv", WordSAE()).columns == ["text", "Unnamed: 1", "Unnamed: 2"]
 
 
 def test_a_value_that_cannot_be_stored_is_named_by_its_document(tmp_path, monkeypatch):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import pickle
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -201,6 +203,11 @@ def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
             "entry 0: feature must be an integer of 64 bits",
         ),
         ("u.csv", "feature,label,seed\n1,x,two\n", r"u\.csv, line 2: seed must be a whole number"),
+        (
+            "v.csv",
+            "feature,label,label\n1,x,y\n",
+            r"v\.csv: columns \['label'\] occur more than once",
+        ),
         ("l.json", '[{"feature": 1, "label": "x", "scores": [{"value": 1}]}]', "entry 0: .*method"),
     ],
 )
@@ -256,7 +263,7 @@ def test_the_command_lists_imports_and_exports(dataset, tmp_path, capsys):
     store = str(tmp_path / "s")
     (tmp_path / "mine.csv").write_text("feature,label\n3,cats\n")
     assert run(["labels", store, "--import", str(tmp_path / "mine.csv"), "--source", "given"]) == 0
-    assert "1 label added" in capsys.readouterr().err
+    assert "mine.csv: 1 new label; 1 feature shows one of them" in capsys.readouterr().err
     assert run(["labels", store]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split() for line in shown] == [
@@ -285,9 +292,99 @@ def test_a_label_cannot_move_the_cursor(dataset, tmp_path, capsys):
 def test_the_command_names_features_by_their_words(dataset, tmp_path, capsys):
     store = str(tmp_path / "s")
     assert run(["labels", store, "--from-tokens"]) == 0
-    assert "made from tokens" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "labels made from tokens: " in said
+    assert "; 1 shows a label that comes before: the SAE's own (1)" in said
     assert run(["labels", store]) == 0
     assert "tokens" in capsys.readouterr().out
+    assert run(["labels", store, "--from-tokens"]) == 0
+    assert " 0 new labels, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("beyond", [0, 9999])
+@pytest.mark.parametrize("more", [[], ["--json"], ["--all"], ["--from-tokens"]])
+def test_the_command_knows_which_features_there_are(beyond, more, dataset, tmp_path, capsys):
+    width = dataset.d_sae
+    feature = width + beyond
+    assert run(["labels", str(tmp_path / "s"), "-f", "3", "-f", str(feature), *more]) == 2
+    out = capsys.readouterr()
+    assert f"--feature: the SAE has no feature {feature}; it has 0 to {width - 1}" in out.err
+    assert not out.out
+
+
+def test_the_command_says_that_a_feature_has_no_label(dataset, tmp_path, capsys):
+    assert run(["labels", str(tmp_path / "s"), "-f", "1"]) == 0
+    assert capsys.readouterr().out == "no labels of 1\n"
+
+
+# What is said of an import
+
+
+def test_an_import_of_what_a_store_has_already_adds_nothing(data, tmp_path):
+    first = Dataset(data, WideSAE(), save_path=tmp_path / "first")
+    first.add_labels({3: "cats"})
+    first.add_labels([label(5, "dogs", source="llm", scores=(scored(0.9, 0.8, 1.0),))])
+    count = first.export_labels(tmp_path / "labels.json")
+    same = first.import_labels(tmp_path / "labels.json")
+    assert (same, same.new, same.same) == (0, 0, count)
+    assert str(same).startswith(f"0 new labels, {count} there already; ")
+
+    fresh = Dataset(data, WideSAE(), save_path=tmp_path / "fresh")
+    added = fresh.import_labels(tmp_path / "labels.json")
+    # Those that came with the SAE are in the fresh store as well.
+    assert (added, added.new, added.same) == (2, 2, count - 2)
+    assert fresh.label_records() == first.label_records()
+    assert fresh.import_labels(tmp_path / "labels.json") == 0
+
+
+def test_what_was_added_is_counted_by_what_became_of_it(dataset):
+    llm = label(3, "cats", source="llm")
+    added = dataset.add_labels([llm, label(7, "an import", source="import"), label(0, "mine")])
+    assert (added.new, added.scored, added.again, added.same) == (3, 0, 0, 0)
+    shown = added.shown
+    # 3 had no label; 0 had the SAE's, which a person's replaces and, of 7, an imported one.
+    assert (shown.features, shown.replaced, shown.others) == (3, 2, {})
+    added = dataset.add_labels([label(3, "by words", source="tokens"), label(7, "x", source="sae")])
+    assert (added, added.shown.features) == (2, 0)
+    assert added.shown.others == {"written by a language model": 1, "imported": 1}
+    added = dataset.add_labels(
+        [replace(llm, scores=(scored(0.9, 0.8, 1.0),)), llm, label(0, "mine"), llm]
+    )
+    assert (added, added.new, added.scored, added.again, added.same) == (1, 0, 1, 0, 3)
+    added = dataset.add_labels({0: "better", 1: "new"})
+    assert (added.new, added.shown.replaced) == (2, 1)
+    added = dataset.add_labels({0: "mine"})
+    assert (added, added.again, added.shown.replaced) == (1, 1, 1)
+    assert dataset.feature_labels()[0] == "mine"
+    assert pickle.loads(pickle.dumps(added)).again == 1
+    assert f"{added:d}" == "1"
+    assert (
+        repr(added) == "0 new labels, 1 said again; 1 feature shows one of them, 1 in place of "
+        "another label"
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "mine", "why"),
+    [
+        ({"source": "given"}, {"source": "tokens"}, "given by a person"),
+        ({"source": "given", "created": "2030"}, {"source": "given", "created": "2029"},
+         "given by a person, later"),
+        ({"source": "tokens", "scores": (scored(0.8, 0.7, 0.9),)}, {"source": "llm"},
+         "made from tokens, with a score that is surely better than guessing"),
+        ({"source": "tokens"}, {"source": "llm", "scores": (scored(0.5, 0.4, 0.6),)},
+         "made from tokens, as these scored no better than guessing"),
+        ({"source": "import", "created": "2030"}, {"source": "import", "created": "2029"},
+         "imported, later"),
+        ({"source": "sae"}, {"source": "tokens"}, "the SAE's own"),
+    ],
+)  # fmt: skip
+def test_why_a_label_does_not_show_is_said(other, mine, why, dataset):
+    dataset.add_labels([label(3, "other", **other)])
+    added = dataset.add_labels([label(3, "mine", **mine)])
+    assert dataset.feature_labels()[3] == "other"
+    assert added.shown.others == {why: 1}
+    assert f"1 shows a label that comes before: {why} (1)" in str(added)
 
 
 def test_the_command_says_what_is_wrong_in_a_line(dataset, tmp_path, capsys):

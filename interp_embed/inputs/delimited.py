@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +77,19 @@ class DelimitedReader:
 
 def _names(file: DocumentFile) -> list[str]:
     with _Cells(file) as text:
-        return list(pd.read_csv(text, sep=_separator(file), nrows=0).columns)
+        names = list(pd.read_csv(text, sep=_separator(file), nrows=0).columns)
+    _check_header(file)
+    return names
+
+
+def _check_header(file: DocumentFile) -> None:
+    """Refuse names that occur twice, which pandas would change: the second ``a`` into ``a.1``."""
+    as_they_are: dict[str, Any] = {"header": None, "nrows": 1, "dtype": str, "na_filter": False}
+    with _Cells(file) as text:
+        header = pd.read_csv(text, sep=_separator(file), index_col=False, **as_they_are)
+    counts = Counter(header.iloc[0].tolist())
+    if twice := sorted(name for name, count in counts.items() if count > 1 and name):
+        raise ValueError(f"columns {twice} occur more than once; rename them")
 
 
 class _Cells(io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""The labels of a store: those that came with it, those that were added, and answers that were paid for.
+"""The labels of a store: those that came with it, and those that were added.
 
 Owns the folder ``labels``. Everything in it is written once and kept; what was made of a label later,
 such as a score, is one more record of the same label.
@@ -7,11 +7,13 @@ such as a score, is one more record of the same label.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from interp_embed.errors import CorruptStoreError
 from interp_embed.label import (
     LONGEST,
     SOURCES,
@@ -21,9 +23,12 @@ from interp_embed.label import (
     said_again,
     utc_now,
 )
+from interp_embed.label_report import LabelsAdded
+from interp_embed.label_texts import LightLabel, feature_of, label_text, read_label, words_of
+from interp_embed.store.labels_answers import ANSWERS, Answers, Usage
 from interp_embed.store.labels_journal import Journal
 from interp_embed.store.layout import LABELS
-from interp_embed.store.sealed import digest, seal, unseal
+from interp_embed.store.sealed import seal, text_digest, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,7 +41,6 @@ __all__ = ["Answers", "LabelStore", "Usage", "copy_labels", "has_first_labels", 
 
 _FIRST = f"{LABELS}/labels.json"
 _RECORDS = f"{LABELS}/records"
-_ANSWERS = f"{LABELS}/answers"
 
 
 def put_first_labels(storage: Storage, labels: Mapping[int, str], source: str) -> bool:
@@ -78,19 +82,24 @@ def _read_first(storage: Storage) -> _First | None:
     return _First(labels, source if source in SOURCES else "import")
 
 
-def _records(begun: _First, features: Iterable[int]) -> list[FeatureLabel]:
+def _record(begun: _First, feature: int) -> FeatureLabel | None:
     # Nothing was checked when they were given: one that is odd is not to hide the others.
-    return [
-        FeatureLabel(feature, begun.labels[feature].lstrip()[:LONGEST], source=begun.source)
-        for feature in features
-        if feature >= 0 and begun.labels[feature].strip()
-    ]
+    label = begun.labels.get(feature, "").lstrip()[:LONGEST]
+    if feature < 0 or not label:
+        return None
+    return FeatureLabel(feature, label, source=begun.source)
+
+
+def _records(begun: _First, features: Iterable[int]) -> list[FeatureLabel]:
+    found = (_record(begun, feature) for feature in features)
+    return [record for record in found if record is not None]
 
 
 class LabelStore:
     """The labels of one store.
 
-    What is read is kept in memory; `refresh` looks for what others have added.
+    What is read is kept in memory, examples as the text that they are; `refresh` looks for what
+    others have added.
 
     Parameters
     ----------
@@ -103,43 +112,69 @@ class LabelStore:
         self._journal = Journal(storage, _RECORDS)
         self._lock = threading.Lock()
         self._first: _First | None = None
-        self._added: dict[str, FeatureLabel] | None = None  # by key
-        self._taken: set[str] = set()  # names of the records that are in it
+        self._loaded = False
+        # What was added, by feature: texts as they came, until somebody asks for that feature ...
+        self._unread: dict[int, dict[str, str]] = {}  # by name
+        # ... and what was read of them.
+        self._added: dict[str, LightLabel] = {}  # by key
+        self._keys: dict[int, list[str]] = {}
+        self._taken: set[str] = set()  # names of the records that are in either
         self._shown: tuple[object, str, int, dict[int, str]] | None = None
 
     def refresh(self) -> None:
         """Look for labels that other processes have added."""
         self._first = _read_first(self.storage)
-        values = self._journal.values(refresh=True)
+        texts = self._journal.texts(refresh=True)
         with self._lock:
-            self._added = {} if self._added is None else self._added
-            for name in values.keys() - self._taken:
-                self._take(name, FeatureLabel.from_json(values[name]))
+            for name in texts.keys() - self._taken:
+                feature = feature_of(text := texts[name])
+                if feature is None:
+                    self._take(name, self._read(name, text))
+                else:
+                    self._unread.setdefault(feature, {})[name] = text
+                    self._taken.add(name)
             self._shown = None
-        self._journal.forget(values)
+            self._loaded = True
+        self._journal.forget(texts)
 
-    def _take(self, name: str, label: FeatureLabel) -> None:
-        assert self._added is not None
+    def _read(self, name: str, text: str) -> LightLabel:
+        try:
+            return read_label(text)
+        except (TypeError, ValueError) as error:
+            raise CorruptStoreError(
+                f"record {name} in {_RECORDS} of {self.storage.url} is no label: {error}. "
+                "Run 'interp-embed verify' on the store"
+            ) from error
+
+    def _take(self, name: str, light: LightLabel) -> None:
+        label = light.label
         before = self._added.get(label.key)
-        self._added[label.key] = label if before is None else said_again(before, label)
+        if before is None:
+            self._keys.setdefault(label.feature, []).append(label.key)
+        else:
+            light = LightLabel(said_again(before.label, label), before.examples)
+        self._added[label.key] = light
         self._taken.add(name)
 
-    def _known(self) -> dict[str, FeatureLabel]:
-        if self._added is None:
+    def _known(self, features: Iterable[int] | None = None) -> dict[str, LightLabel]:
+        """Return what was added, by key; if features are given, at least what is theirs."""
+        if not self._loaded:
             self.refresh()
-        assert self._added is not None
+        with self._lock:
+            for feature in list(self._unread) if features is None else features:
+                if texts := self._unread.get(feature):
+                    for name, light in [(n, self._read(n, t)) for n, t in texts.items()]:
+                        self._take(name, light)
+                    del self._unread[feature]
         return self._added
 
     def first(self) -> dict[int, str]:
         """Return the labels that the store began with; empty where there are none."""
-        self._known()
-        return {} if self._first is None else dict(self._first.labels)
+        return dict(self._begun(None, "").labels)
 
     def added(self) -> list[FeatureLabel]:
         """Return the labels that were added, each with all its scores; see `combined`."""
-        known = self._known()
-        with self._lock:
-            return combined(known.values())
+        return [light.whole() for light in self._lights(_First({}, ""))]
 
     def all(
         self, first: Mapping[int, str] | None = None, source: str = "given"
@@ -151,144 +186,146 @@ class LabelStore:
         first, source
             Names of features in place of those that the store began with, and where they are from.
         """
-        added, begun = self.added(), self._begun(first, source)
-        return combined([*_records(begun, begun.labels), *added])
+        return [light.whole() for light in self.lights(first, source)]
+
+    def lights(
+        self, first: Mapping[int, str] | None = None, source: str = "given"
+    ) -> list[LightLabel]:
+        """Return every label apart from its examples, which take long to read. As for `all`."""
+        return self._lights(self._begun(first, source))
+
+    def _lights(self, begun: _First) -> list[LightLabel]:
+        known = self._known()
+        with self._lock:
+            lights = dict(known)
+        found = combined([*_records(begun, begun.labels), *(x.label for x in lights.values())])
+        texts = {key: light.examples for key, light in lights.items()}
+        return [LightLabel(label, texts.get(label.key, "")) for label in found]
 
     def shown(
         self, first: Mapping[int, str] | None = None, source: str = "given"
     ) -> dict[int, str]:
         """Return the label of each feature that is shown; see `best_labels`. As for `all`."""
-        added = self._known()
+        begun = self._begun(first, source)
         known = self._shown
         # A dictionary that has grown since is another one.
         state = (source, -1 if first is None else len(first))
         if known is not None and known[0] is first and known[1:3] == state:
             return dict(known[3])
-        begun = self._begun(first, source)
         shown = dict(begun.labels)
         with self._lock:
-            labels = list(added.values())
-        rivals = _records(begun, shown.keys() & {label.feature for label in labels})
-        shown |= {f: label.label for f, label in best_labels([*rivals, *labels]).items()}
+            several = list(self._keys)
+            for feature, texts in self._unread.items():
+                said = {words_of(text) for text in texts.values()}
+                # Where all say the same, with other scores, it does not matter which is the best.
+                if len(said) > 1 or None in said or feature in shown or feature in self._keys:
+                    several.append(feature)
+                else:
+                    shown[feature] = str(*said)
+        shown |= {f: label.label for f, label in self.best(several, first, source).items()}
+        shown = dict(sorted(shown.items()))
         self._shown = (first, *state, shown)
         return dict(shown)
 
+    def best(
+        self,
+        features: Iterable[int],
+        first: Mapping[int, str] | None = None,
+        source: str = "given",
+        beside: Iterable[FeatureLabel] = (),
+    ) -> dict[int, FeatureLabel]:
+        """Return the label of each of some features that is shown, apart from its examples.
+
+        Parameters
+        ----------
+        features
+            Which. Those without a label are left out.
+        first, source
+            As for `all`.
+        beside
+            Labels that are not in the store, to be ranked with those that are.
+        """
+        wanted = dict.fromkeys(features)
+        begun, known = self._begun(first, source), self._known(wanted)
+        rivals = _records(begun, begun.labels.keys() & wanted.keys())
+        with self._lock:
+            own = [known[key].label for f in wanted for key in self._keys.get(f, ())]
+        return best_labels([*rivals, *own, *beside])
+
     def _begun(self, first: Mapping[int, str] | None, source: str) -> _First:
-        self._known()
+        if not self._loaded:
+            self.refresh()
         if first is not None:
             return _First({int(k): str(v) for k, v in first.items()}, source)
         return _First({}, source) if self._first is None else self._first
 
-    def add(self, labels: Iterable[FeatureLabel]) -> int:
-        """Commit labels, durably; return how many were new.
+    def check_writable(self) -> None:
+        """Raise OSError where no label could be added, before work is done for it."""
+        self.storage.try_writing(_RECORDS)
 
-        One label becomes one small object, several become one together. A label that is there with
-        all its scores is not written again; one that was given by a person is, as the newest counts.
+    def add(self, labels: Iterable[FeatureLabel]) -> LabelsAdded:
+        """Commit labels, durably; return how many were new, and what became of the others.
+
+        One label becomes one small object, several become one together (a few where they are many).
+        A label that is there with all its scores is not written again; one that was given by a
+        person is unless it is shown already, as the newest counts.
 
         Parameters
         ----------
         labels
             A label without a time gets the present one.
         """
-        known = self._known()
-        new: dict[str, FeatureLabel] = {}
+        labels = list(labels)
+        known = self._known({label.feature for label in labels})
+        begun = self._begun(None, "")
+        new: dict[str, LightLabel] = {}
+        texts: dict[str, str] = {}
+        in_call: dict[str, FeatureLabel] = {}  # by key
+        counts: Counter[str] = Counter()
         for label in labels:
-            before = known.get(label.key)
-            there = before is not None and set(label.scores) <= set(before.scores)
-            if label.source == "given" or not there:
-                stamped = label if label.created else replace(label, created=utc_now())
-                name = digest(stamped.to_json())
-                if name not in self._taken:  # otherwise it is there, to the microsecond
-                    new[name] = stamped
+            stamped = label if label.created else replace(label, created=utc_now())
+            text, light = label_text(stamped)
+            name = text_digest(text)
+            became = "same"
+            if name not in self._taken and name not in new:  # else it is there, to the microsecond
+                key = light.label.key
+                before = in_call.get(key)
+                if before is None and key in known:
+                    before = known[key].label
+                now = not label.created
+                became = self._becomes(light.label, before, begun, now=now, twice=key in in_call)
+            counts[became] += 1
+            if became != "same":
+                new[name], texts[name] = light, text
+                in_call[key] = light.label if before is None else said_again(before, light.label)
         if new:
-            self._journal.put_several({name: label.to_json() for name, label in new.items()})
+            self._journal.put_texts(texts)
             with self._lock:
-                for name, label in new.items():
-                    self._take(name, label)
+                for name, light in new.items():
+                    self._take(name, light)
                 self._shown = None
             self._journal.forget(new)
-        return len(new)
+        return LabelsAdded(counts["new"], counts["scored"], counts["again"], counts["same"])
 
-    def pack(self) -> int:
-        """Write small objects together; return how many were replaced. See `Journal.pack`."""
-        return self._journal.pack()
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What the answers in a journal have cost.
-
-    Attributes
-    ----------
-    answers : int
-        Number of answers.
-    totals : dict of str to float
-        The numbers that servers reported with them, added up by name.
-    """
-
-    answers: int
-    totals: dict[str, float]
-
-
-class Answers:
-    """Answers of language models, by the digest of the request: none is paid for twice.
-
-    An answer is on disk when `put` returns. Of two answers to one request the older one counts.
-
-    Parameters
-    ----------
-    storage
-        Where the store is.
-    """
-
-    def __init__(self, storage: Storage) -> None:
-        self._journal = Journal(storage, _ANSWERS)
-
-    def get(self, digest: str) -> Any:
-        """Return the answer to a request; None where there is none yet.
-
-        Parameters
-        ----------
-        digest
-            SHA-256 of the request, 64 lower-case hexadecimal digits.
-        """
-        found = self._journal.get(digest)
-        return None if found is None else found["answer"]
-
-    def put(self, digest: str, answer: Any, usage: Mapping[str, Any] | None = None) -> None:
-        """Keep an answer.
-
-        Parameters
-        ----------
-        digest
-            SHA-256 of the request, 64 lower-case hexadecimal digits.
-        answer
-            A value for JSON, not None.
-        usage
-            What it cost: numbers by name, such as ``prompt_tokens``.
-        """
-        if answer is None:
-            raise ValueError("an answer cannot be None, which stands for no answer")
-        value: dict[str, Any] = {"answer": answer, "created": utc_now()}
-        if usage:
-            value["usage"] = dict(usage)
-        self._journal.put(digest, value)
-
-    def __contains__(self, digest: object) -> bool:
-        return isinstance(digest, str) and self._journal.get(digest) is not None
-
-    def __len__(self) -> int:
-        return len(self._journal.values(refresh=True))
-
-    def usage(self) -> Usage:
-        """Return what all answers have cost."""
-        totals: dict[str, float] = {}
-        found = self._journal.values(refresh=True)
-        for value in found.values():
-            for name, number in value.get("usage", {}).items():
-                if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    totals[name] = totals.get(name, 0) + number
-        return Usage(len(found), totals)
+    def _becomes(
+        self,
+        label: FeatureLabel,
+        before: FeatureLabel | None,
+        begun: _First,
+        *,
+        now: bool,
+        twice: bool,
+    ) -> str:
+        """Return what adding a label comes to: new, scored, again, or the same."""
+        before = before or _record(begun, label.feature)
+        if before is None or before.key != label.key:
+            return "new"
+        if not set(label.scores) <= set(before.scores):
+            return "scored"
+        if label.source != "given" or (not now and label.created <= before.created):
+            return "same"
+        shown = None if twice else self.best([label.feature])[label.feature]
+        return "same" if shown is not None and shown.key == label.key else "again"
 
     def pack(self) -> int:
         """Write small objects together; return how many were replaced. See `Journal.pack`."""
@@ -320,10 +357,10 @@ def copy_labels(
     if first and (begun := _read_first(source)) is not None:
         put_first_labels(target, begun.labels, begun.source)
     if added := found.added():
-        moved = [renumbered(label, documents).to_json() for label in added]
-        Journal(target, _RECORDS).put_several({digest(value): value for value in moved})
-    if answers := Journal(source, _ANSWERS).values():
-        Journal(target, _ANSWERS).put_several(answers)
+        moved = (label_text(renumbered(label, documents))[0] for label in added)
+        Journal(target, _RECORDS).put_texts({text_digest(text): text for text in moved})
+    if answers := Journal(source, ANSWERS).values():
+        Journal(target, ANSWERS).put_several(answers)
 
 
 def renumbered(label: FeatureLabel, documents: NDArray[np.int64] | int) -> FeatureLabel:

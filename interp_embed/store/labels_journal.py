@@ -8,6 +8,7 @@ ones. As what counts is the union of all objects, packing may end anywhere, and 
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import re
 import threading
@@ -16,7 +17,14 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.sealed import digest, seal, unseal
+from interp_embed.store.sealed import (
+    canonical,
+    read_entries,
+    seal,
+    seal_entries,
+    text_digest,
+    unseal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +48,8 @@ class Journal:
 
     ``<folder>/<name>.json`` holds one value under ``value``, ``<folder>/packs/<digest>.json`` several
     under ``values``, by name. ``<folder>/packed.json`` is replaced before anything is deleted. Safe to
-    use from several threads and any number of processes.
+    use from several threads and any number of processes. Values are held as the JSON texts that they
+    are in the objects, and read when they are asked for.
 
     Parameters
     ----------
@@ -54,7 +63,7 @@ class Journal:
         self.storage = storage
         self.folder = folder
         self._lock = threading.Lock()  # of what is known, never held during a request
-        self._values: dict[str, Any] = {}
+        self._texts: dict[str, str] = {}
         self._seen: set[str] = set()  # objects whose values are known
         self._loaded = False
         self._loading = threading.Lock()
@@ -76,9 +85,14 @@ class Journal:
         CorruptStoreError
             If an object is damaged.
         """
+        found = self.texts(refresh=refresh)
+        return {name: self._parsed(name, text) for name, text in found.items()}
+
+    def texts(self, *, refresh: bool = False) -> dict[str, str]:
+        """Return all values as JSON texts, by name; as for `values`."""
         self._load(refresh=refresh)
         with self._lock:
-            return dict(self._values)
+            return dict(self._texts)
 
     def forget(self, names: Iterable[str]) -> None:
         """Give up the memory of values that whoever read them has in a form of its own.
@@ -87,7 +101,7 @@ class Journal:
         """
         with self._lock:
             for name in names:
-                self._values.pop(name, None)
+                self._texts.pop(name, None)
 
     def get(self, name: str) -> Any:
         """Return the value of that name; None where there is none.
@@ -98,8 +112,9 @@ class Journal:
         key = self._key(name)
         self._load()
         with self._lock:
-            if name in self._values:
-                return self._values[name]
+            text = self._texts.get(name)
+        if text is not None:
+            return self._parsed(name, text)
         # The single object first: it is deleted only once the pack is there.
         try:
             data = self.storage.get(key)
@@ -109,7 +124,16 @@ class Journal:
         else:
             self._take(key, self._read(key, data))
         with self._lock:
-            return self._values.get(name)
+            text = self._texts.get(name)
+        return None if text is None else self._parsed(name, text)
+
+    def _parsed(self, name: str, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:  # sealed as it is, so this is how it was written
+            raise CorruptStoreError(
+                f"{name} in {self.folder} of {self.storage.url} is no JSON value ({error})"
+            ) from error
 
     def _load(self, *, refresh: bool = False) -> None:
         if refresh:
@@ -160,21 +184,17 @@ class Journal:
             if name.endswith(".json") and _NAME.fullmatch(name[:-5]):
                 yield key, size
 
-    def _take(self, key: str, values: Mapping[str, Any]) -> None:
+    def _take(self, key: str, texts: Mapping[str, str]) -> None:
         """Add the values of an object to those that are known."""
         with self._lock:
-            for name, value in values.items():
-                known = self._values.get(name)
-                # Two processes may have given one name two values: every reader takes the same one.
-                if known is None or _rank(value) < _rank(known):
-                    self._values[name] = value
+            _add(self._texts, texts)
             self._seen.add(key)
 
-    def _read(self, key: str, data: bytes) -> dict[str, Any]:
-        document = unseal(data, f"{key} in {self.storage.url}")
+    def _read(self, key: str, data: bytes) -> dict[str, str]:
+        where = f"{key} in {self.storage.url}"
         if self._is_pack(key):
-            return dict(document["values"])
-        return {key.rsplit("/", 1)[-1][:-5]: document["value"]}
+            return read_entries("values", data, where)
+        return {key.rsplit("/", 1)[-1][:-5]: canonical(unseal(data, where)["value"])}
 
     def _key(self, name: str) -> str:
         if not _NAME.fullmatch(name):
@@ -193,7 +213,7 @@ class Journal:
         key = self._key(name)
         created = self._create(key, {"value": value})
         if created:
-            self._take(key, {name: value})
+            self._take(key, {name: _text(value)})
             self._count_object()
         return created
 
@@ -212,23 +232,30 @@ class Journal:
 
     def put_several(self, values: Mapping[str, Any]) -> None:
         """Commit values together, as one object (a few where they are many)."""
-        for name in values:
+        self.put_texts({name: _text(value) for name, value in values.items()})
+
+    def put_texts(self, texts: Mapping[str, str]) -> None:
+        """As `put_several`, of values that are `canonical` texts already."""
+        for name in texts:
             self._key(name)
-        if len(values) == 1:
-            for name, value in values.items():
-                self.put(name, value)
+        if len(texts) == 1:
+            for name, text in texts.items():
+                self.put(name, json.loads(text))
             return
-        for part in _cut(values.items()):
+        for part in _cut(texts.items()):
             self._take(self._put_pack(part), part)
             self._count_object()
 
-    def _put_pack(self, values: dict[str, Any]) -> str:
-        key = f"{self.folder}/packs/{digest(values)}.json"
-        self._create(key, {"values": values})
+    def _put_pack(self, texts: dict[str, str]) -> str:
+        members = ",".join(f'"{name}":{text}' for name, text in sorted(texts.items()))
+        key = f"{self.folder}/packs/{text_digest(f'{{{members}}}')}.json"
+        self._put(key, seal_entries("values", texts))
         return key
 
     def _create(self, key: str, document: dict[str, Any]) -> bool:
-        data = seal(document)
+        return self._put(key, seal(document))
+
+    def _put(self, key: str, data: bytes) -> bool:
         for _ in range(_ATTEMPTS - 1):
             try:
                 return self.storage.put_if_absent(key, data)
@@ -248,31 +275,29 @@ class Journal:
             for key, size in sorted(self._objects())
             if not self._is_pack(key) or size < _PACK_BYTES
         ]
-        batch: dict[str, Any] = {}
+        batch: dict[str, str] = {}
         parts: list[str] = []
         size = 0
         for key, data in zip(small, self.storage.get_several(small), strict=True):
             if data is None:
                 continue
             try:
-                values = self._read(key, data)
+                texts = self._read(key, data)
             except CorruptStoreError:
                 continue
             if size and size + len(data) > _MOST_BYTES:
                 taken += self._replace(batch, parts)
                 batch, parts, size = {}, [], 0
-            for name, value in values.items():
-                if name not in batch or _rank(value) < _rank(batch[name]):
-                    batch[name] = value
+            _add(batch, texts)
             parts.append(key)
             size += len(data)
         return taken + self._replace(batch, parts)
 
-    def _replace(self, values: dict[str, Any], parts: list[str]) -> int:
+    def _replace(self, texts: dict[str, str], parts: list[str]) -> int:
         if len(parts) < 2:
             return 0
-        key = self._put_pack(values)
-        self._take(key, values)
+        key = self._put_pack(texts)
+        self._take(key, texts)
         replaced = [part for part in parts if part != key]
         if replaced:  # said before, so that whoever lists the journal meanwhile does so again
             state = seal({"packed": uuid.uuid4().hex})
@@ -281,22 +306,35 @@ class Journal:
         return len(replaced)
 
 
-def _rank(value: Any) -> tuple[str, str]:
+def _text(value: Any) -> str:
+    return canonical(json.loads(json.dumps(value)))  # tuples and int keys as a reader will see them
+
+
+def _add(texts: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add values. Two processes may have given one name two: every reader takes the same one."""
+    for name, text in more.items():
+        known = texts.setdefault(name, text)
+        if known != text and _rank(text) < _rank(known):
+            texts[name] = text
+
+
+def _rank(text: str) -> tuple[str, str]:
     """Return what decides between two values of one name: the older one counts."""
+    value = json.loads(text)
     created = value.get("created", "") if isinstance(value, dict) else ""
-    return str(created), digest(value)
+    return str(created), text_digest(text)
 
 
-def _cut(items: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+def _cut(items: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
     """Cut values into parts for objects of bounded size."""
-    part: dict[str, Any] = {}
+    part: dict[str, str] = {}
     size = 0
-    for name, value in items:
-        length = len(seal({"value": value}))
+    for name, text in items:
+        length = len(name) + len(text) + len('"":,\n')
         if part and size + length > _MOST_BYTES:
             yield part
             part, size = {}, 0
-        part[name] = value
+        part[name] = text
         size += length
     if part:
         yield part

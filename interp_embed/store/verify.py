@@ -6,25 +6,25 @@ and numpy. A mistake in the writer that the reader makes too is found here.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from interp_embed.errors import NotAStoreError, UnsupportedFormatError
 from interp_embed.store.storage import open_storage
-from interp_embed.store.verify_arrays import Arrays, check_chunk, decode, metadata_differs
+from interp_embed.store.verify_arrays import check_chunk
 from interp_embed.store.verify_documents import PlannedBlock, check_columns, check_documents
+from interp_embed.store.verify_folders import GROUP, Folders, group_document
 from interp_embed.store.verify_index import check_indexes
 from interp_embed.store.verify_labels import check_labels
+from interp_embed.store.verify_objects import Problem
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -33,32 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "Verifier", "verify"]
 
 _VERSION = 1
-_GROUP = {"zarr_format": 3, "node_type": "group"}
 _STATISTICS = (
     "n_tokens", "n_special", "nnz", "pooled_nnz", "n_failed", "n_truncated", "has_negative",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is not as it should be.
-
-    Attributes
-    ----------
-    key : str
-        The object, relative to the store.
-    what : str
-        What is wrong with it.
-    severity : {"error", "note"}
-        A note is no damage: documents that are not encoded yet, objects that a killed run left.
-    """
-
-    key: str
-    what: str
-    severity: Literal["error", "note"] = "error"
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.key}: {self.what}"
 
 
 def verify(location: str | os.PathLike[str] | Storage, *, progress: bool = False) -> list[Problem]:
@@ -91,28 +68,14 @@ def verify(location: str | os.PathLike[str] | Storage, *, progress: bool = False
     return Verifier(open_storage(location)).run(progress=progress)
 
 
-class Verifier:
+class Verifier(Folders):
     """One run over a store."""
 
     def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.problems: list[Problem] = []
-        self.present: dict[str, int] = {}
-        self.in_folder: dict[str, list[str]] = {}
-        self.expected: set[str] = set()
+        super().__init__(storage)
         self.attributes: dict[str, Any] | None = None
         self.plan: dict[str, Any] | None = None
         self.commits: dict[str, dict[str, Any]] = {}
-
-    def error(self, key: str, what: str) -> None:
-        """Report damage."""
-        if key.startswith("index/"):
-            what += ". The index can be made again from the chunks: interp-embed index --rebuild"
-        self.problems.append(Problem(key, what))
-
-    def note(self, key: str, what: str) -> None:
-        """Report what is no damage."""
-        self.problems.append(Problem(key, what, "note"))
 
     def run(self, *, progress: bool) -> list[Problem]:
         """Check everything there is."""
@@ -130,7 +93,7 @@ class Verifier:
         if not (self.attributes or self.plan or self.commits):
             return self.problems  # nothing says what else there should be
         for parent in ("chunks", "documents"):
-            self._exact(f"{parent}/zarr.json", _group({}))
+            self.exact(f"{parent}/zarr.json", group_document({}))
         blocks = self._named_blocks()
         commits = [(key, c) for key, c in self.commits.items() if _is_folder(c.get("folder"))]
         with tqdm(
@@ -147,59 +110,6 @@ class Verifier:
         self._unexpected()
         return self.problems
 
-    def guarded(self, key: str, check: Callable[[], None]) -> None:
-        """Run a check; one that cannot even be carried out is a problem as well."""
-        try:
-            check()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the rest is to be checked too
-            self.error(key, f"cannot be checked: {error!r}")
-
-    # JSON documents
-
-    def _get(self, key: str) -> bytes | None:
-        self.expected.add(key)
-        try:
-            return self.storage.get(key)
-        except FileNotFoundError:
-            self.error(key, "is missing")
-        except OSError as error:
-            self.error(key, f"cannot be read: {error}")
-        return None
-
-    def _exact(self, key: str, expected: bytes) -> None:
-        data = self._get(key)
-        if data is not None and data != expected:
-            self.error(key, "is not what is always written there")
-
-    def _json(self, key: str, data: bytes) -> dict[str, Any] | None:
-        try:
-            document = json.loads(data)
-        except ValueError as error:
-            self.error(key, f"is not JSON: {error}")
-            return None
-        if not isinstance(document, dict):
-            self.error(key, "is not a JSON object")
-            return None
-        if json.dumps(document, indent=1).encode() != data:
-            self.error(key, "is JSON, but not byte for byte as it was written")
-        return document
-
-    def sealed(self, key: str) -> dict[str, Any] | None:
-        """Read a JSON object that carries the SHA-256 of itself."""
-        data = self._get(key)
-        document = None if data is None else self._json(key, data)
-        return None if document is None else self._open_seal(key, document)
-
-    def _open_seal(self, key: str, document: dict[str, Any]) -> dict[str, Any] | None:
-        if not isinstance(claimed := document.pop("checksum", None), str):
-            self.error(key, "has no checksum")
-            return None
-        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        if hashlib.sha256(canonical.encode()).hexdigest() != claimed:
-            self.error(key, "does not match its checksum")
-            return None
-        return document
-
     def _known_version(self, key: str, document: dict[str, Any]) -> None:
         found = document.get("format_version")
         if isinstance(found, int) and found > _VERSION:
@@ -211,15 +121,15 @@ class Verifier:
             self.error(key, f"has no known format version: {found!r}")
 
     def _root(self) -> None:
-        data = self._get("zarr.json")
-        document = None if data is None else self._json("zarr.json", data)
+        data = self.get("zarr.json")
+        document = None if data is None else self.json_object("zarr.json", data)
         if document is None:
             return
         attributes = document.pop("attributes", None)
-        if document != _GROUP or not isinstance(attributes, dict):
+        if document != GROUP or not isinstance(attributes, dict):
             self.error("zarr.json", "is not the document of a Zarr group")
         if isinstance(attributes, dict):
-            self.attributes = self._open_seal("zarr.json", attributes)
+            self.attributes = self.open_seal("zarr.json", attributes)
         if self.attributes is not None:
             self._known_version("zarr.json", self.attributes)
             if self.attributes.get("dtype") not in {"float32", "float16"}:
@@ -327,117 +237,6 @@ class Verifier:
             winner[commit["start"] : commit["stop"]] = number
         return winner
 
-    # Folders of arrays
-
-    def _folder(self, owner: str, folder: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
-        """Read a folder whole; return its sound arrays, decoded, and its group's attributes."""
-        base, objects = folder["key"], folder["objects"]
-        held: dict[str, bytes] = {}
-        for relative, (size, sha256) in objects.items():
-            key = f"{base}/{relative}"
-            data = self._get(key)
-            if data is None:
-                continue
-            if len(data) != size:
-                self.error(key, f"has {len(data)} bytes, {owner} says {size}")
-            elif hashlib.sha256(data).hexdigest() != sha256:
-                self.error(key, f"does not have the SHA-256 that {owner} says")
-            else:
-                held[relative] = data
-        self.unnamed(base, owner)
-        attributes = self.structure(owner, folder, held)
-        return self._decoded(owner, folder, held), attributes
-
-    def hashed(self, key: str, owner: str, size: int, sha256: str) -> bytes | None:
-        """Check the hash of an object of any size; return its bytes if they are few, else none."""
-        self.expected.add(key)
-        state, found, data = hashlib.sha256(), 0, b""
-        try:
-            for block in self.storage.blocks(key):
-                state.update(block)
-                found += len(block)
-                data = block if found == len(block) else b""
-        except FileNotFoundError:
-            self.error(key, "is missing")
-            return None
-        except OSError as error:
-            self.error(key, f"cannot be read: {error}")
-            return None
-        if found != size:
-            self.error(key, f"has {found} bytes, {owner} says {size}")
-        elif state.hexdigest() != sha256:
-            self.error(key, f"does not have the SHA-256 that {owner} says")
-        else:
-            return data
-        return None
-
-    def unnamed(self, folder: str, owner: str) -> None:
-        """Report the objects of a folder that its owner does not name."""
-        for key in self.in_folder.get(folder, []):
-            if key not in self.expected:
-                self.expected.add(key)
-                self.error(key, f"is in a folder of {owner}, which does not name it")
-
-    def structure(
-        self, owner: str, folder: Mapping[str, Any], held: Mapping[str, bytes]
-    ) -> dict[str, Any]:
-        """Check that the folder's objects are those of its arrays, and their groups' documents."""
-        names = {"zarr.json"}
-        for name, entry in folder["arrays"].items():
-            names |= {f"{name}/zarr.json"} | ({f"{name}/c/0"} if entry["length"] else set())
-            parts = name.split("/")
-            groups = {"/".join([*parts[:i], "zarr.json"]) for i in range(1, len(parts))}
-            names |= groups
-            for group in groups & set(held):
-                if held[group] != _group({}):
-                    self.error(f"{folder['key']}/{group}", "is not the document of a Zarr group")
-        if names != set(folder["objects"]):
-            odd = sorted(names ^ set(folder["objects"]))
-            self.error(owner, f"its arrays and its objects do not fit together: {odd[0]}")
-        if "zarr.json" not in held:
-            return {}
-        document = json.loads(held["zarr.json"])
-        attributes = document.pop("attributes", {})
-        if document != _GROUP:
-            self.error(f"{folder['key']}/zarr.json", "is not the document of a Zarr group")
-        self._shard_indexes(folder, attributes.pop("shard_indexes", {}))
-        return dict(attributes)
-
-    def _shard_indexes(self, folder: Mapping[str, Any], stated: Mapping[str, str]) -> None:
-        """Compare what a group says of its shards' indexes with the shards."""
-        large = {n for n, entry in folder["arrays"].items() if entry["length"] > entry["inner"]}
-        for name in sorted(large & set(stated)):
-            entry, key = folder["arrays"][name], f"{folder['key']}/{name}/c/0"
-            length = 16 * -(-entry["length"] // entry["inner"]) + 4  # offset and size each; crc32c
-            try:
-                found = self.storage.get_range(key, entry["size"] - length, length)
-            except OSError:
-                continue  # the shard is reported for itself
-            if base64.b64encode(found).decode() != stated[name]:
-                self.error(f"{folder['key']}/zarr.json", f"says another index of {name} than {key}")
-        for name in sorted(large ^ set(stated)):
-            self.error(
-                f"{folder['key']}/zarr.json",
-                f"should {'' if name in large else 'not '}say the index of the shard of {name}",
-            )
-
-    def _decoded(self, owner: str, folder: Mapping[str, Any], held: Mapping[str, bytes]) -> Arrays:
-        arrays: Arrays = {}
-        for name, entry in folder["arrays"].items():
-            key = f"{folder['key']}/{name}"
-            mine = {r: data for r, data in held.items() if r.startswith(f"{name}/")}
-            if len(mine) != (2 if entry["length"] else 1):
-                continue  # an object of it is damaged, and reported
-            if entry["length"] and len(mine[f"{name}/c/0"]) != entry["size"]:
-                self.error(owner, f"says two sizes of {name}/c/0")
-            if why := metadata_differs(json.loads(mine[f"{name}/zarr.json"]), entry):
-                self.error(f"{key}/zarr.json", f"{why}, unlike what {owner} says")
-            try:
-                arrays[name] = decode(name, mine)
-            except Exception as error:  # noqa: BLE001 - any failure of a codec is a finding
-                self.error(f"{key}/c/0", f"Zarr cannot decode it: {error!r}")
-        return arrays
-
     def _named_blocks(self) -> list[PlannedBlock]:
         """Return the blocks that name a folder, after checking what the plan says of them."""
         found: list[PlannedBlock] = []
@@ -456,14 +255,14 @@ class Verifier:
 
     def _block(self, block: PlannedBlock) -> None:
         folder = block.folder
-        arrays, _ = self._folder("plan.json", folder)
+        arrays, _ = self.folder("plan.json", folder)
         columns = (self.plan or {})["columns"] if block.columns is None else block.columns
         for name, what in check_documents(arrays, columns, block, set(folder["arrays"])):
             self.error(f"{folder['key']}/{name}".rstrip("/"), what)
 
     def _commit(self, key: str, commit: dict[str, Any]) -> None:
         folder = commit["folder"]
-        arrays, attributes = self._folder(key, folder)
+        arrays, attributes = self.folder(key, folder)
         stated = {name: commit[name] for name in ("d_sae", "start", "stop", *_STATISTICS)}
         shift = commit.get("shift", 0)
         stated |= {name: commit[name] - shift for name in ("start", "stop")}
@@ -522,10 +321,6 @@ class Verifier:
                 self.note(key, "is no part of the format")
         for folder, count in folders.items():
             self.note(folder, f"is a folder of {count} objects that nothing names")
-
-
-def _group(attributes: Mapping[str, Any]) -> bytes:
-    return json.dumps({**_GROUP, "attributes": dict(attributes)}, indent=1).encode()
 
 
 def _is_temporary(key: str) -> bool:
