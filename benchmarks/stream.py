@@ -4,7 +4,7 @@ Run ``python benchmarks/stream.py``, or with ``--documents 10000 100000`` for le
 documents is streamed, written and encoded in a process of its own; the SAE gives known activations
 (16 tokens with 8 features each, on average), so that the time is that of all the rest. Memory is said
 for three stretches: until the documents are written, until they are encoded, and until the chunks are
-merged and indexed, which takes up to 2^25 nonzeros, and then up to 1 GiB, at a time. Of the largest
+merged and indexed, which takes up to 2^25 nonzeros, and then up to 512 MiB, at a time. Of the largest
 number two more runs are killed, one half way through writing documents and one half way through
 encoding; what is measured is how long the same call takes to come to where the other one was.
 Prints a table, writes JSON and a plot.

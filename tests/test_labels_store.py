@@ -581,6 +581,30 @@ def test_labels_are_shown_by_every_view_and_every_later_reader(path):
     assert len(table) == len(before) + 3
 
 
+def test_a_label_that_is_added_while_others_are_read_is_shown_afterwards(path, monkeypatch):
+    labels = Store(path).labels
+    labels.add([label(5, "one", source="llm"), label(5, "other", source="llm")])
+    best = labels.best
+
+    def slowly(*arguments):
+        found = best(*arguments)
+        labels.add([label(6, "late", source="llm")])  # as another thread may, just then
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "best", slowly)
+        labels.shown()
+    assert labels.shown()[6] == "late"
+
+
+def test_names_that_an_sae_changes_in_place_are_shown(path):
+    labels = Store(path).labels
+    names = {7: "before"}
+    assert labels.shown(names, "sae")[7] == "before"
+    names[7] = "after"
+    assert labels.shown(names, "sae")[7] == "after"
+
+
 def test_what_others_add_is_seen_when_it_is_asked_for(path):
     one, other = Dataset.load_from_file(path), Dataset.load_from_file(path)
     one.feature_labels()

@@ -71,6 +71,14 @@ class _First(NamedTuple):
     source: str
 
 
+class _Shown(NamedTuple):
+    """The labels that are shown, and what they were found among."""
+
+    generation: int
+    begun: _First
+    labels: dict[int, str]
+
+
 def _read_first(storage: Storage) -> _First | None:
     try:
         found = unseal(storage.get(_FIRST), f"{_FIRST} in {storage.url}")
@@ -119,7 +127,8 @@ class LabelStore:
         self._added: dict[str, LightLabel] = {}  # by key
         self._keys: dict[int, list[str]] = {}
         self._taken: set[str] = set()  # names of the records that are in either
-        self._shown: tuple[object, str, int, dict[int, str]] | None = None
+        self._generation = 0  # of what was added
+        self._shown: _Shown | None = None
 
     def refresh(self) -> None:
         """Look for labels that other processes have added."""
@@ -133,7 +142,7 @@ class LabelStore:
                 else:
                     self._unread.setdefault(feature, {})[name] = text
                     self._taken.add(name)
-            self._shown = None
+            self._generation += 1
             self._loaded = True
         self._journal.forget(texts)
 
@@ -208,12 +217,11 @@ class LabelStore:
         """Return the label of each feature that is shown; see `best_labels`. As for `all`."""
         begun = self._begun(first, source)
         known = self._shown
-        # A dictionary that has grown since is another one.
-        state = (source, -1 if first is None else len(first))
-        if known is not None and known[0] is first and known[1:3] == state:
-            return dict(known[3])
+        if known is not None and known[:2] == (self._generation, begun):
+            return dict(known.labels)
         shown = dict(begun.labels)
         with self._lock:
+            generation = self._generation  # what comes while this is computed may not be in it
             several = list(self._keys)
             for feature, texts in self._unread.items():
                 said = {words_of(text) for text in texts.values()}
@@ -224,7 +232,7 @@ class LabelStore:
                     shown[feature] = str(*said)
         shown |= {f: label.label for f, label in self.best(several, first, source).items()}
         shown = dict(sorted(shown.items()))
-        self._shown = (first, *state, shown)
+        self._shown = _Shown(generation, begun, shown)
         return dict(shown)
 
     def best(
@@ -303,7 +311,7 @@ class LabelStore:
             with self._lock:
                 for name, light in new.items():
                     self._take(name, light)
-                self._shown = None
+                self._generation += 1
             self._journal.forget(new)
         return LabelsAdded(counts["new"], counts["scored"], counts["again"], counts["same"])
 
