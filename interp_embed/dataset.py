@@ -204,10 +204,16 @@ class Dataset(Labelling, Naming):
         saving.require_whole(self, "added to")
         if compute_activations and self.sae is None:
             raise ValueError(self._cannot_encode("Or set the dataset's sae to the SAE"))
-        saving.append(self._store, data, self.sae)
-        self._bind_documents(np.arange(self._store.n_documents))
-        if compute_activations:
-            self._compute(int(batch_size))
+        sae = self.sae
+        was_loaded = sae is not None and sae.is_loaded()
+        try:
+            saving.append(self._store, data, sae, load=compute_activations)
+            self._bind_documents(np.arange(self._store.n_documents))
+            if compute_activations:
+                self._compute(int(batch_size))
+        finally:
+            if sae is not None and sae.is_loaded() and not was_loaded:
+                sae.destroy()
 
     # Disk
 

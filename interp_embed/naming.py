@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -195,7 +197,8 @@ class Naming(Latents):
         ----------
         path
             A file, a folder of files, a pattern or a URL, also with gzip: JSON or CSV of
-            `export_labels`; a table with the columns ``feature`` and ``label``; a JSON object of
+            `export_labels`, whose examples are numbers of documents and left out where this store
+            has too few; a table with the columns ``feature`` and ``label``; a JSON object of
             labels by feature; or the explanations that Neuronpedia exports (JSON Lines or JSON).
         source
             Where they are from, in place of what the file says (``"import"`` where it says nothing).
@@ -222,6 +225,14 @@ class Naming(Latents):
 
         records = read_labels(expanded(path), source=source, only=only)
         self._check_labels(records, f"{path}: ")
+        held = self._store.n_documents
+        if any(example.document >= held for record in records for example in record.examples):
+            warnings.warn(
+                f"{path}: its labels were made from documents of another store, as this one has "
+                f"{held}. They are added without their examples",
+                stacklevel=2,
+            )
+            records = [replace(record, examples=()) for record in records]
         return self._add(records)
 
     def label_features_from_tokens(

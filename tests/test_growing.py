@@ -143,6 +143,22 @@ def test_nothing_to_add_changes_nothing(tmp_path, data):
     assert len(grown) == len(data)
 
 
+def test_an_sae_that_cannot_be_had_leaves_the_store_as_it_was(tmp_path, data, monkeypatch):
+    made(tmp_path / "s", data[:5])
+    grown = Dataset.load_from_file(tmp_path / "s")
+
+    def gone(self):
+        raise ConnectionError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WordSAE, "load_models", gone)
+        with pytest.raises(ConnectionError, match="the server is gone"):
+            grown.append(data[5:])
+    assert len(grown) == len(Dataset.load_from_file(tmp_path / "s")) == 5
+    grown.append(data[5:])
+    assert_same(grown, made(tmp_path / "whole", data))
+
+
 def test_parts_of_a_store_are_not_added_to(tmp_path, data):
     dataset = made(tmp_path / "s", data)
     for part in (dataset[:4], dataset.sort_by_features(3), dataset[::-1]):

@@ -337,6 +337,18 @@ def test_an_import_of_what_a_store_has_already_adds_nothing(data, tmp_path):
     assert fresh.import_labels(tmp_path / "labels.json") == 0
 
 
+def test_examples_of_documents_that_are_not_there_are_left_out(data, tmp_path):
+    first = Dataset(data, WideSAE(), save_path=tmp_path / "first")
+    examples = (LabelExample(0, 0, 1, 2.0), LabelExample(len(data) - 1, 0, 1, 1.0))
+    first.add_labels([label(5, "dogs", source="llm", examples=examples)])
+    first.export_labels(tmp_path / "labels.json")
+    smaller = Dataset(data[:3], WideSAE(), save_path=tmp_path / "smaller")
+    with pytest.warns(UserWarning, match="documents of another store, as this one has 3"):
+        smaller.import_labels(tmp_path / "labels.json")
+    (found,) = (x for x in smaller.label_records() if x.feature == 5 and x.source == "llm")
+    assert (found.label, found.examples) == ("dogs", ())
+
+
 def test_what_was_added_is_counted_by_what_became_of_it(dataset):
     llm = label(3, "cats", source="llm")
     added = dataset.add_labels([llm, label(7, "an import", source="import"), label(0, "mine")])

@@ -78,7 +78,7 @@ def read_prices(text: str) -> tuple[float, float]:
         If it is not two numbers.
     """
     try:
-        prompt, completion = (float(part) for part in text.split(","))
+        prompt, completion = (float(part) for part in text.strip(" ()").split(","))
     except ValueError:
         raise ValueError(
             "prices are two numbers such as 0.30,2.50: US dollars for a million tokens of prompts, and "

@@ -31,13 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["append", "merge", "require_whole"]
 
 
-def append(store: Store, data: Any, sae: BaseSAE | None) -> None:
-    """Add documents to a store, without activations; see `Dataset.append`."""
+def append(store: Store, data: Any, sae: BaseSAE | None, *, load: bool) -> None:
+    """Add documents to a store, without activations; see `Dataset.append`.
+
+    With ``load`` the SAE is loaded first, so that one that cannot be had leaves the store as it was.
+    """
     from interp_embed.inputs import as_documents
 
     documents = as_documents(data, store.field)
     if sae is not None:
         check_fingerprint(store, sae.fingerprint())
+        if load and not sae.is_loaded():
+            sae.load()
     add_documents(store, described(documents), progress=show_progress() and not documents.in_memory)
 
 

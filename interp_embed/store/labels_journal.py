@@ -192,9 +192,14 @@ class Journal:
 
     def _read(self, key: str, data: bytes) -> dict[str, str]:
         where = f"{key} in {self.storage.url}"
-        if self._is_pack(key):
-            return read_entries("values", data, where)
-        return {key.rsplit("/", 1)[-1][:-5]: canonical(unseal(data, where)["value"])}
+        try:
+            if self._is_pack(key):
+                return read_entries("values", data, where)
+            return {key.rsplit("/", 1)[-1][:-5]: canonical(unseal(data, where)["value"])}
+        except CorruptStoreError as error:
+            raise CorruptStoreError(
+                f"{error}. Without a copy, delete the object: what it says is lost, and nothing else"
+            ) from error
 
     def _key(self, name: str) -> str:
         if not _NAME.fullmatch(name):
