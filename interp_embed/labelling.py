@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp_embed.inputs import check_positive
@@ -165,8 +166,10 @@ class Labelling(FeatureLabelling):
                 progress=shown,
             )
             stopped = await run.run()
-        await asyncio.to_thread(self._store.labels.pack)
-        await asyncio.to_thread(self._store.answers.pack)
+        for pack in (self._store.labels.pack, self._store.answers.pack):
+            # All is committed, whether or not it can be tidied up: where nothing may be deleted, say.
+            with suppress(OSError):
+                await asyncio.to_thread(pack)
         return bulk_result(run.outcomes, stopped, expected, asking.methods, client)
 
     def estimate_labels(

@@ -235,6 +235,49 @@ def test_a_server_that_refuses_everything_ends_it_at_once(dataset, status, kind,
     assert KEY not in repr(caught.value)
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"max_tokens": 100_000}, {"max_concurrency": 1}])
+def test_prompts_that_are_moderated_first_are_rows_and_so_is_one_that_is_left(dataset, kwargs):
+    """A refusal comes at once, before anything is answered."""
+
+    def answer(body):
+        if marked(body) in (0, 3):
+            return Reply("flagged", 403)
+        return Reply(json.dumps(judge(body)), delay=0.05)
+
+    with LLMServer(answer) as server:
+        found = label(dataset, server, **kwargs)
+        assert found.failures["feature"].tolist() == [0, 3]
+        assert found.failures["failed"].str.contains("flagged").all()
+        assert (found.table["label"] != "").sum() == len(USED) - 2
+        assert len(server.requests) == len(USED)
+        left = label(dataset, server, **kwargs)
+        named = label(dataset, server, [3], **kwargs)
+    assert left.failures["feature"].tolist() == [0, 3]
+    assert named.failures["feature"].tolist() == [3]
+
+
+def test_an_answer_that_cannot_be_read_shows_that_the_key_is_good(dataset):
+    def answer(body):
+        return Reply("flagged", 403) if marked(body) == 0 else Reply("no idea", delay=0.1)
+
+    with LLMServer(answer) as server:
+        found = label(dataset, server, [0, 1], max_retries=0)
+    assert found.failures["feature"].tolist() == [0, 1]
+    assert "no idea" in found.failures["failed"].iloc[1]
+
+
+def test_where_all_others_fail_too_a_refusal_is_the_keys(dataset):
+    def answer(body):
+        return Reply("out of order", 500, delay=0.1) if marked(body) == 1 else Reply("no", 403)
+
+    with (
+        LLMServer(answer) as server,
+        pytest.raises(LLMAuthenticationError, match="OPENROUTER_API_KEY"),
+    ):
+        label(dataset, server, range(4), max_retries=0)
+    assert len(server.requests) == 4
+
+
 def test_credit_that_runs_out_leaves_what_was_paid_for(dataset):
     credit = [12]
     bills = count(1)
@@ -517,6 +560,33 @@ def test_a_read_only_store_is_noticed_before_anything_is_paid_for(dataset, monke
         assert server.requests == []
     monkeypatch.undo()
     assert not [p for p in Path(dataset.path).rglob("*") if "probe" in p.name]
+
+
+@pytest.mark.parametrize("names", [["delete_several"], ["delete", "delete_several"]])
+def test_where_nothing_may_be_deleted_labels_are_made_all_the_same(dataset, monkeypatch, names):
+    def refuse(self, *keys):
+        raise PermissionError("nothing may be deleted")
+
+    for name in names:
+        monkeypatch.setattr(LocalStorage, name, refuse)
+    with LLMServer(judge) as server:
+        found = label(dataset, server, range(4))
+    assert found.table["label"].tolist() == ["w0", "w1", "w2", "w3"]
+    assert len(server.requests) == found.requests == 4
+    fresh = Dataset.load_from_file(dataset.path)
+    assert len(fresh.label_records()) == len(fresh.answers) == 4
+
+
+def test_what_keeps_a_key_from_being_written_is_said_and_not_what_follows(tmp_path, monkeypatch):
+    def refuse(self, key, *data):
+        raise PermissionError("no writing" if data else "no deleting")
+
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr(LocalStorage, "delete", refuse)
+    storage.try_writing("labels")
+    monkeypatch.setattr(LocalStorage, "put_if_absent", refuse)
+    with pytest.raises(PermissionError, match="no writing"):
+        storage.try_writing("labels")
 
 
 def test_a_server_that_counts_nothing_is_counted_by_characters(dataset):

@@ -475,6 +475,28 @@ def test_that_answers_cannot_be_kept_is_noticed_before_any_is_paid_for(tmp_path)
     assert server.requests == []
 
 
+def test_that_answers_cannot_be_kept_may_pass():
+    class Flaky(Kept):
+        asked = 0
+
+        def check_writable(self):
+            self.asked += 1
+            if self.asked == 1:
+                raise OSError("slow down")
+
+    async def run():
+        async with LLMClient(MODEL, server.url, answers=answers) as client:
+            with pytest.raises(AnswersNotKeptError, match="slow down"):
+                await client.ask(request("a"))
+            return [(await client.ask(request(text))).label for text in "abc"]
+
+    answers = Flaky()
+    with LLMServer(lambda body: GOOD) as server:
+        assert asyncio.run(run()) == ["cats"] * 3
+    assert answers.asked == 2  # and not once more after that
+    assert len(answers) == len(server.requests) == 3
+
+
 def test_the_same_question_at_the_same_time_is_sent_once():
     with LLMServer(lambda body: Reply(SAID, delay=0.1)) as server:
         found, client = ask(server, *[request()] * 5, request("another"))

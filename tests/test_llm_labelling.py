@@ -464,10 +464,11 @@ def test_scores_of_what_makes_no_sense_fail_before_anything_is_sent(dataset, tex
 # --- failures -----------------------------------------------------------------------------------
 
 
-def test_requests_that_fail_are_reported_and_the_others_count(dataset):
+@pytest.mark.parametrize("status", [400, 403])
+def test_requests_that_fail_are_reported_and_the_others_count(dataset, status):
     def sometimes(body):
         if "four" in samples_of(body)[1][0]["text"]:
-            return Reply(f"no opinion on four {KEY}", 400)
+            return Reply(f"no opinion on four {KEY}", status)
         return judge(body)
 
     with LLMServer(sometimes) as server, pytest.warns(UserWarning, match="not judged") as caught:
@@ -485,10 +486,11 @@ def test_requests_that_fail_are_reported_and_the_others_count(dataset):
     assert "[key]" in result["failures"][0]["reason"]
 
 
-def test_where_every_request_fails_the_failure_is_raised(dataset):
+@pytest.mark.parametrize("status", [400, 403])
+def test_where_every_request_fails_the_failure_is_raised(dataset, status):
     with (
-        LLMServer(lambda body: Reply("no", 400)) as server,
-        pytest.raises(LLMError, match="400: no"),
+        LLMServer(lambda body: Reply("no", status)) as server,
+        pytest.raises(LLMError, match=f"{status}: no"),
     ):
         score(dataset, server)
 

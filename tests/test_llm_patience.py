@@ -196,6 +196,16 @@ def test_what_a_failure_is_charged_for_is_counted(monkeypatch):
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cost) == (170, 13, 0.5)
 
 
+def test_what_a_failure_is_charged_for_is_counted_although_a_parameter_is_refused_next(monkeypatch):
+    monkeypatch.setattr("interp_embed.llm.transport._FIRST_PAUSE", 0.01)
+    charged = within(code=502, usage={"prompt_tokens": 70, "completion_tokens": 3, "cost": 0.5})
+    refused = Reply("response_format is not supported", 400)
+    with LLMServer(lambda body: GOOD, [charged, refused]) as server:
+        _, usage = ask_one(server.url)
+    assert "response_format" not in server.requests[-1].body
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cost) == (170, 13, 0.5)
+
+
 def test_an_empty_list_of_choices_is_called_so():
     reply = Reply(body=b'{"choices": [], "model": "m"}')
     with (

@@ -42,7 +42,7 @@ T = TypeVar("T")
 _HOPELESS = (401, 402, 404)
 """After these no other request is worth sending: no key, no credit, no such model."""
 _FORBIDDEN = 403
-"""The key is refused; where others were answered, this request was: some servers moderate."""
+"""The key is refused, or this request alone, as servers that moderate do: the others tell which."""
 _MANY_FAILURES = 10
 
 
@@ -86,7 +86,8 @@ class BulkRun:
         self._work = work
         self._asking = asking
         self._client = client
-        self._known = {label.key: label for label in known if asking.is_own(label)}
+        labels = list(known)
+        self._known = {label.key: label for label in labels if asking.is_own(label)}
         self._add = add
         self._concurrency = concurrency
         self._bar = tqdm(total=len(work), unit=" features", disable=not progress)
@@ -95,7 +96,10 @@ class BulkRun:
         self._waiting: list[FeatureLabel] = []
         self._committing = asyncio.Lock()
         self._in_a_row = 0
-        self._answered = False
+        # A label that there is was an answer.
+        self._answered = ("llm", asking.model) in [(label.source, label.model) for label in labels]
+        self._busy: set[asyncio.Task[None]] = set()  # workers that may still get the first answer
+        self._clear = asyncio.Event()  # there was an answer, or nobody is left to get one
         self._stopped: str | None = None
 
     @property
@@ -121,6 +125,9 @@ class BulkRun:
         # Twice as many as requests may be in flight: samples are chosen while others are answered.
         count = min(len(self._work), 2 * self._concurrency)
         workers = [asyncio.ensure_future(self._label(todo)) for _ in range(count)]
+        self._busy.update(workers)
+        for worker in workers:
+            worker.add_done_callback(self._settle)
         try:
             await asyncio.gather(*workers)
         finally:
@@ -153,7 +160,7 @@ class BulkRun:
                 if outcome.label:
                     outcome.not_scored = str(error)
             except LLMError as error:
-                self._fail(outcome, error)
+                await self._fail(outcome, error)
             self._show(outcome)
             if self._stopped is not None:
                 return
@@ -254,15 +261,36 @@ class BulkRun:
     def _succeed(self) -> None:
         self._in_a_row = 0
         self._answered = True
+        self._clear.set()
 
-    def _fail(self, outcome: Outcome, error: LLMError) -> None:
+    def _settle(self, worker: asyncio.Task[None] | None) -> None:
+        """Expect no first answer of a worker: it has ended, or waits for the others."""
+        if worker is not None:
+            self._busy.discard(worker)
+        if not self._busy:
+            self._clear.set()
+
+    async def _others_are_answered(self) -> bool:
+        """Wait for the first answer; return whether there was one before all others had failed."""
+        self._settle(asyncio.current_task())
+        await self._clear.wait()
+        return self._answered
+
+    async def _fail(self, outcome: Outcome, error: LLMError) -> None:
         """Record a failure; raise it if those that come after would fail too."""
         outcome.failed = str(error)
         status = getattr(error, "status", None)
-        if status in _HOPELESS or (status == _FORBIDDEN and not self._answered):
+        if status in _HOPELESS:
             self._give_up(error)
-        if isinstance(error, LLMAnswerError) and not outcome.spent.requests:
-            return  # an answer of an earlier run
+        if status == _FORBIDDEN and not self._answered:
+            if not await self._others_are_answered():
+                self._give_up(error)
+            return  # the answer came after it, so that it is none of those in a row
+        if isinstance(error, LLMAnswerError):
+            self._answered = True  # although nobody can read it
+            self._clear.set()
+            if not outcome.spent.requests:
+                return  # an answer of an earlier run
         self._in_a_row += 1
         if self._in_a_row >= max(_MANY_FAILURES, 2 * self._concurrency):
             error.args = (f"{self._in_a_row} features in a row failed; the last: {error}",)

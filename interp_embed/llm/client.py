@@ -263,18 +263,25 @@ class LLMClient:
         return await asyncio.to_thread(self._answers.get, request.digest)
 
     async def _check_keeping(self) -> None:
-        """Try once, before anything is paid for, whether answers can be kept."""
+        """Try until it is seen, before anything is paid for, that answers can be kept."""
         check = getattr(self._answers, "check_writable", None)
         if check is None:
             return
         if self._tried is None:
             self._tried = asyncio.ensure_future(asyncio.to_thread(check))
+            self._tried.add_done_callback(self._forget_failure)
         try:
             await asyncio.shield(self._tried)
         except OSError as error:
             raise AnswersNotKeptError(
                 f"answers cannot be kept, so that none is paid for: {one_line(str(error))}"
             ) from error
+
+    def _forget_failure(self, tried: asyncio.Task[None]) -> None:
+        """Have the next question try again: what failed may pass."""
+        failed = tried.cancelled() or tried.exception() is not None
+        if failed and self._tried is tried:
+            self._tried = None
 
     async def _keep(self, digest: str, text: str, took: Mapping[str, float]) -> None:
         """Keep an answer: it is paid for, so it is kept whatever happens to who asked."""
@@ -312,11 +319,11 @@ class LLMClient:
         while True:
             body = _body(request, without)
             outcome = await self._transport.send(request.messages, body, _negotiable(body))
+            for counted in outcome.charged:
+                self._count(counted)
             if outcome.refused is not None:
                 without = without | {outcome.refused}
                 continue
-            for counted in outcome.charged:
-                self._count(counted)
             if outcome.error is not None:
                 raise outcome.error
             found = self._said(outcome.completion)

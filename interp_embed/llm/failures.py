@@ -116,6 +116,8 @@ def status_error(
     if status in (401, 403):
         kind = LLMAuthenticationError
         advice = f"Check the key in the environment variable {variable}"
+        if status == 403:
+            advice += "; where others are answered, it is what this request says that is refused"
     elif status == 402:
         advice = f"The account of the key in {variable} has no credit left"
     elif status == 404:

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.analysis.diff import newcombe_interval
-from interp_embed.llm.errors import (
-    LLMAuthenticationError,
-    LLMError,
-    LLMStatusError,
-)
+from interp_embed.llm.errors import LLMAuthenticationError, LLMError, LLMStatusError
 from interp_embed.llm.schemas import BatchResponse, ScoredSample
 
 if TYPE_CHECKING:
@@ -29,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ask_score", "balanced_accuracy"]
 
-_HOPELESS = (401, 402, 403, 404)
+_HOPELESS = (401, 402, 404)
 """After these no other request of a score is worth sending."""
+_FORBIDDEN = 403
+"""The key is refused, or this request alone, as servers that moderate do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +105,9 @@ async def _ask_question(client: LLMClient, question: Question) -> _Judged:
             fits = question.samples[0].expected == bool(said.score)
             verdicts[1] = fits, said.explanation
     except LLMError as failure:
-        if isinstance(failure, LLMAuthenticationError):
-            raise
-        if isinstance(failure, LLMStatusError) and failure.status in _HOPELESS:
+        status = failure.status if isinstance(failure, LLMStatusError) else None
+        refused = isinstance(failure, LLMAuthenticationError) and status != _FORBIDDEN
+        if refused or status in _HOPELESS:
             raise
         error = failure
     judged = [
