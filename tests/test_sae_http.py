@@ -386,10 +386,6 @@ def test_a_bad_answer_names_the_url_and_what_is_wrong(opened, change, reason):
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (Said(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}), "text/html"),
-        (Said(body=b"", headers={"X": "y"}), "content type is 'missing'"),
-        (Said(body=b"\xff\x00"), "is not JSON"),
-        (Said(body=b"[" * 100_000), "is not JSON"),
         (Said(body=b"[]"), "a JSON list, expected an object"),
         (Said(body=b"no", headers={"Content-Type": "application/vnd.apache.arrow.stream"}), "no Arrow"),
         (Said(body=b"no gzip", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socketserver
 import threading
+import time
 
 import pytest
 
@@ -28,12 +29,15 @@ class Hub(socketserver.ThreadingTCPServer):
     ----------
     asked : list of str
         First lines of the requests.
+    answers : threading.Event
+        Until it is set, requests wait.
     """
 
     daemon_threads = True
 
     def __init__(self):
-        self.asked, self.answer = [], b""
+        self.asked, self.answer, self.answers = [], b"", threading.Event()
+        self.answers.set()
         outer = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -41,6 +45,7 @@ class Hub(socketserver.ThreadingTCPServer):
                 outer.asked.append(self.rfile.readline().decode().strip())
                 while self.rfile.readline().strip():
                     pass
+                outer.answers.wait(60)
                 self.wfile.write(outer.answer)
 
         super().__init__(("127.0.0.1", 0), Handler)
@@ -142,6 +147,46 @@ def test_what_is_in_the_cache_loads_though_the_hub_is_gone(gone, tmp_path):
     assert sae.encode(["the cat"])[0].shape[1] == 64
     assert len(gone.asked) == 1
     assert constants.HF_HUB_OFFLINE is False
+
+
+def test_two_that_find_at_once_that_the_hub_is_gone_leave_everything_as_it_was(gone):
+    entered, seen = [], []
+    both, left = threading.Barrier(2, timeout=60), threading.Event()
+
+    def load():
+        with from_hub("x", "y", instead="z"):
+            entered.append(threading.get_ident())
+            both.wait()
+            if entered[0] != threading.get_ident():  # who came last goes last
+                left.wait(60)
+            seen.append(constants.HF_HUB_OFFLINE)
+        left.set()
+
+    gone.answers.clear()
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while not gone.asked:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the other one has come as far
+    gone.answers.set()
+    for thread in threads:
+        thread.join(60)
+    assert seen == [True, True]
+    assert constants.HF_HUB_OFFLINE is False
+    assert len(gone.asked) == 1
+
+
+def test_what_loads_inside_of_another_says_what_is_wrong_with_the_hub(gone):
+    with from_hub("x", "y", instead="z"):
+        with (
+            pytest.raises(OSError, match=f"{gone.url} cannot be reached"),
+            from_hub("x", "y", instead="z"),
+        ):
+            raise OSError("no such file")
+        assert constants.HF_HUB_OFFLINE is True
+    assert constants.HF_HUB_OFFLINE is False
+    assert len(gone.asked) == 1
 
 
 def test_with_the_hub_switched_off_it_is_not_asked(gone, monkeypatch):

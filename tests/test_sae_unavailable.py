@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pty
 import struct
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from fake_sae import WordSAE, expected, words
-from http_servers import Said, Scripted, ServeProcess, protocol, when_encoding
+from http_servers import INFO, Said, Scripted, ServeProcess, protocol, when_encoding
 from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset
@@ -202,6 +201,7 @@ def test_nothing_is_added_to_a_store_for_a_server_that_is_not_there(tmp_path, ca
 
 def test_a_bar_shows_how_far_it_is(tmp_path):
     fcntl = pytest.importorskip("fcntl")
+    pty = pytest.importorskip("pty")
     termios = pytest.importorskip("termios")
     source = tmp_path / "texts.csv"
     source.write_text("text\n" + "".join(f"document number {i}\n" for i in range(40)))
@@ -312,6 +312,131 @@ def test_a_request_that_is_refused_is_the_failure_of_its_document(tmp_path, stat
     assert failures["document"].tolist() == [7]
     assert f"answered {status}" in failures["reason"].item()
     assert (np.delete(whole.status(), 7) == "ok").all()
+
+
+def page(status):
+    return Said(status, b"<html>nothing here</html>", {"Content-Type": "text/html"})
+
+
+@pytest.mark.parametrize("healthy", [False, True], ids=["everywhere", "but at /health"])
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (page(200), "text/html|not JSON"),
+        (page(302), "302 Found"),
+        (page(404), "404 Not Found"),
+        (page(405), "405 Method Not Allowed"),
+        (page(406), "406 Not Acceptable"),
+        (page(410), "410 Gone"),
+        (page(415), "415 Unsupported Media Type"),
+        (Said(body=b""), "not JSON"),
+        (Said(body=b"\xff\x00"), "not JSON"),
+        (Said(body=b"[" * 100_000), "not JSON"),
+        (Said(body=b"", headers={"X": "y"}), "content type is 'missing'|not JSON"),
+    ],
+)
+def test_what_answers_in_place_of_a_server_ends_the_run(tmp_path, said, message, healthy):
+    """A proxy whose server is gone, or the page of a network that wants a login."""
+    store = tmp_path / "store.zarr"
+    encoded = []
+
+    def script(method, path, body, headers):
+        encoded.extend([path] if path == "/v1/encode" else [])
+        gone = len(encoded) > 2 and not (healthy and path == "/health")
+        return said if gone else protocol(method, path, body, headers)
+
+    documents = [{"text": text} for text in TEXTS]
+    with Scripted(script) as server:
+        sae = HttpSAE(server.url, **FAST)
+        with pytest.raises(SAEUnavailableError, match=message) as e:
+            Dataset(documents, sae, save_path=store, batch_size=2, save_every_batch=2)
+        assert server.url in str(e.value)
+        assert "\n" not in str(e.value)
+        partly = Dataset.load_from_file(store)
+        assert (partly.status() == "failed").sum() == 0
+        assert 0 < (partly.status() == "ok").sum() < len(TEXTS)
+        server.script = protocol
+        whole = Dataset.load_from_file(store, resume=True)
+        assert (whole.status() == "ok").all()
+
+
+def without_health(script, **info):
+    """A server that has no /health, and says something else of itself once it fails."""
+    asked = []
+
+    def answer(method, path, body, headers):
+        if path == "/health":
+            return page(404)
+        said = script(method, path, body, headers)
+        if path == "/v1/info":
+            asked.append(path)
+            return Said(body={**INFO, **info}) if len(asked) > 1 else said
+        return said
+
+    return answer
+
+
+def test_a_server_may_leave_out_its_health(tmp_path):
+    fails = when_encoding(lambda texts: Said(500) if TEXTS[7] in texts else None)
+    with Scripted(without_health(fails)) as server:
+        sae = HttpSAE(server.url, **FAST)
+        whole = Dataset([{"text": t} for t in TEXTS], sae, save_path=tmp_path / "store.zarr")
+    assert whole.failures()["document"].tolist() == [7]
+
+
+def test_another_server_in_its_place_is_told_though_it_only_fails():
+    fails = when_encoding(lambda texts: Said(500))
+    with (
+        Scripted(without_health(fails, sae="words-2")) as server,
+        loaded(HttpSAE(server.url, **FAST)) as sae,
+        pytest.raises(SAEUnavailableError, match="has another SAE now"),
+    ):
+        sae.encode_chunk(["a"])
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (Said(500, {"error": "CUDA error"}), "answered 500 .*: CUDA error"),
+        (Said(delay=8), "ReadTimeout: .* no answer within 1 s"),
+    ],
+    ids=["fails", "hangs"],
+)
+@pytest.mark.parametrize("many", [1, 4])
+def test_a_server_that_encodes_nothing_and_says_it_is_well_ends_the_run(
+    tmp_path, said, message, many
+):
+    store = tmp_path / "store.zarr"
+    documents = [{"text": text} for text in TEXTS]
+    broken = threading.Event()
+
+    def change(texts):
+        if TEXTS[6] in texts:
+            broken.set()
+        return said if broken.is_set() else None
+
+    with Scripted(when_encoding(change)) as server:
+        sae = HttpSAE(server.url, max_retries=1, base_delay=0.01, timeout=1)
+        with pytest.raises(SAEUnavailableError, match=f"encodes nothing, .*{message}"):
+            Dataset(documents, sae, save_path=store, batch_size=many, save_every_batch=2)
+        partly = Dataset.load_from_file(store)
+        assert (partly.status() == "failed").sum() == 0
+        server.script = protocol
+        whole = Dataset.load_from_file(store, resume=True)
+        assert (whole.status() == "ok").all()
+
+
+@pytest.mark.parametrize("said", [Said(500), Said(delay=8)], ids=["fails", "hangs"])
+def test_a_document_that_is_asked_for_alone_can_still_be_to_blame(tmp_path, said):
+    """Otherwise a run would never come past it."""
+    poison = when_encoding(lambda texts: said if TEXTS[7] in texts else None)
+    with Scripted(poison) as server:
+        sae = HttpSAE(server.url, max_retries=1, base_delay=0.01, timeout=2)
+        store = tmp_path / "store.zarr"
+        whole = Dataset(
+            [{"text": t} for t in TEXTS], sae, save_path=store, batch_size=1, save_every_batch=1
+        )
+    assert whole.failures()["document"].tolist() == [7]
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError, TimeoutError])

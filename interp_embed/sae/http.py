@@ -16,6 +16,7 @@ from interp_embed.sae.remote.retries import Trouble, http_status, retrying
 from interp_embed.sae.remote.transport import (
     AnswerError,
     BadAnswerError,
+    ForeignAnswerError,
     HttpTransport,
     checked_url,
     key_from_environment,
@@ -37,6 +38,10 @@ _RETRIES_AT_ONCE = 2
 _INFO_SECONDS = 15.0
 _LABELS_SECONDS = 60.0
 _HEALTH_SECONDS = 10.0
+_FOREIGN = frozenset({301, 302, 303, 307, 308, 404, 405, 406, 410, 415})
+"""With these answers what stands before a server, or in its place: to no document would it do so."""
+_WORD = "a"
+"""What any server encodes that encodes anything."""
 
 
 class HttpSAE(RemoteSAE):
@@ -216,9 +221,12 @@ class HttpSAE(RemoteSAE):
             ) from error
 
     def _classify_early(self, error: BaseException) -> Trouble:
-        """Return what to make of an error while loading: who does not answer is not asked again."""
+        """Return what to make of an error while loading.
+
+        Who does not answer is not asked again, nor who has no such path: it is a wrong URL then.
+        """
         late = "TimeoutException" in {cls.__name__ for cls in type(error).__mro__}
-        return Trouble.DOCUMENT if late else self.classify(error)
+        return Trouble.DOCUMENT if late or _is_foreign(error) else self.classify(error)
 
     async def close(self) -> None:
         """Close connections."""
@@ -236,20 +244,37 @@ class HttpSAE(RemoteSAE):
         try:
             await self._client().get("/health", timeout=min(self.timeout, _HEALTH_SECONDS))
         except Exception as error:
-            if http_status(error) == 404:  # a server may leave it out; documents are answered
+            if http_status(error) == 404:  # a server may leave it out
+                said = await self._document("/v1/info", _HEALTH_SECONDS)
+                self._require_same(said.get("sae"))
                 return
             raise SAEUnavailableError(
                 f"{self.service()} is down or overloaded: {one_line(error)}. Start it again and resume"
             ) from error
 
+    async def check_encoding(self) -> None:
+        """Raise `SAEUnavailableError` if the server does not encode a single word either."""
+        try:
+            await self.request([_WORD])
+        except SAEUnavailableError:
+            raise
+        except Exception as error:
+            raise SAEUnavailableError(
+                f"{self.service()} encodes nothing, not even the text {_WORD!r}: {one_line(error)}. "
+                "Start it again, or give it more time (timeout=) or smaller requests "
+                "(request_characters=), and resume"
+            ) from error
+
     def classify(self, error: BaseException) -> Trouble:
         """Return what to make of an error: documents that take too long are not tried again.
 
-        They have waited for minutes. Half of them may be quicker, and `check_service` finds out
-        whether it is the server that hangs.
+        They have waited for minutes. Half of them may be quicker, and `check_service` and
+        `check_encoding` find out whether it is the server that hangs.
         """
+        if _is_foreign(error):
+            return Trouble.UNREACHABLE
         waited = {"ReadTimeout", "WriteTimeout"} & {cls.__name__ for cls in type(error).__mro__}
-        return Trouble.DOCUMENT if waited else super().classify(error)
+        return Trouble.SLOW if waited else super().classify(error)
 
     def batches(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the positions of the texts of each request, neighbours together."""
@@ -280,7 +305,7 @@ class HttpSAE(RemoteSAE):
         try:
             return self._read(answer, texts)
         except BadAnswerError as error:
-            raise BadAnswerError(f"{self.url}/v1/encode sent a bad answer: {error}") from None
+            raise type(error)(f"{self.url}/v1/encode sent a bad answer: {error}") from None
 
     def _read(self, answer: Answer, texts: Sequence[str]) -> Chunk:
         if answer.content_type == ARROW:
@@ -290,24 +315,32 @@ class HttpSAE(RemoteSAE):
             self._client().refuse_echo(self.url, answer.body)  # errors may quote it
             header, chunk = decode_json(answer.body, texts)
         else:
-            raise BadAnswerError(
+            raise ForeignAnswerError(
                 f"its content type is {answer.content_type or 'missing'!r:.60}, expected {ARROW} or "
                 f"{JSON}; it begins {answer.body[:40]!r}"
             )
         # As they are read: JSON may write a character in several ways.
         for said in (*chunk.reasons.values(), *chunk.vocabulary.values()):
             self._client().refuse_echo(self.url, said)
-        if header.sae != self._name:
+        self._require_same(header.sae)
+        return chunk
+
+    def _require_same(self, name: object) -> None:
+        if name != self._name:
             raise SAEUnavailableError(
                 f"{self.service()} has another SAE now than when the run began; start it with the SAE "
                 "that the store was made with, and resume"
             )
-        return chunk
 
     def _accept(self) -> str:
         if self.form == "json" or (self.form == "auto" and not has_arrow()):
             return JSON
         return ARROW if self.form == "arrow" else f"{ARROW}, {JSON};q=0.5"
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Return whether an error says that something else than an SAE server answered."""
+    return isinstance(error, ForeignAnswerError) or http_status(error) in _FOREIGN
 
 
 def _with_advice(error: AnswerError) -> str:

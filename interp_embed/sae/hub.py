@@ -26,6 +26,10 @@ _ABSENT = frozenset(
 
 _lock = threading.RLock()
 _asked: tuple[float, str, str | None] | None = None
+_inside = 0
+"""How many have the hub's client switched off now, in all threads: it is one switch for the process."""
+_before = False
+"""What the first of them found, and the last one leaves."""
 
 
 @contextlib.contextmanager
@@ -51,7 +55,9 @@ def from_hub(what: str, repository: str, *, files: str = "", instead: str) -> It
     """
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
+    with _lock:
+        switched_off = constants.HF_HUB_OFFLINE and not _inside  # by somebody else
+    if switched_off:
         why: str | None = "HF_HUB_OFFLINE is set"
         offline: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
@@ -94,7 +100,11 @@ def _problem() -> str | None:
 
     with _lock:
         now = time.monotonic()
-        if _asked is not None and _asked[1] == constants.ENDPOINT and now < _asked[0]:
+        if (
+            _asked is not None
+            and _asked[1] == constants.ENDPOINT
+            and (_inside or now < _asked[0])  # while its client is switched off it cannot be asked
+        ):
             return _asked[2]
         try:
             get_session().head(constants.ENDPOINT, timeout=_SECONDS)
@@ -110,9 +120,15 @@ def _offline() -> Iterator[None]:
     """Have the hub's client, and what is built on it, look into the cache and nowhere else."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    global _before, _inside
+    with _lock:
+        if not _inside:
+            _before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        _inside += 1
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                constants.HF_HUB_OFFLINE = _before

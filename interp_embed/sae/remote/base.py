@@ -40,6 +40,8 @@ class RemoteSAE(BaseSAE):
 
     - if the service refuses whoever asks (401, 402, 403), does not answer, or is too busy to (429, 502,
       503, 504), `SAEUnavailableError` is raised, and no document is to blame;
+    - if it fails or takes too long, and is known to encode no other document either (see
+      `check_encoding`), the same;
     - otherwise its documents are asked for again in halves, and one that fails alone is recorded as
       failed, with the reason.
 
@@ -103,6 +105,14 @@ class RemoteSAE(BaseSAE):
         """Raise `SAEUnavailableError` if the service is gone; called when a request failed for good.
 
         Here nothing is asked: most services have no way to.
+        """
+        return
+
+    async def check_encoding(self) -> None:
+        """Raise `SAEUnavailableError` if the service encodes nothing at all.
+
+        Called when it failed on a request, or took too long, and answered no other meanwhile. Here
+        nothing is asked: what a service takes for a document is for subclasses to say.
         """
         return
 

@@ -35,7 +35,7 @@ class Call:
         self._texts = texts
         self._reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
         self._parts: list[tuple[Chunk, list[int]]] = []
-        self._answered = False
+        self._answers = 0
 
     async def run(self) -> None:
         """Ask for all documents.
@@ -43,8 +43,8 @@ class Call:
         Raises
         ------
         SAEUnavailableError
-            If the service refuses whoever asks, or a request is not answered, however often it is
-            repeated.
+            If the service refuses whoever asks, a request is not answered, however often it is
+            repeated, or no request can be.
         """
         wanted = [i for i in range(len(self._texts)) if i not in self._reasons]
         batches = self._sae.batches([self._texts[i] for i in wanted])
@@ -60,7 +60,7 @@ class Call:
 
     async def _ask(self, batch: list[int]) -> None:
         """Ask for some documents, and for each half of them if that fails because of them."""
-        sae = self._sae
+        sae, before = self._sae, self._answers
         try:
             chunk = await sae.request([self._texts[i] for i in batch])
             if chunk.n_documents != len(batch):
@@ -79,14 +79,17 @@ class Call:
             await sae.check_service()
             if kind is Trouble.UNREACHABLE:
                 # Not the documents' fault: as failures they would stand in the store for good.
-                what = "answers no more" if self._answered else "answers no document"
+                what = "answers no more" if self._answers else "answers no document"
                 raise SAEUnavailableError(f"{sae.service()} {what}: {one_line(error)}") from error
-            self._answered = True
+            broken = kind in (Trouble.BROKEN, Trouble.SLOW)
+            if broken and self._answers == before:
+                # Nothing says that it would do better on other documents.
+                await sae.check_encoding()
             if len(batch) == 1:
                 self._reasons[batch[0]] = one_line(error)
                 return
         else:
-            self._answered = True
+            self._answers += 1
             self._parts.append((chunk, batch))
             return
         middle = len(batch) // 2

@@ -37,7 +37,9 @@ class Trouble(Enum):
     """Nobody answers, or only to say that it is too much. Worth trying again; then the run ends."""
     BROKEN = "broken"
     """The service tried and failed, or took too long. Worth trying again; then the documents of the
-    request are to blame."""
+    request are to blame, if it encodes others."""
+    SLOW = "slow"
+    """As BROKEN, but so late that the same request is not worth trying again."""
     REFUSED = "refused"
     """The service knows who asks and says no, as it would to any other document."""
     DOCUMENT = "document"

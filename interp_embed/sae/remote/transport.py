@@ -18,6 +18,7 @@ __all__ = [
     "Answer",
     "AnswerError",
     "BadAnswerError",
+    "ForeignAnswerError",
     "HttpTransport",
     "checked_url",
     "key_from_environment",
@@ -51,6 +52,10 @@ class AnswerError(OSError):
 
 class BadAnswerError(ValueError):
     """What a server sent is not what it should have sent."""
+
+
+class ForeignAnswerError(BadAnswerError):
+    """What a server sent is not even of the kind: a page for people, say, from what stands before it."""
 
 
 class Answer:

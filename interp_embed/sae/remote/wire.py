@@ -14,6 +14,7 @@ import numpy as np
 
 from interp_embed.chunk import Chunk, DocumentStatus, feature_dtype
 from interp_embed.sae.remote.checks import check_chunk, fail
+from interp_embed.sae.remote.transport import ForeignAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,8 +53,10 @@ def parse_json(body: bytes | str, what: str) -> dict[str, Any]:
 
     Raises
     ------
+    ForeignAnswerError
+        If it is not JSON at all.
     BadAnswerError
-        If it is none, or holds NaN or infinity, for which JSON has no numbers.
+        If it is no object, or holds NaN or infinity, for which JSON has no numbers.
     """
 
     def constant(name: str) -> Any:
@@ -63,7 +66,10 @@ def parse_json(body: bytes | str, what: str) -> dict[str, Any]:
         found = json.loads(body, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         begins = body[:40] if isinstance(body, bytes) else body[:40].encode()
-        fail(f"{what} is not JSON ({error}); it begins {begins!r}")
+        message = f"{what} is not JSON ({error}); it begins {begins!r}"
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+            raise ForeignAnswerError(message) from error
+        fail(message)
     if not isinstance(found, dict):
         fail(f"{what} is a JSON {type(found).__name__}, expected an object")
     return found
