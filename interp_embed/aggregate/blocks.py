@@ -99,7 +99,9 @@ def cut_documents(
     if len(documents) == 0:
         return []
     share = available_memory() // (_BYTES_AN_ENTRY * 3 * worker_count(workers))
-    limit = min(max(share, _LEAST), _MOST if tokens else _MOST // 2)
+    # Far away, the fewer requests the better.
+    most = _MOST if tokens or store.storage.remote else _MOST // 2
+    limit = min(max(share, _LEAST), most)
     cuts = _cuts(store, documents, limit, tokens)
     runs: list[range | NDArray[np.int64]] = []
     for begin, end in zip(cuts, [*cuts[1:], len(documents)], strict=True):
