@@ -9,24 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fake_sae import WideSAE, WordSAE
-from fork_server import Server
 
 from interp_embed import Dataset
-
-TEXTS = [
-    "the cat sat on the mat",
-    "dogs are loyal pets",
-    "",
-    "python is a programming language",
-    "machine learning is fascinating",
-    "the end",
-    "a \N{GRINNING FACE} smile",
-    "one",
-    "  two  spaces  ",
-    "the the the",
-    "loyal pets sat on python",
-]
+from tests.support.fake_sae import TEXTS, WideSAE, WordSAE
+from tests.support.fork_server import Server
+from tests.support.paths import PYTHON_PATH
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +31,13 @@ def _no_waiting_for_the_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _children_import_from_this_checkout():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHON_PATH)
+        yield
+
+
 @pytest.fixture
 def quick_path(tmp_path):
     """A folder in memory where there is one with room, for tests that write thousands of files."""
@@ -57,7 +51,7 @@ def quick_path(tmp_path):
 
 @pytest.fixture(scope="session")
 def server():
-    """A process with everything imported, whose children encode; see `fork_server`."""
+    """A process with everything imported, whose children encode; see `tests.support.fork_server`."""
     server = Server()
     yield server
     server.close()

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import BIG, D_SAE, EMOJI, FAIL, INF, NAN, NONE, WideSAE, WordSAE, expected, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -32,8 +31,19 @@ from interp_embed.errors import (
 from interp_embed.store import is_store
 from interp_embed.store.verify import verify
 from interp_embed.testing import random_chunk, store_from_chunk
-
-HERE = Path(__file__).parent
+from tests.support.fake_sae import (
+    BIG,
+    D_SAE,
+    EMOJI,
+    FAIL,
+    INF,
+    NAN,
+    NONE,
+    WideSAE,
+    WordSAE,
+    expected,
+    words,
+)
 
 
 def made(texts, sae=None, **kwargs):
@@ -1262,7 +1272,7 @@ def test_something_else_at_the_save_path_is_refused_naming_what_differs(data, tm
     for change, named in [
         ({"sae": NeverSAE(scale=2.0)}, r"scale: stored 1\.0, given 2\.0"),
         ({"sae": NeverSAE(truncate=False)}, "truncate: stored True, given False"),
-        ({"sae": OtherSAE()}, "class: stored 'fake_sae:WordSAE', given"),
+        ({"sae": OtherSAE()}, "class: stored 'tests.support.fake_sae:WordSAE', given"),
         ({"dtype": np.float16}, "dtype: stored 'float32', given 'float16'"),
         ({"field": "source"}, "field: stored 'text', given 'source'"),
         ({"data": data[:-1]}, r"; the documents \(11 stored, 10 given\)\. Use"),
@@ -1424,7 +1434,7 @@ def test_a_complete_dataset_is_resumed_without_its_sae(tmp_path):
 STRANGER = """
 import pathlib
 pathlib.Path("imported").touch()
-from fake_sae import WordSAE
+from tests.support.fake_sae import WordSAE
 class StrangerSAE(WordSAE):
     pass
 """
@@ -1513,8 +1523,7 @@ def test_html_counts_the_failed(dataset):
 
 TEMPORARY = """
 import os, sys
-sys.path.insert(0, {here!r})
-from fake_sae import WordSAE
+from tests.support.fake_sae import WordSAE
 from interp_embed import Dataset
 dataset = Dataset([{{"text": "a b"}}], WordSAE())
 print(dataset.path, flush=True)
@@ -1534,7 +1543,7 @@ if {fork}:
 @pytest.mark.parametrize("fork", [False, True])
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "raise KeyError('x')"])
 def test_the_temporary_store_goes_when_the_process_ends(end, fork):
-    code = TEMPORARY.format(here=str(HERE), end=end, fork=fork)
+    code = TEMPORARY.format(end=end, fork=fork)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     path = Path(run.stdout.split()[0])
     assert "took the folder" not in run.stderr

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import re
 from importlib import import_module
-from pathlib import Path
+
+from tests.support.paths import FIXTURES
 
 PUBLIC = (
     "interp_embed",
@@ -21,7 +22,7 @@ PUBLIC = (
     "interp_embed.sae",
     "interp_embed.testing",
 )
-RECORDED = Path(__file__).parent / "fixtures" / "signatures.txt"
+RECORDED = FIXTURES / "signatures.txt"
 
 
 def parameters(function):

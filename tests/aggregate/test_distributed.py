@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import dask
 import distributed
@@ -25,6 +24,7 @@ from interp_embed.aggregate.execute import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.errors import NotAStoreError
 from interp_embed.testing import random_chunk, store_from_chunk
+from tests.support.paths import ROOT
 
 METHODS = [("max", 0), ("mean", 0), ("sum", 0), ("binarize", 0.5), ("count", 0), ("count", 0.7),
            ("nnz", 0), ("var", 0)]  # fmt: skip
@@ -201,17 +201,15 @@ def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch):
 
 
 def test_the_script_of_the_page_on_clusters_runs(path, cluster, tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     script = next(
         text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "argv" in text
     )
     (tmp_path / "frequent.py").write_text(script)
     given = [sys.executable, "frequent.py", str(path), "out.csv", cluster.scheduler_address]
-    root = str(Path(__file__).parent.parent)
     child = subprocess.run(
         given,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
         check=False,

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import WordSAE, words
 
 import interp_embed
 from interp_embed import Dataset
@@ -30,9 +29,10 @@ from interp_embed.row import DatasetRow
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.embedded_release import embedded_sae_folder
 from interp_embed.testing import random_chunk, store_from_chunk
+from tests.support.fake_sae import WordSAE, words
+from tests.support.paths import FIXTURES
 
-TESTS = Path(__file__).parent
-PICKLE = TESTS / "fixtures" / "original-pandas-2.2.pkl"
+PICKLE = FIXTURES / "original-pandas-2.2.pkl"
 RECORDS = [
     {"text": "the cat sat on the mat", "n": 1},
     {"text": "NA", "n": 2},
@@ -72,7 +72,7 @@ def source():
 
 @pytest.fixture
 def store(source, cli):
-    code, _, err = cli("encode", source, "s.zarr", "--sae", "fake_sae:WordSAE")
+    code, _, err = cli("encode", source, "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 0, err
     return Path("s.zarr")
 
@@ -84,11 +84,7 @@ def start(*arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))),
-            **environment,
-        },
+        env={**os.environ, **environment},
     )
 
 
@@ -101,9 +97,7 @@ def test_help_answers_without_importing_what_commands_need():
         "import sys, interp_embed.cli as c\n"
         f"code = c.run(['--help']); sys.exit(code or sorted({heavy} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for command in ("demo", "encode", "info", "top", "verify", "compact", "convert"):
         assert f"\n  {command} " in done.stdout
@@ -189,7 +183,7 @@ def test_nothing_but_the_command_line_imports_the_command_line():
 
 
 def test_encode_says_what_it_did(cli, source):
-    code, out, err = cli("encode", source, "s.zarr", "--sae", "fake_sae:WordSAE")
+    code, out, err = cli("encode", source, "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     tokens = sum(len(words(r["text"])) for r in RECORDS)
     assert (code, err) == (0, "")
     assert f"7 of 7 documents encoded, {tokens} tokens" in out
@@ -257,7 +251,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, name):
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(cli, name, content, message):
     Path(name).write_bytes(content)
-    code, _, err = cli("encode", name, "s.zarr", "--sae", "fake_sae:WordSAE")
+    code, _, err = cli("encode", name, "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 1
     assert err.startswith(f"error: {name}")
     assert message in err
@@ -267,9 +261,11 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(cli, name, content,
 
 
 def test_a_missing_file_and_a_missing_column_are_named(cli, source):
-    code, _, err = cli("encode", "none.csv", "s.zarr", "--sae", "fake_sae:WordSAE")
+    code, _, err = cli("encode", "none.csv", "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert (code, err) == (1, "error: none.csv: No such file or directory\n")
-    code, _, err = cli("encode", source, "s.zarr", "--field", "body", "--sae", "fake_sae:WordSAE")
+    code, _, err = cli(
+        "encode", source, "s.zarr", "--field", "body", "--sae", "tests.support.fake_sae:WordSAE"
+    )
     assert code == 1
     assert err == (
         f"error: {source} has no column 'body'; its columns are ['text', 'n']. Give the one that "
@@ -279,7 +275,7 @@ def test_a_missing_file_and_a_missing_column_are_named(cli, source):
 
 def test_cells_of_a_csv_are_texts_and_an_empty_one_is_an_empty_text(cli):
     Path("a.csv").write_text("text,n\nNA,1\n,2\n007,3\n")
-    assert cli("encode", "a.csv", "s.zarr", "--sae", "fake_sae:WordSAE")[0] == 0
+    assert cli("encode", "a.csv", "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")[0] == 0
     dataset = Dataset.load_from_file("s.zarr")
     assert dataset.documents() == ["NA", "", "007"]
     assert set(dataset.status()) == {"ok"}
@@ -289,7 +285,7 @@ def test_cells_of_a_csv_are_texts_and_an_empty_one_is_an_empty_text(cli):
 def test_failed_documents_are_listed_and_the_others_encoded(cli):
     rows = [{"text": t} for t in ["one FAIL", "two", None, "FAIL", "FAIL again", "three"]]
     Path("a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    code, out, _ = cli("encode", "a.jsonl", "s.zarr", "--sae", "fake_sae:WordSAE")
+    code, out, _ = cli("encode", "a.jsonl", "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 0
     assert "2 of 6 documents encoded" in out
     assert "4 failed:" in out
@@ -300,7 +296,7 @@ def test_failed_documents_are_listed_and_the_others_encoded(cli):
 
 def test_nothing_encoded_at_all_is_an_error(cli):
     Path("a.csv").write_text("text\nFAIL\n")
-    code, out, err = cli("encode", "a.csv", "s.zarr", "--sae", "fake_sae:WordSAE")
+    code, out, err = cli("encode", "a.csv", "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 1
     assert "this text cannot be encoded" in out
     assert err == "error: no document could be encoded, for the reasons above\n"
@@ -308,14 +304,14 @@ def test_nothing_encoded_at_all_is_an_error(cli):
 
 def test_the_same_command_again_encodes_nothing_twice(cli, source, store, monkeypatch, tmp_path):
     monkeypatch.setenv("WORD_SAE_LOG", str(tmp_path / "log"))
-    code, out, _ = cli("encode", source, store, "--sae", "fake_sae:WordSAE")
+    code, out, _ = cli("encode", source, store, "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 0
     assert "7 of 7 documents encoded" in out
     assert not (tmp_path / "log").exists()
 
 
 def test_going_on_with_other_settings_or_documents_is_refused(cli, source, store):
-    again = ["encode", source, store, "--sae", "fake_sae:WordSAE"]
+    again = ["encode", source, store, "--sae", "tests.support.fake_sae:WordSAE"]
     code, _, err = cli(*again, "--dtype", "float16")
     assert code == 1
     assert "dtype: stored 'float32', given 'float16'" in err
@@ -327,16 +323,24 @@ def test_going_on_with_other_settings_or_documents_is_refused(cli, source, store
 
 
 def test_float16_halves_the_activations(cli, source):
-    cli("encode", source, "half.zarr", "--sae", "fake_sae:WordSAE", "--dtype", "float16")
+    cli(
+        "encode",
+        source,
+        "half.zarr",
+        "--sae",
+        "tests.support.fake_sae:WordSAE",
+        "--dtype",
+        "float16",
+    )
     assert json.loads(cli("info", "half.zarr", "--json")[1])["dtype"] == "float16"
 
 
-@pytest.mark.parametrize("sae", ["fake_sae:WordSAE", "mine:make", "mine:ready"])
+@pytest.mark.parametrize("sae", ["tests.support.fake_sae:WordSAE", "mine:make", "mine:ready"])
 def test_an_sae_may_come_from_a_module_in_the_current_folder(cli, source, monkeypatch, sae):
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     Path("mine.py").write_text(
-        "from fake_sae import WordSAE\nready = WordSAE()\ndef make():\n    return WordSAE()\n"
+        "from tests.support.fake_sae import WordSAE\nready = WordSAE()\ndef make():\n    return WordSAE()\n"
     )
     assert cli("encode", source, "s.zarr", "--sae", sae)[0] == 0
     sys.modules.pop("mine", None)
@@ -347,8 +351,11 @@ def test_an_sae_may_come_from_a_module_in_the_current_folder(cli, source, monkey
     [
         ("embeded", "expected 'embedded', RELEASE/SAE_ID"),
         ("no_such_module:make", "there is no module 'no_such_module'"),
-        ("fake_sae:make", "has no attribute 'make'"),
-        ("fake_sae:words", "the factory fake_sae:words given with --sae failed"),
+        ("tests.support.fake_sae:make", "has no attribute 'make'"),
+        (
+            "tests.support.fake_sae:words",
+            "the factory tests.support.fake_sae:words given with --sae failed",
+        ),
         ("math:sin", "the factory math:sin given with --sae failed"),
         ("math:pi", "given with --sae returned a float, expected an interp_embed.sae.BaseSAE"),
         ("collections:OrderedDict", "returned a OrderedDict, expected an interp_embed.sae.BaseSAE"),
@@ -367,7 +374,7 @@ def test_an_sae_that_cannot_be_found_is_said_before_any_work(cli, source, sae, m
 def test_an_sae_that_does_not_load_leaves_no_store_behind(cli, source, monkeypatch):
     monkeypatch.delitem(sys.modules, "unloadable", raising=False)
     Path("unloadable.py").write_text(
-        "from fake_sae import WordSAE\n"
+        "from tests.support.fake_sae import WordSAE\n"
         "class Unloadable(WordSAE):\n"
         "    def load_models(self):\n"
         "        raise OSError('no such weights')\n"
@@ -401,14 +408,22 @@ def test_names_of_saes_are_told_apart(monkeypatch):
     assert (nested.release, nested.sae_id) == ("gemma-scope", "layer_20/width_16k")
     folder = build_sae(str(embedded_sae_folder()), "auto")
     assert folder.d_sae == 4096
-    assert build_sae("fake_sae:WordSAE", "cpu").model_device == "cpu"
+    assert build_sae("tests.support.fake_sae:WordSAE", "cpu").model_device == "cpu"
 
 
 def test_a_gpu_that_is_not_there_is_refused(cli, source, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert best_device("auto") == "cpu"
-    arguments = ("encode", source, "s.zarr", "--sae", "fake_sae:WordSAE", "--device", "cuda:0")
+    arguments = (
+        "encode",
+        source,
+        "s.zarr",
+        "--sae",
+        "tests.support.fake_sae:WordSAE",
+        "--device",
+        "cuda:0",
+    )
     code, _, err = cli(*arguments)
     assert code == 1
     assert err == (
@@ -422,7 +437,9 @@ def test_a_gpu_that_is_not_there_is_refused(cli, source, monkeypatch):
             "Use --device cpu, or auto\n"
         )
     assert not Path("s.zarr").exists()
-    assert build_sae("fake_sae:WordSAE", "gpu").model_device == "gpu"  # it may know one
+    assert (
+        build_sae("tests.support.fake_sae:WordSAE", "gpu").model_device == "gpu"
+    )  # it may know one
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert best_device("auto") == "cuda:0"
 
@@ -431,7 +448,7 @@ def test_ctrl_c_keeps_what_was_committed_and_says_how_to_go_on(cli, tmp_path):
     rows = [{"text": f"{i} slow words"} for i in range(400)]
     Path("a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     Path("slow.py").write_text(
-        "from fake_sae import WordSAE\n"
+        "from tests.support.fake_sae import WordSAE\n"
         "class Slow(WordSAE):\n"
         "    def encode(self, texts):\n"
         "        import time; time.sleep(0.05)\n"
@@ -493,14 +510,14 @@ def test_info_adds_up(cli, store):
     assert facts["token_level_bytes_per_nonzero"] == pytest.approx(token_level / nonzeros)
     assert facts["bytes_per_nonzero"] == pytest.approx(size / nonzeros)
     assert facts["columns"] == ["text", "n"]
-    assert facts["sae"]["sae_class"] == "fake_sae:WordSAE"
+    assert facts["sae"]["sae_class"] == "tests.support.fake_sae:WordSAE"
 
 
 def test_info_is_readable(cli, store):
     out = cli("info", store)[1]
     assert "  documents  7\n" in out
     assert "  dtype      float32\n" in out
-    assert "  SAE        fake_sae:WordSAE\n" in out
+    assert "  SAE        tests.support.fake_sae:WordSAE\n" in out
     assert "  columns    text (the text), n\n" in out
     assert "  token level" in out
     assert "  total" in out
@@ -539,7 +556,7 @@ def letters():
     Path("letters.py").write_text(
         "import numpy as np\n"
         "from scipy.sparse import csr_matrix\n"
-        "from fake_sae import WordSAE, words\n"
+        "from tests.support.fake_sae import WordSAE, words\n"
         "class Letters(WordSAE):\n"
         "    def metadata(self):\n"
         "        return {}\n"
@@ -721,7 +738,15 @@ def test_a_pickle_converts_to_a_store_and_back(cli):
 
 
 def test_convert_keeps_the_dtype_unless_told_otherwise(cli, source):
-    cli("encode", source, "half.zarr", "--sae", "fake_sae:WordSAE", "--dtype", "float16")
+    cli(
+        "encode",
+        source,
+        "half.zarr",
+        "--sae",
+        "tests.support.fake_sae:WordSAE",
+        "--dtype",
+        "float16",
+    )
     cli("convert", "half.zarr", "same.zarr")
     cli("convert", "half.zarr", "single.zarr", "--dtype", "float32")
     assert json.loads(cli("info", "same.zarr", "--json")[1])["dtype"] == "float16"

@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 from importlib.resources import files
-from pathlib import Path
 
 from interp_embed.data import load_demo
+from tests.support.paths import ROOT
 
 
 def test_the_demo_has_two_groups_of_clean_distinct_definitions():
@@ -53,7 +53,7 @@ def test_the_read_me_counts_right():
 
 def test_other_data_are_not_sampled(tmp_path):
     (tmp_path / "data.noun").write_bytes(b"other")
-    script = Path(__file__).parent.parent / "docs" / "make_demo_sample.py"
+    script = ROOT / "docs" / "make_demo_sample.py"
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert "expected a data.noun with SHA-256" in done.stderr

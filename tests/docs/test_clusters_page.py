@@ -7,20 +7,19 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import distributed
 import pytest
 import yaml
-from fake_sae import WordSAE
 
 from interp_embed import Dataset
 from interp_embed.store import Store
 from interp_embed.store.verify import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
+from tests.support.fake_sae import WordSAE
+from tests.support.paths import ROOT
 
-HERE = Path(__file__).parent
-PAGE = (HERE.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 RECORDS = [{"text": f"doc{i} the cat sat on {i % 7}", "n": i} for i in range(40)]
 
 
@@ -47,7 +46,6 @@ def shell(tmp_path):
     Dataset(RECORDS, WordSAE(), compute_activations=False).pandas().to_parquet(
         tmp_path / "documents.parquet"
     )
-    paths = os.pathsep.join(map(str, (HERE, HERE.parent)))
 
     def call(script, *arguments, **environment):
         return subprocess.run(
@@ -56,7 +54,6 @@ def shell(tmp_path):
             env={
                 **os.environ,
                 "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-                "PYTHONPATH": paths,
                 **environment,
             },
             capture_output=True,
@@ -94,7 +91,7 @@ def planned(script):
     """Plan with the SAE of the tests, in small chunks."""
     return re.sub(
         r"interp-embed plan (\S+) (\$?\S+?)(?=[\"\s])",
-        r"interp-embed plan \1 \2 --sae fake_sae:WordSAE --chunk-documents 2",
+        r"interp-embed plan \1 \2 --sae tests.support.fake_sae:WordSAE --chunk-documents 2",
         script.replace(" --sae embedded --chunk-documents 256", ""),
     )
 

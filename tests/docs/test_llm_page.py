@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-from conftest import TEXTS
-from fake_sae import WordSAE, expected
 
 from interp_embed import Dataset
 from interp_embed.llm import errors
 from interp_embed.llm.prompt_files import Prompts
 from interp_embed.testing import LLMServer, samples_of
+from tests.support.fake_sae import TEXTS, WordSAE, expected
+from tests.support.paths import ROOT
 
-PAGE = (Path(__file__).parent.parent / "docs" / "labels.md").read_text()
+PAGE = (ROOT / "docs" / "labels.md").read_text()
 
 
 def answer(body):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,12 +17,11 @@ import pytest
 
 from interp_embed import Dataset
 from interp_embed.testing import random_chunk, store_from_chunk
+from tests.support.paths import PYTHON_PATH, ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 FORMAT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def same(found, expected):

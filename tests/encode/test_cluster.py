@@ -11,7 +11,6 @@ import dask
 import distributed
 import numpy as np
 import pytest
-from fake_sae import FAIL, LOG, SLOW, WordSAE
 
 from interp_embed import Dataset, saving
 from interp_embed.encode import encode
@@ -20,6 +19,7 @@ from interp_embed.encode.shares import gaps
 from interp_embed.store import Store
 from interp_embed.store.verify import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
+from tests.support.fake_sae import FAIL, LOG, SLOW, WordSAE
 
 
 def records(n=120):
@@ -69,7 +69,7 @@ def assert_same(path, n=120):
 def loads():
     import sys
 
-    return sys.modules["fake_sae"].WordSAE.loads
+    return sys.modules["tests.support.fake_sae"].WordSAE.loads
 
 
 def test_workers_encode_everything_and_load_their_sae_once(planned, client, tmp_path):

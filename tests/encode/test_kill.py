@@ -9,13 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from fake_sae import WordSAE
-from fork_server import N_DOCUMENTS, alive, documents, encode
 
 from interp_embed import Dataset
 from interp_embed.store import Store
 from interp_embed.store.verify import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
+from tests.support.fake_sae import WordSAE
+from tests.support.fork_server import N_DOCUMENTS, alive, documents, encode
 
 RUNS = 10
 KILLS_A_RUN = 4

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import FAIL, LOG, NAN, NONE, WideSAE, WordSAE, expected
-from fork_server import alive, documents, wait_for
 
 from interp_embed import Dataset
 from interp_embed.encode import encode, encode_store
@@ -29,8 +27,8 @@ from interp_embed.testing import (
     assert_chunks_equal,
     read_everything,
 )
-
-HERE = Path(__file__).parent
+from tests.support.fake_sae import FAIL, LOG, NAN, NONE, WideSAE, WordSAE, expected
+from tests.support.fork_server import alive, documents, wait_for
 
 
 def records(texts):
@@ -251,8 +249,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(at, tmp_path):
 
 SIGINT = """
 import sys
-sys.path.insert(0, {here!r})
-from fake_sae import WordSAE
+from tests.support.fake_sae import WordSAE
 from interp_embed import Dataset
 Dataset({data!r}, WordSAE(slow=0.02), save_path={path!r}, batch_size=2, save_every_batch=1)
 """
@@ -261,7 +258,7 @@ Dataset({data!r}, WordSAE(slow=0.02), save_path={path!r}, batch_size=2, save_eve
 def test_control_c_leaves_a_store_that_resumes(tmp_path):
     data = records([f"doc{i} word" for i in range(200)])
     log = tmp_path / "log"
-    code = SIGINT.format(here=str(HERE), data=data, path=str(tmp_path / "s"))
+    code = SIGINT.format(data=data, path=str(tmp_path / "s"))
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         stderr=subprocess.PIPE,

@@ -10,11 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import FAIL, LOG, WordSAE, expected
 
 from interp_embed import Dataset
 from interp_embed.encode import encode_store
@@ -29,8 +27,8 @@ from interp_embed.store.storage import LocalStorage
 from interp_embed.store.verify import verify
 from interp_embed.store.writer import StoreWriter
 from interp_embed.testing import assert_chunks_equal, read_everything
-
-HERE = Path(__file__).parent
+from tests.support.fake_sae import FAIL, LOG, WordSAE, expected
+from tests.support.paths import PYTHON_PATH
 
 
 def records(texts):
@@ -488,9 +486,8 @@ def test_a_stage_that_is_busy_says_so():
 
 CHILD = """
 import sys
-sys.path.insert(0, {here!r})
-import test_encode_stages as t
-from fake_sae import WordSAE
+import tests.encode.test_stages as t
+from tests.support.fake_sae import WordSAE
 from interp_embed import Dataset
 t.{scene}({path!r})
 """
@@ -514,7 +511,7 @@ def stuck_disk(path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_within_seconds_and_it_can_be_resumed(number, scene, tmp_path):
     path, log = tmp_path / "s", tmp_path / "log"
-    code = CHILD.format(here=str(HERE), scene=scene, path=str(path))
+    code = CHILD.format(scene=scene, path=str(path))
     child = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True,
         env={**os.environ, LOG: str(log)},
@@ -547,7 +544,7 @@ def test_the_command_line_logs_json_and_leaves_with_143_after_sigterm(tmp_path):
         "".join(json.dumps({"text": f"doc{i} word"}) + "\n" for i in range(500))
     )
     (tmp_path / "slow.py").write_text(
-        "from fake_sae import WordSAE\n"
+        "from tests.support.fake_sae import WordSAE\n"
         "class Slow(WordSAE):\n"
         "    def encode(self, texts):\n"
         "        import time; time.sleep(0.05)\n"
@@ -556,7 +553,7 @@ def test_the_command_line_logs_json_and_leaves_with_143_after_sigterm(tmp_path):
     main = "from interp_embed.cli import main; main()"
     command = [sys.executable, "-c", main, "encode", "a.jsonl", "s.zarr", "--sae"]
     command += ["slow:Slow", "--batch-size", "2", "--save-every", "2", "--log", "json"]
-    paths = [str(tmp_path), str(HERE), os.environ.get("PYTHONPATH", "")]
+    paths = [str(tmp_path), PYTHON_PATH]
     child = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -9,14 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from fake_sae import FAIL, LOG, SLOW, WordSAE
-from fork_server import alive
-from s3_server import s3_server
 
 from interp_embed import Dataset
 from interp_embed.cli import run
@@ -28,6 +24,9 @@ from interp_embed.store import Store
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
+from tests.support.fake_sae import FAIL, LOG, SLOW, WordSAE
+from tests.support.fork_server import alive
+from tests.support.s3_server import s3_server
 
 
 def records(n):
@@ -49,7 +48,7 @@ def source_of(found, folder):
 
 
 def plan(source, store, chunk_documents):
-    arguments = ["plan", source, store, "--sae", "fake_sae:WordSAE"]
+    arguments = ["plan", source, store, "--sae", "tests.support.fake_sae:WordSAE"]
     assert run([*map(str, arguments), "--chunk-documents", str(chunk_documents)]) == 0
 
 
@@ -204,14 +203,12 @@ def cli(capsys):
 
 def start(*arguments, **environment):
     """Start the command line in a process of its own."""
-    folder = Path(__file__).parent
-    paths = os.pathsep.join(map(str, (folder, folder.parent)))
     return subprocess.Popen(
         [sys.executable, "-m", "interp_embed.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**os.environ, **environment},
     )
 
 
@@ -220,7 +217,15 @@ def test_a_plan_has_the_documents_and_says_what_to_do_next(tmp_path, cli, monkey
     monkeypatch.chdir(tmp_path)
     source = source_of(found, tmp_path)
     before = WordSAE.loads
-    given = ("plan", source.name, "my s.zarr", "--sae", "fake_sae:WordSAE", "--chunk-documents", 8)
+    given = (
+        "plan",
+        source.name,
+        "my s.zarr",
+        "--sae",
+        "tests.support.fake_sae:WordSAE",
+        "--chunk-documents",
+        8,
+    )
     code, out, err = cli(*given, "--dtype", "float16", "--description", "fifty")
     assert (code, err) == (0, "")
     assert "50 documents in 7 chunks of 8; 7 to encode" in out
@@ -240,7 +245,7 @@ def test_a_plan_has_the_documents_and_says_what_to_do_next(tmp_path, cli, monkey
 
 def test_workers_name_an_sae_that_the_store_cannot_name(tmp_path, cli, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from fake_sae import WordSAE\n"
+        "from tests.support.fake_sae import WordSAE\n"
         "def make():\n"
         "    class Local(WordSAE):\n"
         "        pass\n"
@@ -302,7 +307,7 @@ def test_a_store_alone_is_encoded_and_finished(planned, cli):
         (["--gpus", "1"], 1, "this process sees 0 GPUs"),
         (["--gpus", "some"], 1, "'all', a number of GPUs, or some of them"),
         (["--device", "cuda:0"], 1, "--device cuda:0"),
-        (["--sae", "fake_sae:WideSAE"], 1, "was made with something else"),
+        (["--sae", "tests.support.fake_sae:WideSAE"], 1, "was made with something else"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(planned, cli, monkeypatch, arguments, code, message):
@@ -347,7 +352,15 @@ def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkey
         signal.raise_signal(number)
 
     source = source_of(records(50), tmp_path)
-    arguments = ["plan", source, planned, "--sae", "fake_sae:WordSAE", "--chunk-documents", 5]
+    arguments = [
+        "plan",
+        source,
+        planned,
+        "--sae",
+        "tests.support.fake_sae:WordSAE",
+        "--chunk-documents",
+        5,
+    ]
     if command == "finish":
         assert cli("encode", planned, "--worker", "0/1")[0] == 0
         arguments = ["finish", planned]
@@ -386,7 +399,9 @@ def test_gpus_that_are_not_there_are_refused_before_documents_are_written(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     source = source_of(records(3), tmp_path)
-    code, _, err = cli("encode", source, tmp_path / "s", "--sae", "fake_sae:WordSAE", "--gpus", "2")
+    code, _, err = cli(
+        "encode", source, tmp_path / "s", "--sae", "tests.support.fake_sae:WordSAE", "--gpus", "2"
+    )
     assert code == 1
     assert "sees 0 GPUs" in err
     assert not (tmp_path / "s").exists()
@@ -423,7 +438,16 @@ def test_gpus_are_those_that_the_process_sees(monkeypatch):
 @pytest.mark.parametrize("log", ["json", "none"])
 def test_processes_of_one_machine_encode_and_finish(tmp_path, log):
     found = records(40)
-    given = ["--sae", "fake_sae:WordSAE", "--processes", "2", "--batch-size", "2", "--log", log]
+    given = [
+        "--sae",
+        "tests.support.fake_sae:WordSAE",
+        "--processes",
+        "2",
+        "--batch-size",
+        "2",
+        "--log",
+        log,
+    ]
     child = start("encode", source_of(found, tmp_path), tmp_path / "s", *given)
     out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err

@@ -7,32 +7,36 @@ changes: what it holds is what users have on their disks.
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import WideSAE, expected
 
 from interp_embed import Dataset
 from interp_embed.data import load_demo
 from interp_embed.sae import LocalSAE
 from interp_embed.store.verify import verify
+from tests.support.fake_sae import expected
+from tests.support.paths import FIXTURES, ROOT
 
-FIXTURES = Path(__file__).parent / "fixtures"
 FAILED = {3}
 """Of the documents with a text, the one that the SAE cannot encode."""
 
 
-def recipe():
-    """The script that made the stores, for the documents that are in them."""
-    spec = importlib.util.spec_from_file_location("make_golden", FIXTURES / "make_golden.py")
+def imported(name, path):
+    """Import a file as the module of a name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-GOLDEN = recipe()
+# The stores name their SAE "fake_sae:WideSAE", by the path that it had in that release.
+WideSAE = imported("fake_sae", ROOT / "tests" / "support" / "fake_sae.py").WideSAE
+GOLDEN = imported("make_golden", FIXTURES / "make_golden.py")
+"""The script that made the stores, for the documents that are in them."""
 
 
 @pytest.fixture

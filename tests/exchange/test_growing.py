@@ -9,7 +9,6 @@ import uuid
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import WideSAE, WordSAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +30,7 @@ from interp_embed.testing import (
     read_everything,
     store_from_chunk,
 )
+from tests.support.fake_sae import WideSAE, WordSAE
 
 
 def made(path, data, **settings):
@@ -424,7 +424,7 @@ def test_the_command_line_adds_and_merges(tmp_path, data, capsys):
     frame[:4].to_parquet(tmp_path / "a.parquet")
     frame[4:8].to_json(tmp_path / "b.jsonl", orient="records", lines=True)
     frame[8:].to_parquet(tmp_path / "c.parquet")
-    sae = ["--sae", "fake_sae:WordSAE"]
+    sae = ["--sae", "tests.support.fake_sae:WordSAE"]
     for name in ("a", "c"):
         source, store = str(tmp_path / f"{name}.parquet"), str(tmp_path / name)
         assert run_cli(["encode", source, store, *sae]) == 0

@@ -20,7 +20,6 @@ import pyarrow.dataset
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from fake_sae import WideSAE, WordSAE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from interp_embed.store import blocks
 from interp_embed.store.document_hash import hash_frame
 from interp_embed.store.verify import verify
 from interp_embed.testing import frames
+from tests.support.fake_sae import WideSAE, WordSAE
 
 QUICK = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 RECORDS = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import WideSAE, WordSAE
 
 from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError, NotAStoreError, StoreExistsError
@@ -23,6 +21,7 @@ from interp_embed.store import Store, blocks, creation
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing import FaultyStorage, InjectedError, LostResponseStorage
+from tests.support.fake_sae import WideSAE, WordSAE
 
 BLOCK, N = 50, 400
 
@@ -30,7 +29,7 @@ PLANNING = """
     import itertools, os, sys, time
     from interp_embed.store import blocks
     from interp_embed.saving import plan_store
-    from fake_sae import WideSAE
+    from tests.support.fake_sae import WideSAE
 
     os.fsync = lambda descriptor: None
     blocks.BLOCK_DOCUMENTS = 50
@@ -76,7 +75,6 @@ def planned(data, where):
 def start(path):
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PLANNING), str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -218,8 +216,7 @@ def test_an_encoding_that_was_killed_goes_on_without_the_stream(quick_path, serv
         "dataset._compute(2, 4)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", "import fake_sae\n" + code, str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", "import tests.support.fake_sae\n" + code, str(path)],
     )
     deadline = time.monotonic() + 60
     while not list((path / "commits").glob("0*.json")):
@@ -242,7 +239,7 @@ MEMORY = """
     from pathlib import Path
     import interp_embed.inputs.sources, pyarrow.parquet, pyarrow.dataset, fsspec
     from interp_embed.saving import plan_store
-    from fake_sae import WideSAE
+    from tests.support.fake_sae import WideSAE
 
     os.fsync = lambda descriptor: None
     def peak():
@@ -279,7 +276,6 @@ def test_ten_times_the_documents_need_no_more_memory(quick_path, kind, documents
             sys.executable, "-c", code + textwrap.dedent(MEMORY), str(small), str(large),
             str(quick_path / "a"), str(quick_path / "b"),
         ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr

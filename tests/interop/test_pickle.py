@@ -25,8 +25,8 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.errors import UnsafePickleError
 from interp_embed.interop import LegacyDataset, frames, is_pickle, read_pickle, write_pickle
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).parent / "fixtures"
 PROTOCOLS = (2, 3, 4, 5)
 
 

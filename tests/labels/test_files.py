@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from fake_sae import WideSAE
 from hypothesis import HealthCheck, given, settings
-from test_labels_store import RECORDS, label, scored
 
 from interp_embed import Dataset
 from interp_embed.cli.run import run
 from interp_embed.label import LabelExample, combined
 from interp_embed.label_files import read_labels, write_labels
+from tests.support.fake_sae import WideSAE
+from tests.support.labels import RECORDS, label, scored
 
 NEURONPEDIA = [
     {

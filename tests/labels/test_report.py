@@ -7,10 +7,8 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import WideSAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_labels_store import RECORDS, label
 
 from interp_embed import Dataset
 from interp_embed.label import best_labels
@@ -19,6 +17,8 @@ from interp_embed.llm.bulk_labels import BulkLabels
 from interp_embed.llm.bulk_plan import Estimate
 from interp_embed.llm.bulk_reasons import reasons
 from interp_embed.store.storage import LocalStorage
+from tests.support.fake_sae import WideSAE
+from tests.support.labels import RECORDS, label
 
 
 def bulk(failed):

@@ -22,10 +22,8 @@ import pandas as pd
 import pytest
 import sparse
 import xarray as xr
-from fake_sae import WideSAE, WordSAE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_readme import run_blocks
 from typing_extensions import override
 
 from interp_embed import Dataset, densify
@@ -40,8 +38,10 @@ from interp_embed.store.ledger import Commit, Ledger
 from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk
 from interp_embed.testing.faults import WrappedStorage
 from interp_embed.testing.strategies import chunks, frames
+from tests.docs.test_readme import run_blocks
+from tests.support.fake_sae import WideSAE, WordSAE
+from tests.support.paths import PYTHON_PATH, ROOT
 
-ROOT = Path(__file__).parent.parent
 METHODS = list(REDUCTIONS)
 quickly = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 
@@ -977,7 +977,7 @@ assert not {"torch", "transformers", "sae_lens"} & set(sys.modules)
 
 
 def test_a_process_that_imports_only_xarray_opens_a_store(corpus, tmp_path):
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [PYTHON_PATH]
     if not entry_points(group="xarray.backends", name="interp_embed"):
         # Run from a checkout that is not installed: what an installation would write.
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from bulk_helpers import MODEL, NumberedSAE, judge, marked, numbered_documents
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +38,7 @@ from interp_embed.llm.schemas import FeatureLabelResponse
 from interp_embed.store.labels import Answers
 from interp_embed.store.storage_local import LocalStorage
 from interp_embed.testing import LLMServer, Reply
+from tests.support.numbered_sae import MODEL, NumberedSAE, judge, marked, numbered_documents
 
 KEY = "sk-or-v1-0123456789abcdef"
 WIDTH = 64

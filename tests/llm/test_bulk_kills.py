@@ -12,12 +12,12 @@ import time
 from collections import Counter
 
 import pytest
-from bulk_helpers import MODEL, NumberedSAE, judge, numbered_documents
 
 from interp_embed import Dataset
 from interp_embed.cli import run
 from interp_embed.llm.request import DEFAULT_SETTINGS, Message, canonical_digest
 from interp_embed.testing import LLMServer, Reply
+from tests.support.numbered_sae import MODEL, NumberedSAE, judge, numbered_documents
 
 KEY = "sk-or-v1-fedcba9876543210"
 MANY = 2000

@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import D_SAE, EMOJI, FAIL, WordSAE, expected, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
@@ -17,6 +15,7 @@ from scipy.sparse import csr_matrix, vstack
 from interp_embed import Dataset
 from interp_embed.llm.examples import Example, choose, scattered
 from interp_embed.llm.neighbours import nearest
+from tests.support.fake_sae import D_SAE, EMOJI, FAIL, WordSAE, expected, words
 
 WORDS = (
     "the cat sat on mat dogs are loyal pets python is a programming language machine learning "
@@ -351,8 +350,7 @@ def test_choosing_from_long_documents_takes_the_memory_of_one(tmp_path):
     code = f"""
 import random, resource, sys
 import numpy as np
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from fake_sae import WordSAE
+from tests.support.fake_sae import WordSAE
 from interp_embed import Dataset
 from interp_embed.llm.examples import choose
 

@@ -15,7 +15,6 @@ from math import comb
 
 import numpy as np
 import pytest
-from fake_sae import WordSAE, expected
 
 from interp_embed import Dataset
 from interp_embed.analysis.diff import newcombe_interval
@@ -35,6 +34,7 @@ from interp_embed.llm.judging import balanced_accuracy
 from interp_embed.llm.label import ask_label, label_task
 from interp_embed.llm.records import label_record, score_record
 from interp_embed.testing import LLMServer, Reply, samples_of
+from tests.support.fake_sae import WordSAE, expected
 
 KEY = "sk-or-v1-0123456789abcdef"
 FEATURE = int(expected("cat")[0].argmax())

@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("sae_lens")
 
-from sae_helpers import (
+from interp_embed.sae import LocalSAE
+from interp_embed.sae.runner import LensRunner, ModelRunner
+from tests.support.tiny_models import (
     TEXTS,
     assert_close,
     dense,
@@ -17,9 +19,6 @@ from sae_helpers import (
     tiny_model,
     tiny_tokenizer,
 )
-
-from interp_embed.sae import LocalSAE
-from interp_embed.sae.runner import LensRunner, ModelRunner
 
 ARCHITECTURES = [
     "standard",

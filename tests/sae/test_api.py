@@ -15,8 +15,6 @@ import traceback
 
 import numpy as np
 import pytest
-from fake_sae import D_SAE, expected, words
-from http_servers import TOKEN, Said, Scripted, one_document
 from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset
@@ -33,6 +31,8 @@ from interp_embed.sae.remote.retries import (
     trouble,
 )
 from interp_embed.sae.remote.transport import checked_url, key_from_environment
+from tests.support.fake_sae import D_SAE, expected, words
+from tests.support.http_servers import TOKEN, Said, Scripted, one_document
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("tenacity")

@@ -248,7 +248,7 @@ def test_nothing_but_failures_has_no_width():
 
 def test_the_base_class_tokenises_with_any_tokenizer():
     pytest.importorskip("transformers")
-    from sae_helpers import BOS, CHAT_TEMPLATE, TEXTS, tiny_tokenizer
+    from tests.support.tiny_models import BOS, CHAT_TEMPLATE, TEXTS, tiny_tokenizer
 
     class Tokenizing(LetterSAE):
         template = None

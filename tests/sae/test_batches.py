@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sae_helpers import TEXTS, assert_close, dense, random_sae, tiny_model, tiny_tokenizer
 
 from interp_embed import Dataset
 from interp_embed.chunk import Chunk, TokenTable
@@ -15,6 +14,14 @@ from interp_embed.sae.sparsify import SparseTokens
 from interp_embed.sae.tokenizing import TokenizedDocument
 from interp_embed.store.verify import verify
 from interp_embed.testing import ReplaySAE, random_chunk
+from tests.support.tiny_models import (
+    TEXTS,
+    assert_close,
+    dense,
+    random_sae,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 torch = pytest.importorskip("torch")
 

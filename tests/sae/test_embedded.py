@@ -10,11 +10,10 @@ import pytest
 
 pytest.importorskip("sae_lens")
 
-from sae_helpers import TEXTS, assert_close, dense, hidden_states, sae_lens
-
 from interp_embed.chunk import DocumentStatus
 from interp_embed.sae import LocalSAE, embedded_release
 from interp_embed.sae.embedded_release import cache_folder, embedded_model, embedded_sae_folder
+from tests.support.tiny_models import TEXTS, assert_close, dense, hidden_states, sae_lens
 
 needs_model = [
     pytest.mark.model,

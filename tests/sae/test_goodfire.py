@@ -21,19 +21,8 @@ pytest.importorskip("sae_lens")
 
 import boto3
 import torch
-from goodfire_helpers import (
-    BOS,
-    EOT,
-    direct,
-    goodfire_weights,
-    llama_folder,
-    llama_tokenizer,
-    rendered,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import s3_server
-from sae_helpers import TEXTS, assert_close, dense
 
 from interp_embed import Dataset
 from interp_embed.chunk import DocumentStatus
@@ -42,6 +31,17 @@ from interp_embed.sae import GoodfireSAE, neuronpedia
 from interp_embed.sae.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 from interp_embed.sae.tokens import token_strings
 from interp_embed.sae.trunk import load_trunk
+from tests.support.goodfire_release import (
+    BOS,
+    EOT,
+    direct,
+    goodfire_weights,
+    llama_folder,
+    llama_tokenizer,
+    rendered,
+)
+from tests.support.s3_server import s3_server
+from tests.support.tiny_models import TEXTS, assert_close, dense
 
 EIGHT, SEVENTY = VARIANTS
 LAYERS = {EIGHT: 19, SEVENTY: 50}

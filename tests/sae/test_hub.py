@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("sae_lens")
 
 from huggingface_hub import constants
-from sae_helpers import random_sae, tiny_model, tiny_tokenizer
 
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae import GoodfireSAE, LocalSAE, embedded_release, hub
 from interp_embed.sae.hub import from_hub
+from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
 
 HOOK = "blocks.2.hook_resid_post"
 COMMIT = "0" * 39 + "1"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from fake_sae import D_SAE, WordSAE
-from http_servers import INFO, Said, Scripted, ServeThread, protocol
 
 from interp_embed import Dataset
 from interp_embed.cli.info import _without_secrets
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae.http import HttpSAE
+from tests.support.fake_sae import D_SAE, WordSAE
+from tests.support.http_servers import INFO, Said, Scripted, ServeThread, protocol
 
 pytest.importorskip("httpx")
 pytest.importorskip("starlette")
@@ -73,7 +73,9 @@ def test_behind_two_servers_it_is_the_sae_that_is_named(tmp_path, capsys):
         Dataset([{"text": "the cat"}], HttpSAE(second.url), save_path=store)
         between.destroy()
     line, _ = shown(store, capsys)
-    assert line == f"fake_sae:WordSAE, {D_SAE} features, behind HttpSAE at {second.url}"
+    assert (
+        line == f"tests.support.fake_sae:WordSAE, {D_SAE} features, behind HttpSAE at {second.url}"
+    )
 
 
 def test_before_the_server_was_asked_its_url_is_what_is_known(tmp_path, capsys):

@@ -149,7 +149,7 @@ class TestStores:
     @pytest.fixture
     def local(self, tmp_path):
         pytest.importorskip("sae_lens")
-        from sae_helpers import random_sae, tiny_model, tiny_tokenizer
+        from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
 
         random_sae("topk", "blocks.2.hook_resid_post").save_model(tmp_path / "sae")
         tiny_model("llama").save_pretrained(tmp_path / "llama")
@@ -159,7 +159,7 @@ class TestStores:
     @pytest.fixture
     def goodfire(self, tmp_path):
         pytest.importorskip("sae_lens")
-        from goodfire_helpers import goodfire_weights, llama_folder
+        from tests.support.goodfire_release import goodfire_weights, llama_folder
 
         weights = goodfire_weights(tmp_path / "tiny.pth")
         model = llama_folder(tmp_path / "goodfire")

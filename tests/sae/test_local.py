@@ -9,7 +9,13 @@ import pytest
 
 pytest.importorskip("sae_lens")
 
-from sae_helpers import (
+from interp_embed import Dataset
+from interp_embed.chunk import Chunk, DocumentStatus
+from interp_embed.errors import SAENotLoadedError
+from interp_embed.sae import LocalSAE
+from interp_embed.sae.base import BaseSAE
+from interp_embed.store.fingerprint import fingerprint_differences
+from tests.support.tiny_models import (
     BOS,
     CHAT_TEMPLATE,
     TEXTS,
@@ -20,13 +26,6 @@ from sae_helpers import (
     tiny_model,
     tiny_tokenizer,
 )
-
-from interp_embed import Dataset
-from interp_embed.chunk import Chunk, DocumentStatus
-from interp_embed.errors import SAENotLoadedError
-from interp_embed.sae import LocalSAE
-from interp_embed.sae.base import BaseSAE
-from interp_embed.store.fingerprint import fingerprint_differences
 
 HOOK = "blocks.2.hook_resid_post"
 OK, TRUNCATED, FAILED = DocumentStatus.OK, DocumentStatus.TRUNCATED, DocumentStatus.FAILED
@@ -273,7 +272,7 @@ def test_plain_documents_are_encoded_without_the_template(folder):
     sae = local(folder)
     assert sae.chat_template_exists()
     hidden = hidden_states(sae.model, [0, *sae.tokenizer("The fox")["input_ids"]], 3)
-    from sae_helpers import sae_lens
+    from tests.support.tiny_models import sae_lens
 
     reference = sae_lens.SAE.load_from_disk(folder)
     assert_close(dense(sae.encode(["The fox"])[0]), reference.encode(hidden).detach().numpy())

@@ -7,11 +7,19 @@ import pytest
 pytest.importorskip("sae_lens")
 
 import torch
-from sae_helpers import TEXTS, assert_close, dense, random_sae, sae_lens, tiny_model, tiny_tokenizer
 
 from interp_embed.sae import LocalSAE, models
 from interp_embed.sae.hooks import HookNotFoundError, find_hook
 from interp_embed.sae.models import resolve_dtype
+from tests.support.tiny_models import (
+    TEXTS,
+    assert_close,
+    dense,
+    random_sae,
+    sae_lens,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,7 @@ def test_a_release_of_saelens_is_loaded_by_name_with_the_model_it_names(monkeypa
 
 
 def test_options_that_only_transformer_lens_has_go_to_it(tmp_path, monkeypatch):
-    from sae_helpers import lens_model
+    from tests.support.tiny_models import lens_model
 
     asked = {}
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sae_lens")
 
-from sae_helpers import random_sae, tiny_model, tiny_tokenizer
-
 from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae import GoodfireSAE, LocalSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
+from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -110,7 +107,7 @@ def test_a_record_from_before_opens_and_says_where_it_looked(here, tmp_path, mon
 SCRIPT = """
 import sys
 from interp_embed import Dataset
-from fake_sae import WordSAE
+from tests.support.fake_sae import WordSAE
 
 class MineSAE(WordSAE):
     pass
@@ -135,8 +132,8 @@ def test_a_class_of_a_script_says_that_it_belongs_into_a_module(tmp_path, capsys
     path = tmp_path / "store.zarr"
     subprocess.run(
         [sys.executable, str(script), str(path), kind],
-        check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )  # fmt: skip
+        check=True,
+    )
     if kind == "main":
         path = tmp_path / "store.zarr2"
         advice = "class MineSAE was defined in a script or a notebook .*Put the class in a module"

@@ -9,7 +9,12 @@ import pytest
 
 pytest.importorskip("sae_lens")
 
-from sae_helpers import (
+from interp_embed import Dataset
+from interp_embed.errors import FingerprintMismatchError
+from interp_embed.sae import LocalSAE, template
+from interp_embed.sae.hashing import hash_json
+from interp_embed.sae.template import ChatTemplate, render_chat
+from tests.support.tiny_models import (
     CHAT_TEMPLATE,
     assert_close,
     dense,
@@ -17,12 +22,6 @@ from sae_helpers import (
     tiny_model,
     tiny_tokenizer,
 )
-
-from interp_embed import Dataset
-from interp_embed.errors import FingerprintMismatchError
-from interp_embed.sae import LocalSAE, template
-from interp_embed.sae.hashing import hash_json
-from interp_embed.sae.template import ChatTemplate, render_chat
 
 HOOK = "blocks.2.hook_resid_post"
 MESSAGE = "{{ messages[0]['content'] }}"

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from fake_sae import WordSAE, expected, words
-from http_servers import INFO, Said, Scripted, ServeProcess, protocol, when_encoding
 from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset
@@ -25,6 +23,8 @@ from interp_embed.sae.api import ApiDocument, ApiSAE
 from interp_embed.sae.http import HttpSAE
 from interp_embed.sae.remote import silence
 from interp_embed.sae.remote.retries import Pause, retrying, trouble
+from tests.support.fake_sae import WordSAE, expected, words
+from tests.support.http_servers import INFO, Said, Scripted, ServeProcess, protocol, when_encoding
 
 pytest.importorskip("httpx")
 pytest.importorskip("tenacity")

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sae_helpers import (
+
+from interp_embed import Dataset
+from interp_embed.chunk import DocumentStatus
+from interp_embed.errors import FingerprintMismatchError
+from interp_embed.sae import LocalSAE
+from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow
+from interp_embed.store.verify import verify
+from tests.support.tiny_models import (
     CHAT_TEMPLATE,
     TEXTS,
     assert_close,
@@ -15,13 +22,6 @@ from sae_helpers import (
     tiny_model,
     tiny_tokenizer,
 )
-
-from interp_embed import Dataset
-from interp_embed.chunk import DocumentStatus
-from interp_embed.errors import FingerprintMismatchError
-from interp_embed.sae import LocalSAE
-from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow
-from interp_embed.store.verify import verify
 
 HOOK = "blocks.2.hook_resid_post"
 TOKENIZER = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
@@ -133,7 +133,7 @@ def test_each_row_is_that_of_its_window_run_by_hand(folder, settings):
 
 
 def _reference(folder):
-    from sae_helpers import sae_lens
+    from tests.support.tiny_models import sae_lens
 
     return sae_lens.SAE.load_from_disk(folder)
 

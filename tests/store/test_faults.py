@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import FAIL, WideSAE
 
 from interp_embed import saving
 from interp_embed.encode import encode, finish_store
@@ -27,6 +26,7 @@ from interp_embed.testing import (
     assert_chunks_equal,
     read_everything,
 )
+from tests.support.fake_sae import FAIL, WideSAE
 
 FRAME = pd.DataFrame(
     {

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import WideSAE, WordSAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,16 +33,8 @@ from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage
 from interp_embed.testing.slow import CountingStorage
-
-ROOT = Path(__file__).parent.parent
-
-
-def label(feature=0, text="cats", **more):
-    return FeatureLabel(feature, text, **more)
-
-
-def scored(value, low=None, high=None, method="detection", **more):
-    return Score(method, value, low, high, **more)
+from tests.support.fake_sae import WideSAE, WordSAE
+from tests.support.labels import RECORDS, label, scored
 
 
 def name(number):
@@ -89,28 +80,6 @@ def test_a_score_is_a_finite_number(value):
         Score("detection", 0.5, 0.6, 0.4)
     with pytest.raises(ValueError, match="got tokens 3:2 of document 0"):
         LabelExample(0, 3, 2, 1.0)
-
-
-SCORES = st.builds(
-    Score,
-    st.sampled_from(["detection", "fuzzing", "reference", "other"]),
-    st.floats(0, 1),
-    st.none() | st.just(0.25) | st.just(0.75),
-    st.none(),
-    st.none() | st.integers(1, 9),
-    created=st.sampled_from(["", "2026-01-01", "2026-02-01"]),
-)
-RECORDS = st.builds(
-    FeatureLabel,
-    st.integers(0, 3),
-    st.sampled_from(["cats", "dogs", "\ud800 half", "a \N{GRINNING FACE}\n"]),
-    source=st.sampled_from(["given", "llm", "import", "sae", "tokens"]),
-    seed=st.none() | st.integers(0, 1),
-    created=st.sampled_from(["", "2026-01-01", "2026-02-01"]),
-    examples=st.lists(st.builds(LabelExample, st.integers(0, 9), st.just(1), st.just(2),
-                                st.floats(-9, 9)), max_size=2).map(tuple),
-    scores=st.lists(SCORES, max_size=3).map(tuple),
-)  # fmt: skip
 
 
 @given(RECORDS)
@@ -351,11 +320,10 @@ for number in range(100_000):
 
 
 def test_writers_that_are_killed_lose_nothing_that_they_committed(path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path), str(worker)],
-            stdout=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.PIPE, text=True,
         )
         for worker in range(3)
     ]  # fmt: skip

@@ -14,8 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
-from fake_sae import WordSAE
-from s3_server import BUCKET, s3_server
 
 import interp_embed
 from interp_embed import Dataset
@@ -27,6 +25,8 @@ from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorag
 from interp_embed.store.storage_remote import object_store
 from interp_embed.store.verify import verify
 from interp_embed.testing import FaultyStorage, InjectedError
+from tests.support.fake_sae import WordSAE
+from tests.support.s3_server import BUCKET, s3_server
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,19 @@ EMOJI = "\N{GRINNING FACE}"
 D_SAE = 32
 LOG = "WORD_SAE_LOG"
 SLOW = "WORD_SAE_SLOW"
+TEXTS = [
+    "the cat sat on the mat",
+    "dogs are loyal pets",
+    "",
+    "python is a programming language",
+    "machine learning is fascinating",
+    "the end",
+    "a \N{GRINNING FACE} smile",
+    "one",
+    "  two  spaces  ",
+    "the the the",
+    "loyal pets sat on python",
+]
 
 
 def words(text):

@@ -16,11 +16,10 @@ import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from fake_sae import FAIL, LOG, WordSAE
-
 from interp_embed import Dataset
 from interp_embed.cli import run
 from interp_embed.store import compaction
+from tests.support.fake_sae import FAIL, LOG, WordSAE
 
 N_DOCUMENTS = 48
 
@@ -50,7 +49,10 @@ class Server:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout.readline() == "ready\n"
 

@@ -6,7 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sae_helpers import tiny_tokenizer
+
+from tests.support.tiny_models import tiny_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

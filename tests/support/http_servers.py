@@ -16,12 +16,10 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from zlib import crc32
 
-from fake_sae import D_SAE, word_activations, words
+from tests.support.fake_sae import D_SAE, word_activations, words
 
-TESTS = Path(__file__).parent
 TOKEN = "a-token-that-nobody-must-see-0123456789"
 
 
@@ -115,7 +113,7 @@ INFO = {
 
 
 def one_document(text):
-    """A document of the protocol: the words of `fake_sae`, in plain lists."""
+    """A document of the protocol: the words of `tests.support.fake_sae`, in plain lists."""
     found, at = {n: [] for n in ("id", "start", "end", "special", "feature", "activation")}, 0
     for word in words(text):
         active = sorted(word_activations(word).items())
@@ -196,8 +194,7 @@ class ServeThread:
 class ServeProcess:
     """``interp-embed serve-sae`` in a process of its own."""
 
-    def __init__(self, *arguments, sae="fake_sae:WordSAE", port=0, **environment):
-        paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    def __init__(self, *arguments, sae="tests.support.fake_sae:WordSAE", port=0, **environment):
         command = [
             sys.executable,
             "-W",
@@ -213,7 +210,7 @@ class ServeProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": paths, **environment},
+            env={**os.environ, **environment},
         )
         self.url = self.process.stdout.readline().strip()
 

@@ -18,7 +18,7 @@ BUCKET = "bucket"
 def s3_server():
     """Run the server; give the environment in which ``s3://`` means it."""
     process = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, "-m", __name__],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
