@@ -11,7 +11,7 @@ STAMP := .venv/.setup-done
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types format bench notebooks clean distclean FORCE
+.PHONY: help setup demo test fuzz soak check lint types format bench notebooks clean distclean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,14 @@ demo: $(STAMP) ## Encode real documents with a real model, and look at them: wri
 # one process, for what they share.
 test: lint types ## Lint, types and all tests (ARGS="-k store" to choose among the tests)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+SECONDS ?= 600
+
+fuzz: $(STAMP) ## Search for inputs that fail, always others, for SECONDS=600 (hours are fine)
+	$(BIN)/python -m tests.support.fuzz $(SECONDS) $(ARGS)
+
+soak: $(STAMP) ## Kill encodings and labellings thousands of times at random moments (hours)
+	$(BIN)/python -m pytest -m soak -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: test ## The same as test
 

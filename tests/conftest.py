@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,26 @@ import pytest
 from interp_embed import Dataset
 from tests.support.fake_sae import TEXTS, WideSAE, WordSAE
 from tests.support.fork_server import Server
+from tests.support.hypotheses import register_profiles
 from tests.support.paths import PYTHON_PATH
+
+register_profiles()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked ``soak`` unless it is asked for; a search begins anywhere."""
+    if "soak" not in config.option.markexpr:
+        soaks = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soaks)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    if "FUZZ_UNTIL" in os.environ:
+        random.Random(config.getoption("--hypothesis-seed")).shuffle(items)
+
+
+def pytest_runtest_teardown(item):
+    """End a search between two tests when its time is over."""
+    if time.time() > float(os.environ.get("FUZZ_UNTIL", "inf")):
+        item.session.shouldstop = "the time is over"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,6 +44,7 @@ from tests.support.fake_sae import (
     expected,
     words,
 )
+from tests.support.hypotheses import examples
 
 
 def made(texts, sae=None, **kwargs):
@@ -321,7 +322,7 @@ INTEGERS = st.lists(st.integers(-N, N - 1), max_size=15)
 MASKS = st.lists(st.booleans(), min_size=N, max_size=N)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     SLICES
     | INTEGERS

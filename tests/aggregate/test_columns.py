@@ -28,6 +28,7 @@ from interp_embed.testing import (
     store_from_chunk,
     texts_of,
 )
+from tests.support.hypotheses import examples
 
 N, D_SAE = 40, 50
 
@@ -91,9 +92,7 @@ METHODS = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ORDERS, FEATURES, METHODS, st.sampled_from(["none", "complete", "partial"]))
 def test_columns_equal_a_pass_over_the_chunks(paths, eager, wanted, features, method, which):
     name, threshold = method

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from interp_embed import Dataset
 from interp_embed.testing import chunks, dense, oracle, random_chunk, store_from_chunk
+from tests.support.hypotheses import examples
 
 METHODS = ("max", "mean", "sum", "binarize", "count")
 EXACT = ("max", "binarize", "count")
@@ -46,7 +47,7 @@ def assert_aggregate(found, documents, method, threshold, d_sae):
     assert (np.nan_to_num(error) <= 1e-6 * np.abs(np.nan_to_num(want)) + 1e-13 * magnitude).all()
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(250), suppress_health_check=list(HealthCheck))
 @given(data=st.data(), chunk=chunks(max_documents=7), finished=st.booleans())
 def test_all_aggregates_of_random_documents_equal_the_oracle(data, chunk, finished):
     dataset = dataset_of(chunk, finished=finished)
@@ -77,7 +78,7 @@ def test_all_aggregates_of_random_documents_equal_the_oracle(data, chunk, finish
             np.testing.assert_array_equal(matrix.toarray(), want)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
 @given(chunk=chunks(max_documents=5, dtype="float32"))
 def test_float16_stores_equal_the_oracle_of_rounded_activations(chunk):
     half = np.dtype(np.float16)
@@ -90,7 +91,7 @@ def test_float16_stores_equal_the_oracle_of_rounded_activations(chunk):
         assert_aggregate(found, dense(rounded), method, 0.75, chunk.d_sae)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
 @given(data=st.data(), chunk=chunks(max_documents=6, d_sae=70))
 def test_some_features_are_the_columns_of_all_of_them(data, chunk):
     dataset = dataset_of(chunk)

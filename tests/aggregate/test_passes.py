@@ -20,6 +20,7 @@ from interp_embed.store.compaction import finish
 from interp_embed.store.layout import chunk_arrays
 from interp_embed.store.verify import verify
 from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk, texts_of
+from tests.support.hypotheses import examples
 
 D_SAE = 300
 
@@ -72,7 +73,7 @@ def test_a_store_is_let_go_of_with_its_last_reference(path):
         gc.enable()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     documents=st.lists(st.integers(0, 89), min_size=1, unique=True).map(sorted),
     at_once=st.integers(1, 40),
@@ -94,7 +95,7 @@ def test_cuts_do_not_depend_on_how_many_documents_are_looked_at(
     assert [list(run) for run in parts] == [list(run) for run in whole]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(0, 89), max_size=40))
 def test_documents_are_found_in_their_chunks_in_any_order(path, documents):
     store = Store(path)

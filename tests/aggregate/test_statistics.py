@@ -17,6 +17,7 @@ from interp_embed.errors import ResultTooLargeError
 from interp_embed.kernels.statistics import bin_edges, count_bins, quantiles
 from interp_embed.store.storage import open_storage
 from interp_embed.testing import chunks, dense, oracle, random_chunk, store_from_chunk
+from tests.support.hypotheses import examples
 
 NAMES = ("document_frequency", "token_frequency", "mean", "max", "histogram")
 
@@ -56,7 +57,7 @@ def statistics_of(store, selection, threshold=0.0, names=NAMES, quantiles=()):
     )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=examples(80))
 @given(
     st.sampled_from([1, 2, 65, 300]).flatmap(lambda d: chunks(d_sae=d)),
     st.sampled_from([0.0, 0.5, 1.0, 1e9]),

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse import random as random_sparse
 
 from interp_embed.analysis import diff, newcombe_interval
+from tests.support.hypotheses import examples
 
 
 class Documents:
@@ -106,7 +107,7 @@ def brute_force(a, b, threshold, min_difference, k):
     return [(*row[:7], q_values[row[0]], *row[7:]) for row in kept[:k]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_diff_agrees_with_counting_by_hand(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype, gather_ranges
 from interp_embed.testing import assert_chunks_equal, chunks, dense, random_chunk
+from tests.support.hypotheses import examples
 
 
 def documents(chunk):
@@ -37,7 +38,7 @@ def test_feature_ids_take_the_smallest_dtype(d_sae, expected):
     assert feature_dtype(d_sae) == np.dtype(expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(chunks(), st.data())
 def test_taking_documents_takes_what_they_have(chunk, data):
     wanted = data.draw(st.lists(st.integers(0, chunk.n_documents - 1), max_size=6))
@@ -70,7 +71,7 @@ def test_long_documents_are_taken_as_short_ones_are(wanted):
     ))  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(chunks(), st.data())
 def test_joining_the_parts_of_a_chunk_gives_the_chunk(chunk, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, chunk.n_documents), max_size=3)))
@@ -91,7 +92,7 @@ def test_a_chunk_in_which_nothing_was_encoded_joins_one_of_any_width():
     assert joined.n_documents == 3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(chunks(failures=False), st.data())
 def test_failing_documents_lose_their_tokens_and_no_others(chunk, data):
     lost = data.draw(st.sets(st.integers(0, chunk.n_documents - 1)))
@@ -104,7 +105,7 @@ def test_failing_documents_lose_their_tokens_and_no_others(chunk, data):
     assert failed.n_tokens == sum(len(documents(chunk)[i]) for i in kept)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(chunks(dtype="float32"))
 def test_rounding_drops_what_becomes_zero_and_names_what_overflows(chunk):
     half = np.dtype(np.float16)

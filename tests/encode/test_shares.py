@@ -20,6 +20,7 @@ from interp_embed.encode.shares import (
 )
 from interp_embed.store import create_store
 from interp_embed.store.storage import ObjectStorage
+from tests.support.hypotheses import examples
 
 
 class Committed:
@@ -109,7 +110,7 @@ def test_workers_that_are_left_of_many_seldom_want_the_same_chunk():
     assert rounds <= 36  # 30 if they never did, 60 if they always did
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.integers(0, 30),
     st.integers(1, 6),

@@ -31,6 +31,7 @@ from interp_embed.testing import (
     store_from_chunk,
 )
 from tests.support.fake_sae import WideSAE, WordSAE
+from tests.support.hypotheses import examples
 
 
 def made(path, data, **settings):
@@ -237,7 +238,7 @@ def test_adding_that_is_interrupted_anywhere_can_be_repeated(quick_path, data):
 # Merging
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99), st.booleans())
 def test_merged_stores_are_what_their_documents_are(tmp_path_factory, sizes, seed, finished):
     folder = tmp_path_factory.mktemp("merge")

@@ -34,8 +34,9 @@ from interp_embed.store.document_hash import hash_frame
 from interp_embed.store.verify import verify
 from interp_embed.testing import frames
 from tests.support.fake_sae import WideSAE, WordSAE
+from tests.support.hypotheses import examples
 
-QUICK = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
 RECORDS = [
     {"text": "a b", "n": 1, "x": 0.5, "ok": True, "tags": ["u", "v"]},
     {"text": "\N{GRINNING FACE} c", "n": None, "x": None, "ok": None, "tags": []},

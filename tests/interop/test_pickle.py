@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.errors import UnsafePickleError
 from interp_embed.interop import LegacyDataset, frames, is_pickle, read_pickle, write_pickle
+from tests.support.hypotheses import examples
 from tests.support.paths import FIXTURES
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -286,13 +287,13 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(VALUES, st.sampled_from(PROTOCOLS))
 def test_any_plain_value_comes_back_equal(value, protocol):
     assert load(pickle.dumps(value, protocol)) == value
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(
     st.sampled_from(["?", "i1", "u2", "<i4", ">i8", "f2", "f4", ">f8", "c8", "U3", "S2", "M8[ms]", "m8[D]"]),
     st.lists(st.integers(0, 3), min_size=0, max_size=3),
@@ -544,7 +545,7 @@ def test_a_file_that_is_cut_short_is_a_value_error(tmp_path, cut):
         read_pickle(tmp_path / "d.pkl")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_damaged_files_raise_a_value_error_or_are_read(data):
     content = bytearray((FIXTURES / "original-pandas-3.0.pkl").read_bytes())

@@ -14,6 +14,7 @@ from interp_embed.kernels import pooling
 from interp_embed.kernels.pooling import has_own_sum, pool
 from interp_embed.kernels.tokens import CountAbove, Variance
 from interp_embed.testing import chunks, dense, oracle, random_chunk
+from tests.support.hypotheses import examples
 
 
 def arrays(chunk):
@@ -68,13 +69,12 @@ def assert_pooled_right(chunk, executor=None):
     assert (error <= half_a_place * np.abs(oracle(documents, "sum")) + 1e-14 * size).all()
 
 
-@settings(deadline=None)
 @given(chunks())
 def test_pooling_equals_the_oracle(chunk):
     assert_pooled_right(chunk)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 @given(chunks(), st.sampled_from([0.0, 0.5, 1.0, 1.7, 1e9]))
 def test_counting_above_a_threshold_equals_the_oracle(chunk, threshold):
     documents = [m if m is not None else np.zeros((0, chunk.d_sae)) for m in dense(chunk)]
@@ -84,7 +84,7 @@ def test_counting_above_a_threshold_equals_the_oracle(chunk, threshold):
         np.testing.assert_array_equal(level, oracle(documents, "count", threshold))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 @given(chunks(), st.floats(0, 1e5) | st.sampled_from([0.5, 65504.0, 65519.0, 1e-8, 1 + 2**-12]))
 def test_half_floats_are_counted_as_the_numbers_they_are(chunk, threshold):
     with np.errstate(over="ignore"):
@@ -94,7 +94,7 @@ def test_half_floats_are_counted_as_the_numbers_they_are(chunk, threshold):
     np.testing.assert_array_equal(level, oracle(documents, "count", threshold))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 @given(chunks())
 def test_the_variance_equals_the_oracle(chunk):
     reducer = Variance(chunk.d_sae)

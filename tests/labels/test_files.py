@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from interp_embed import Dataset
 from interp_embed.cli.run import run
 from interp_embed.label import LabelExample, combined
 from interp_embed.label_files import read_labels, write_labels
 from tests.support.fake_sae import WideSAE
+from tests.support.hypotheses import examples
 from tests.support.labels import RECORDS, label, scored
 
 NEURONPEDIA = [
@@ -44,7 +45,7 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(40))
 @given(RECORDS, RECORDS)
 def test_what_is_written_is_read(tmp_path_factory, one, other):
     folder = tmp_path_factory.mktemp("files")

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
@@ -79,7 +79,6 @@ def test_a_notebook_shows_the_reasons_and_the_first_rows_escaped():
     assert "and 19 more rows" in html
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["", "a 1", "a 2", "b", "b c"]), max_size=30))
 def test_every_failure_is_counted_once(failed):
     found = reasons(bulk(dict(enumerate(failed))).table)
@@ -94,7 +93,6 @@ def test_every_failure_is_counted_once(failed):
 # Labels that are added
 
 
-@settings(deadline=None)
 @given(st.lists(RECORDS, max_size=6), st.lists(RECORDS, max_size=6))
 def test_each_feature_shows_one_of_the_labels_or_another(known, given_):
     before, after = best_labels(known), best_labels([*known, *given_])

@@ -40,10 +40,11 @@ from interp_embed.testing.faults import WrappedStorage
 from interp_embed.testing.strategies import chunks, frames
 from tests.docs.test_readme import run_blocks
 from tests.support.fake_sae import WideSAE, WordSAE
+from tests.support.hypotheses import examples
 from tests.support.paths import PYTHON_PATH, ROOT
 
 METHODS = list(REDUCTIONS)
-quickly = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=examples(25), suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -677,7 +678,7 @@ def ledger_of(lengths, *, nnz=1000, gap_after=(), failed=0):
     return SimpleNamespace(ledger=Ledger(commits, at))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=12),
     st.sets(st.integers(0, 11)),

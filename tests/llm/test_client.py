@@ -35,6 +35,7 @@ from interp_embed.llm.answers import UnreadableAnswerError, read_answer
 from interp_embed.llm.endpoint import resolve_endpoint
 from interp_embed.llm.request import Message, check_settings
 from interp_embed.testing import LLMServer, Reply
+from tests.support.hypotheses import examples
 
 KEY = "sk-or-v1-0123456789abcdef"
 MODEL = "some/model"
@@ -319,7 +320,7 @@ def test_what_cannot_be_read_says_what_is_wrong(text, problem):
         read_answer(text, FeatureLabelResponse)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.text(), st.text(), st.text(min_size=1).filter(str.strip))
 def test_any_object_is_read_back_within_any_prose_without_braces(before, after, label):
     before, after = (t.replace("{", "(").replace("`", "'") for t in (before, after))

@@ -16,6 +16,7 @@ from interp_embed import Dataset
 from interp_embed.llm.examples import Example, choose, scattered
 from interp_embed.llm.neighbours import nearest
 from tests.support.fake_sae import D_SAE, EMOJI, FAIL, WordSAE, expected, words
+from tests.support.hypotheses import examples
 
 WORDS = (
     "the cat sat on mat dogs are loyal pets python is a programming language machine learning "
@@ -301,7 +302,7 @@ def test_nearest_documents_are_those_of_a_dense_computation(corpus, highest):
 # --- marks at random ----------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.lists(st.tuples(st.sampled_from(["a", " bc", ""]), st.booleans()), min_size=1, max_size=30),
     st.integers(0, 5),

@@ -17,6 +17,7 @@ from interp_embed.llm.render import Marks, choose_marks, messages
 from interp_embed.llm.score import score_task
 from interp_embed.testing import samples_of
 from tests.support.fake_sae import WordSAE, expected
+from tests.support.hypotheses import examples
 from tests.support.paths import ROOT
 
 INJECTIONS = [
@@ -44,7 +45,7 @@ def skeleton(asked):
     return re.sub(r"<FENCE>\n.*?\n</FENCE>", "<FENCE/>", text, flags=re.DOTALL)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.lists(st.one_of(st.text(), st.sampled_from(INJECTIONS)), min_size=1, max_size=4),
     st.lists(st.one_of(st.text(), st.sampled_from(INJECTIONS)), max_size=4),

@@ -40,6 +40,7 @@ from tests.support.goodfire_release import (
     llama_tokenizer,
     rendered,
 )
+from tests.support.hypotheses import examples
 from tests.support.s3_server import s3_server
 from tests.support.tiny_models import TEXTS, assert_close, dense
 
@@ -116,7 +117,7 @@ def test_activations_are_those_of_transformers_and_a_matrix_token_by_token(loade
     check_against_direct(loaded, folder, weights, 2)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12))
 @given(
     texts=st.lists(
         st.text(max_size=30) | st.sampled_from(["assistant", "system\n\n", EOT, BOS + "a", " x\n"]),

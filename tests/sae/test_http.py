@@ -46,6 +46,7 @@ from tests.support.http_servers import (
     protocol,
     when_encoding,
 )
+from tests.support.hypotheses import examples
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("starlette")
@@ -538,7 +539,7 @@ def test_an_interrupt_ends_a_run_that_waits_for_a_server(tmp_path, number):
     characters=st.integers(1, 60),
     documents=st.integers(1, 6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_requests_are_bounded_and_have_every_document_once_in_order(lengths, characters, documents):
     sae = HttpSAE("http://x", request_characters=characters, request_documents=documents)
     texts = ["x" * n for n in lengths]
@@ -589,7 +590,7 @@ def asked_of(chunk):
 
 
 @given(chunk=strategies.chunks(dtype="float32"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_what_is_written_is_read_as_it_was(chunk):
     for write, read in ((encode_arrow, decode_arrow), (encode_json, decode_json)):
         header, found = read(write(chunk, "some-sae"), asked_of(chunk))
@@ -599,7 +600,7 @@ def test_what_is_written_is_read_as_it_was(chunk):
 
 
 @given(chunk=strategies.chunks(dtype="float32", max_documents=3), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_damaged_answers_are_refused_or_well_formed(chunk, data):
     """Never another error than BadAnswerError, and never a chunk that a store could not hold."""
     arrow = data.draw(st.booleans())

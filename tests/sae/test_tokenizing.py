@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from interp_embed.sae.template import ChatTemplate
@@ -43,14 +43,12 @@ def ordinary(text, document):
 TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("👋🏽你é \n\t ​")))
 
 
-@settings(deadline=None)
 @given(st.lists(TEXT, max_size=4))
 def test_ordinary_tokens_join_to_the_text(texts):
     for text, document in zip(texts, documents(texts)[0], strict=True):
         assert ordinary(text, document) == text
 
 
-@settings(deadline=None)
 @given(TEXT, st.sampled_from(["assistant", "user"]), st.booleans())
 def test_inside_a_template_ordinary_tokens_join_to_the_text(text, role, trim):
     tokenizer = TOKENIZER if trim else UNTRIMMED

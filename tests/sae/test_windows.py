@@ -13,6 +13,7 @@ from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow
 from interp_embed.store.verify import verify
+from tests.support.hypotheses import examples
 from tests.support.tiny_models import (
     CHAT_TEMPLATE,
     TEXTS,
@@ -56,7 +57,7 @@ def tokenizer(max_tokens, overlap=None, bos=0, role=None):
     overlap=st.integers(0, 20),
     bos=st.sampled_from([None, 0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_windows_have_every_token_once_with_the_context_that_they_promise(
     words, max_tokens, overlap, bos
 ):

@@ -23,6 +23,7 @@ from interp_embed.store.document_hash import hash_frame
 from interp_embed.store.schema import schema_of
 from interp_embed.store.storage import open_storage
 from interp_embed.testing import frames
+from tests.support.hypotheses import examples
 
 NEW_PANDAS = int(pd.__version__.split(".")[0]) >= 3
 
@@ -57,13 +58,13 @@ def exactly(found, expected):
             assert type(a) is type(b), (name, a, b)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), suppress_health_check=list(HealthCheck))
 @given(frames())
 def test_any_frame_comes_back(frame):
     exactly(in_memory(frame), frame)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), suppress_health_check=list(HealthCheck))
 @given(frames(min_rows=1).filter(lambda f: len(f.columns) > 0))
 def test_any_frame_comes_back_through_a_store(tmp_path_factory, frame):
     path = tmp_path_factory.mktemp("s") / "s"

@@ -44,6 +44,7 @@ from interp_embed.testing import (
     random_chunk,
     store_from_chunk,
 )
+from tests.support.hypotheses import examples
 
 
 def small(seed=0, n=14, **options):
@@ -165,7 +166,7 @@ def stores(draw):
     return chunk, sorted(retried), per_chunk, draw(st.integers(1, 12)), draw(st.booleans())
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
 @given(stores())
 def test_an_index_says_what_the_documents_say(tmp_path_factory, drawn):
     chunk, retried, per_chunk, limit, merged = drawn

@@ -18,6 +18,7 @@ from interp_embed.store.shard import ArraySpec
 from interp_embed.store.shard_reader import BlockCache, ShardedArray
 from interp_embed.store.shard_writer import ArrayWriter
 from interp_embed.store.storage import open_storage
+from tests.support.hypotheses import examples
 
 INTEGERS = ["uint8", "int8", "uint16", "uint32", "int32", "uint64", "int64"]
 SPECS = [
@@ -69,7 +70,7 @@ def zarr_array(storage, **options):
         return zarr.open_array(store=storage.zarr_store(), path="a", mode="r", **options)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=examples(120))
 @given(
     st.sampled_from(SPECS), st.integers(0, 90), st.integers(1, 100), st.integers(0, 99), st.data()
 )

@@ -41,6 +41,7 @@ from interp_embed.testing import (
     store_from_chunk,
     texts_of,
 )
+from tests.support.hypotheses import examples
 
 FINGERPRINT = {"sae": {"release": "r", "weights": "12"}, "truncate": True}
 
@@ -92,7 +93,7 @@ def assert_right(store, chunk):
             assert table.id.tolist() == chunk.tokens.id[start : start + len(table)].tolist()
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), suppress_health_check=list(HealthCheck))
 @given(chunks())
 def test_whatever_is_written_is_read(tmp_path_factory, chunk):
     path = tmp_path_factory.mktemp("s")

@@ -20,6 +20,7 @@ from interp_embed.viz import (
     row_html,
     token_html,
 )
+from tests.support.hypotheses import examples
 
 NASTY = "<script>alert('x')</script>&\"<b>"
 VOID = {"meta", "line", "circle", "rect", "path", "br", "link"}
@@ -70,7 +71,7 @@ def shades(html):
 # --- tokens --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_the_text_of_the_tokens_is_shown_whole_and_as_text(data):
     alphabet = st.sampled_from(
