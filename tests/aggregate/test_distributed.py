@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import dask
 import distributed
@@ -25,6 +24,7 @@ from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.errors import NotAStoreError
 from interp_embed.testing import random_chunk, store_from_chunk
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE
 
 METHODS = [("max", 0), ("mean", 0), ("sum", 0), ("binarize", 0.5), ("count", 0), ("count", 0.7),
            ("nnz", 0), ("var", 0)]  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_store_that_workers_cannot_open_is_an_error(path, tmp_path, client, wh
         place.rename(tmp_path / "b.zarr")
     with pytest.raises(NotAStoreError, match="there is no store"):
         dataset.latents("max")
-    assert client.submit(_pid, 0).result(timeout=30) != os.getpid()
+    assert client.submit(_pid, 0).result(timeout=PATIENCE) != os.getpid()
 
 
 def test_a_task_uses_the_threads_of_its_worker(path, client):
@@ -160,21 +160,32 @@ def test_inside_a_task_of_a_worker_the_work_is_done_there(path, client):
     def inside(where):
         return Dataset.load_from_file(where).latents("max")
 
-    found = client.submit(inside, str(path)).result(timeout=120)
+    found = client.submit(inside, str(path)).result(timeout=PATIENCE)
     np.testing.assert_array_equal(found, Dataset.load_from_file(path).latents("max"))
 
 
-def _slow(block):
-    time.sleep(0.05)
+DEATH = "DEATH_OF_A_WORKER"
+done_here = 0
+
+
+def _dying_once(block):
+    """Reduce a block; the first process that has done two is killed at its third."""
+    global done_here
+    if done_here == 2:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(os.environ[DEATH], os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
+    done_here += 1
     return blocks.reduce_block(block)
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch):
+def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch, tmp_path):
     dataset = Dataset.load_from_file(path)
     store, documents = dataset._store, np.arange(300)
     here = aggregate_sparse(store, documents, REDUCTIONS["var"], 0.0)
-    monkeypatch.setattr("interp_embed.aggregate.execute.reduce_block", _slow)
+    monkeypatch.setattr("interp_embed.aggregate.execute.reduce_block", _dying_once)
+    monkeypatch.setenv(DEATH, str(tmp_path / "died"))
     with (
         dask.config.set({"distributed.worker.daemon": False}),
         distributed.LocalCluster(
@@ -183,20 +194,8 @@ def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch):
         distributed.Client(own) as client,
     ):
         client.wait_for_workers(2)
-        victim = next(iter(client.run(os.getpid).values()))
-        killed = threading.Event()
-
-        def kill():
-            time.sleep(0.5)
-            os.kill(victim, signal.SIGKILL)
-            killed.set()
-
-        thread = threading.Thread(target=kill)
-        thread.start()
         there = aggregate_sparse(store, documents, REDUCTIONS["var"], 0.0)
-        done_after = killed.is_set()
-        thread.join()
-    assert done_after, "the worker was killed before the work was done"
+    assert (tmp_path / "died").exists()
     same(here, there)
 
 

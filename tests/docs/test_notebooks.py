@@ -23,7 +23,6 @@ def test_a_notebook_is_valid_and_small(path):
 
 
 @pytest.mark.model
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient

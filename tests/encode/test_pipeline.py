@@ -29,6 +29,7 @@ from interp_embed.testing import (
 )
 from tests.support.fake_sae import FAIL, LOG, NAN, NONE, WideSAE, WordSAE, expected
 from tests.support.fork_server import alive, documents, wait_for
+from tests.support.waiting import PATIENCE, wait_until
 
 
 def records(texts):
@@ -265,12 +266,9 @@ def test_control_c_leaves_a_store_that_resumes(tmp_path):
         text=True,
         env={**os.environ, LOG: str(log)},
     )
-    deadline = time.monotonic() + 60
-    while not log.exists() or len(log.read_text().split()) < 7:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: log.exists() and len(log.read_text().split()) >= 7, child)
     child.send_signal(signal.SIGINT)
-    _, stderr = child.communicate(timeout=60)
+    _, stderr = child.communicate(timeout=PATIENCE)
     assert child.returncode == -signal.SIGINT
     assert "resume=True" in stderr
     assert "Encoding" not in stderr, "no progress where nobody watches"

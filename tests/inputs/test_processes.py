@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from interp_embed.store.storage import open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing import FaultyStorage, InjectedError, LostResponseStorage
 from tests.support.fake_sae import WideSAE, WordSAE
+from tests.support.waiting import PATIENCE, wait_until
 
 BLOCK, N = 50, 400
 
@@ -90,13 +90,10 @@ def test_planning_that_was_killed_goes_on_where_it_was(
     assert process.stdout.readline() == "ready\n"
     process.stdin.write("go\n")
     process.stdin.flush()
-    records, deadline = path / "planning", time.monotonic() + 60
-    while len(list(records.glob("0*.json")) if records.exists() else []) < killed_after:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.001)
+    records = path / "planning"
+    wait_until(lambda: len(list(records.glob("0*.json"))) >= killed_after, process, pause=0.001)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(PATIENCE) == -signal.SIGKILL
     process.stdin.close()
     process.stdout.close()
     kept = len(list(records.glob("0*.json")) if records.exists() else [])
@@ -218,13 +215,9 @@ def test_an_encoding_that_was_killed_goes_on_without_the_stream(quick_path, serv
     process = subprocess.Popen(
         [sys.executable, "-c", "import tests.support.fake_sae\n" + code, str(path)],
     )
-    deadline = time.monotonic() + 60
-    while not list((path / "commits").glob("0*.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.002)
+    wait_until(lambda: list((path / "commits").glob("0*.json")), process)
     process.kill()
-    process.wait(30)
+    process.wait(PATIENCE)
     before = len(Store(path).status(np.arange(N))[Store(path).status(np.arange(N)) == 0])
     assert 0 < before < N
     done = Dataset.load_from_file(path, resume=True)

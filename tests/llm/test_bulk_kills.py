@@ -18,6 +18,7 @@ from interp_embed.cli import run
 from interp_embed.llm.request import DEFAULT_SETTINGS, Message, canonical_digest
 from interp_embed.testing import LLMServer, Reply
 from tests.support.numbered_sae import MODEL, NumberedSAE, judge, numbered_documents
+from tests.support.waiting import PATIENCE
 
 KEY = "sk-or-v1-fedcba9876543210"
 MANY = 2000
@@ -92,12 +93,12 @@ def test_two_thousand_features_are_paid_for_once_whenever_the_process_is_killed(
         for more in KILLED_AFTER:
             server.expect(more)
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            assert server.reached.wait(60)
+            assert server.reached.wait(PATIENCE)
             child.kill()
             assert child.wait() == -signal.SIGKILL
             before = asked(server)
             kept_at_a_kill.append((recorded(path, before), before))
-        last = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        last = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     final = asked(server)
     assert len(final) == MANY
     # What was recorded when a process was killed was never asked for again.
@@ -130,15 +131,17 @@ def test_an_interrupt_waits_for_what_is_under_way(tmp_path):
         ]  # fmt: skip
         server.expect(8)
         child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert server.reached.wait(60)
+        assert server.reached.wait(PATIENCE)
         child.send_signal(signal.SIGINT)
-        said = child.communicate(timeout=60)[1]
+        said = child.communicate(timeout=PATIENCE)[1]
         assert child.returncode == 130
         before = asked(server)
         assert len(before) < 24
         assert recorded(path, before) == set(before)
         assert len(Dataset.load_from_file(path).answers) == len(before)
-        again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        again = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=PATIENCE
+        )
     waits, first, *_ = said.splitlines()
     assert re.fullmatch(
         r"waiting for [1-4] requests? that are paid for, 20 s at most; Ctrl-C again to leave them",
@@ -162,13 +165,13 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
         ]  # fmt: skip
         server.expect(3)
         child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert server.reached.wait(60)
+        assert server.reached.wait(PATIENCE)
         child.send_signal(signal.SIGINT)
         assert child.stderr.readline().startswith("waiting for 3 requests that are paid for")
         assert child.poll() is None
         begun = time.monotonic()
         child.send_signal(signal.SIGINT)
-        said = child.communicate(timeout=60)[1]
+        said = child.communicate(timeout=PATIENCE)[1]
         assert time.monotonic() - begun < 15  # and not the twenty seconds that it would wait
         assert child.returncode == 130
     assert said.splitlines()[0] == "interrupted"

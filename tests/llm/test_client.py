@@ -36,6 +36,7 @@ from interp_embed.llm.endpoint import resolve_endpoint
 from interp_embed.llm.request import Message, check_settings
 from interp_embed.testing import LLMServer, Reply
 from tests.support.hypotheses import examples
+from tests.support.waiting import PATIENCE
 
 KEY = "sk-or-v1-0123456789abcdef"
 MODEL = "some/model"
@@ -418,7 +419,7 @@ def test_an_answer_is_kept_although_the_question_is_given_up_meanwhile():
     class Slow(Kept):
         def put(self, digest, answer, usage):
             asked.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
             kept.put(digest, answer, usage)
 
     with LLMServer(lambda body: GOOD) as server:
@@ -787,4 +788,4 @@ def test_importing_the_package_imports_neither_openai_nor_pydantic():
         "assert set(interp_embed.llm.__all__) <= set(dir(interp_embed.llm)); "
         "[getattr(interp_embed.llm, name) for name in interp_embed.llm.__all__]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

@@ -35,6 +35,7 @@ from interp_embed.llm.label import ask_label, label_task
 from interp_embed.llm.records import label_record, score_record
 from interp_embed.testing import LLMServer, Reply, samples_of
 from tests.support.fake_sae import WordSAE, expected
+from tests.support.waiting import PATIENCE
 
 KEY = "sk-or-v1-0123456789abcdef"
 FEATURE = int(expected("cat")[0].argmax())
@@ -555,12 +556,14 @@ def test_after_a_kill_only_what_was_under_way_is_asked_again(dataset, tmp_path):
     with LLMServer(slowly) as server:
         command = [sys.executable, "-c", SCORES, str(path), server.url, str(FEATURE)]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        assert reached.wait(60)
+        assert reached.wait(PATIENCE)
         child.kill()
         assert child.wait() == -signal.SIGKILL
         before = len(server.requests)
         assert before < 20
-        again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        again = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=PATIENCE
+        )
     asked = [json.dumps(r.body["messages"]) for r in server.requests]
     assert len(set(asked)) == 20
     assert len(asked) <= 20 + 2

@@ -32,7 +32,8 @@ from interp_embed.sae.remote.retries import (
 )
 from interp_embed.sae.remote.transport import checked_url, key_from_environment
 from tests.support.fake_sae import D_SAE, expected, words
-from tests.support.http_servers import TOKEN, Said, Scripted, one_document
+from tests.support.http_servers import TOKEN, Said, Scripted, one_document, refusing
+from tests.support.waiting import PATIENCE
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
@@ -129,7 +130,7 @@ def test_no_more_requests_than_allowed_are_under_way_at_once(opened):
     three = threading.Barrier(3)  # which is passed by so many at once only
 
     def change(text):
-        three.wait(20)
+        three.wait(PATIENCE)
         return Said(body=one_document(text), delay=0.01)
 
     with Scripted(answering(change)) as server:
@@ -275,11 +276,6 @@ def test_strings_that_end_before_the_text_does_say_that_it_was_cut(opened):
     assert chunk.vocabulary[int(chunk.tokens.id[0])] == "<s>"
 
 
-def free_port_url():
-    with Scripted(answering()) as server:
-        return server.url
-
-
 def test_a_service_that_is_down_ends_the_run_and_the_store_goes_on(tmp_path):
     broken = threading.Event()
     texts = [{"text": f"text number {i}"} for i in range(24)]
@@ -311,9 +307,11 @@ def test_a_service_that_is_down_ends_the_run_and_the_store_goes_on(tmp_path):
 
 
 def test_nobody_there_ends_the_run(opened):
-    sae = opened(ServiceSAE(free_port_url(), **FAST))
-    with pytest.raises(SAEUnavailableError, match="the service of ServiceSAE answers no document"):
-        sae.encode_chunk(["a", "b"])
+    with refusing() as url:
+        sae = opened(ServiceSAE(url, **FAST))
+        match = "the service of ServiceSAE answers no document"
+        with pytest.raises(SAEUnavailableError, match=match):
+            sae.encode_chunk(["a", "b"])
 
 
 def test_a_service_that_refuses_the_key_ends_the_run_at_once(opened):
@@ -350,7 +348,7 @@ def test_an_interrupt_ends_the_wait():
     with pytest.raises(KeyboardInterrupt):
         sae.encode_chunk(["a"])
     thread.join()
-    assert cancelled.wait(10)
+    assert cancelled.wait(PATIENCE)
     sae.destroy()
     assert not any(t.name.endswith("LocalApiSAE") for t in threading.enumerate())
 

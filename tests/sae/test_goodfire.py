@@ -8,7 +8,6 @@ import json
 import pickle
 import random
 import shutil
-import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +39,7 @@ from tests.support.goodfire_release import (
     llama_tokenizer,
     rendered,
 )
+from tests.support.http_servers import refusing
 from tests.support.hypotheses import examples
 from tests.support.s3_server import s3_server
 from tests.support.tiny_models import TEXTS, assert_close, dense
@@ -638,11 +638,10 @@ class TestLabels:
     def test_none_published_and_nobody_there(self, exports, monkeypatch):
         with pytest.raises(OSError, match="Neuronpedia has none for 'no/such'"):
             neuronpedia.published_labels("no/such")
-        with socket.create_server(("127.0.0.1", 0)) as unused:
-            port = unused.getsockname()[1]
-        monkeypatch.setattr(neuronpedia, "ENDPOINT", f"http://127.0.0.1:{port}")
-        with pytest.raises(OSError, match="could not be read"):
-            neuronpedia.published_labels(SOURCE)
+        with refusing() as url:
+            monkeypatch.setattr(neuronpedia, "ENDPOINT", url)
+            with pytest.raises(OSError, match="could not be read"):
+                neuronpedia.published_labels(SOURCE)
 
     def test_without_them_there_is_one_warning_and_everything_else_works(
         self, cache, folder, weights, tmp_path

@@ -47,6 +47,7 @@ from tests.support.http_servers import (
     when_encoding,
 )
 from tests.support.hypotheses import examples
+from tests.support.waiting import PATIENCE, wait_until
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("starlette")
@@ -515,7 +516,7 @@ def test_an_interrupt_ends_a_run_that_waits_for_a_server(tmp_path, number):
     def script(method, path, body, headers):
         if path == "/v1/encode":
             waits.set()
-            return Said(delay=120)
+            return Said(delay=2 * PATIENCE)
         return protocol(method, path, body, headers)
 
     with Scripted(script) as server:
@@ -524,9 +525,9 @@ def test_an_interrupt_ends_a_run_that_waits_for_a_server(tmp_path, number):
              str(tmp_path / "s.zarr"), "--sae", server.url],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert waits.wait(60)
+        assert waits.wait(PATIENCE)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)  # half of what the server takes
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
         assert err.splitlines()[0] in ("interrupted", "terminated")
 
@@ -724,7 +725,7 @@ def test_arrow_with_short_lists_and_in_slices_is_read_too():
 
 
 def ask(served, method="POST", path="/v1/encode", **kwargs):
-    with httpx.Client(trust_env=False, timeout=60) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
         return client.request(method, served.url + path, **kwargs)
 
 
@@ -786,7 +787,7 @@ class GateSAE(WordSAE):
 
     def encode(self, texts):
         self.busy.set()
-        assert self.gate.wait(60)
+        assert self.gate.wait(PATIENCE)
         return super().encode(texts)
 
 
@@ -795,10 +796,7 @@ def waiting(server):
 
 
 def until(happens):
-    deadline = time.monotonic() + 60
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(happens)
 
 
 def test_a_full_queue_is_told_and_waited_for(opened):
@@ -832,7 +830,7 @@ def test_a_client_that_never_sends_its_request_loses_its_place(monkeypatch, capf
     )
     with ServeThread(WordSAE(), queue=1) as server:
         address = "127.0.0.1", int(server.url.rpartition(":")[2])
-        with socket.create_connection(address, timeout=60) as slow:
+        with socket.create_connection(address, timeout=PATIENCE) as slow:
             slow.sendall(begun)
             assert b" 408 " in slow.recv(1000)
             assert waiting(server) == 0
@@ -903,7 +901,7 @@ def test_a_server_that_nobody_waits_for_does_not_encode():
     with ServeThread(gated) as server:
         first = threading.Thread(target=lambda: ask(server, json={"texts": ["first"]}))
         first.start()
-        assert gated.busy.wait(60)
+        assert gated.busy.wait(PATIENCE)
         with contextlib.suppress(httpx.ReadTimeout), httpx.Client(trust_env=False) as client:
             client.post(f"{server.url}/v1/encode", json={"texts": ["second"]}, timeout=0.3)
         gated.gate.set()

@@ -17,6 +17,7 @@ from interp_embed.cli.run import run as run_cli
 from interp_embed.sae import GoodfireSAE, LocalSAE, embedded_release, hub
 from interp_embed.sae.hub import from_hub
 from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
+from tests.support.waiting import PATIENCE
 
 HOOK = "blocks.2.hook_resid_post"
 COMMIT = "0" * 39 + "1"
@@ -45,7 +46,7 @@ class Hub(socketserver.ThreadingTCPServer):
                 outer.asked.append(self.rfile.readline().decode().strip())
                 while self.rfile.readline().strip():
                     pass
-                outer.answers.wait(60)
+                outer.answers.wait(PATIENCE)
                 self.wfile.write(outer.answer)
 
         super().__init__(("127.0.0.1", 0), Handler)
@@ -151,14 +152,14 @@ def test_what_is_in_the_cache_loads_though_the_hub_is_gone(gone, tmp_path):
 
 def test_two_that_find_at_once_that_the_hub_is_gone_leave_everything_as_it_was(gone):
     entered, seen = [], []
-    both, left = threading.Barrier(2, timeout=60), threading.Event()
+    both, left = threading.Barrier(2, timeout=PATIENCE), threading.Event()
 
     def load():
         with from_hub("x", "y", instead="z"):
             entered.append(threading.get_ident())
             both.wait()
             if entered[0] != threading.get_ident():  # who came last goes last
-                left.wait(60)
+                left.wait(PATIENCE)
             seen.append(constants.HF_HUB_OFFLINE)
         left.set()
 
@@ -171,7 +172,7 @@ def test_two_that_find_at_once_that_the_hub_is_gone_leave_everything_as_it_was(g
     time.sleep(0.2)  # the other one has come as far
     gone.answers.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert seen == [True, True]
     assert constants.HF_HUB_OFFLINE is False
     assert len(gone.asked) == 1

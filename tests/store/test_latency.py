@@ -32,6 +32,7 @@ from interp_embed.testing import (
     read_everything,
     store_from_chunk,
 )
+from tests.support.waiting import PATIENCE
 
 D_SAE = 300
 COLUMNS = 1
@@ -71,7 +72,7 @@ class Together(CountingStorage):
 
     def __init__(self, inner, number):
         super().__init__(inner, remote=True)
-        self.barrier = threading.Barrier(number, timeout=60)
+        self.barrier = threading.Barrier(number, timeout=PATIENCE)
 
     def _wait(self):
         self.barrier.wait()

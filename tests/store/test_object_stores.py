@@ -27,6 +27,7 @@ from interp_embed.store.verify import verify
 from interp_embed.testing import FaultyStorage, InjectedError
 from tests.support.fake_sae import WordSAE
 from tests.support.s3_server import BUCKET, s3_server
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_workers_of_a_cluster_read_it_too(s3, tmp_path, data):
         [sys.executable, tmp_path / "run.py", url],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -381,7 +382,7 @@ os._exit(0)
 @pytest.mark.usefixtures("s3")
 def test_ctrl_c_ends_a_request_to_a_server_that_says_nothing():
     done = subprocess.run(
-        [sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout.split() == ["True"] * 3
 

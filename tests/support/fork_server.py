@@ -6,12 +6,14 @@ its process id is printed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,7 +21,9 @@ from pathlib import Path
 from interp_embed import Dataset
 from interp_embed.cli import run
 from interp_embed.store import compaction
+from interp_embed.store.storage import LocalStorage
 from tests.support.fake_sae import FAIL, LOG, WordSAE
+from tests.support.waiting import PATIENCE, wait_until
 
 N_DOCUMENTS = 48
 
@@ -44,6 +48,27 @@ def in_small_steps():
     compaction.compact.__kwdefaults__.update(target=90, limit=120)
 
 
+def die_at(log, pattern, number, when):
+    """Have this process killed at a write."""
+    lock, left = threading.Lock(), itertools.count(number - 1, -1)
+
+    def dying(write):
+        def written(storage, key, *arguments):
+            with lock:
+                last = re.match(pattern, key) is not None and next(left) == 0
+            if last and when == "after":
+                write(storage, key, *arguments)
+            if last:
+                Path(f"{log}.died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(storage, key, *arguments)
+
+        return written
+
+    for name in ("put", "put_new", "put_if_absent"):
+        setattr(LocalStorage, name, dying(getattr(LocalStorage, name)))
+
+
 class Server:
     """The process, from the outside."""
 
@@ -56,9 +81,13 @@ class Server:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def start(self, path, log):
-        """Have a child encode into ``path``, and return its process id."""
-        return self._send({"store": str(path), "log": str(log)})
+    def start(self, path, log, die=None):
+        """Have a child encode into ``path``, and return its process id.
+
+        Where it is to die: a pattern of keys, which of the writes that match it, and ``before`` or
+        ``after`` that write. The child leaves a file ``<log>.died`` first.
+        """
+        return self._send({"store": str(path), "log": str(log), "die": die})
 
     def start_cli(self, arguments, log, **environment):
         """Have a child run a command, and return its process id.
@@ -75,7 +104,7 @@ class Server:
 
     def close(self):
         self.process.stdin.close()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(PATIENCE) == 0
         self.process.stdout.close()
 
 
@@ -87,18 +116,17 @@ def alive(pid):
     return True
 
 
-def wait_for(pids, seconds=60):
+def wait_for(pids):
     """Wait until the processes have ended."""
-    deadline = time.monotonic() + seconds
-    while any(map(alive, pids)):
-        assert time.monotonic() < deadline, "still running"
-        time.sleep(0.005)
+    wait_until(lambda: not any(map(alive, pids)))
 
 
 def do(task, log):
     """Do what a child is asked for."""
     os.environ.update({LOG: log, **task.get("environment", {})})
     in_small_steps()
+    if task.get("die"):
+        die_at(log, *task["die"])
     if "store" in task:
         encode(task["store"], 0.002)
         return 0

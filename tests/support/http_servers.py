@@ -19,8 +19,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from zlib import crc32
 
 from tests.support.fake_sae import D_SAE, word_activations, words
+from tests.support.waiting import PATIENCE
 
 TOKEN = "a-token-that-nobody-must-see-0123456789"
+
+
+@contextlib.contextmanager
+def refusing():
+    """Give the URL of a port that refuses connections, and that nobody else is given meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 class Said:
@@ -218,7 +227,7 @@ class ServeProcess:
     def port(self):
         return int(self.url.rpartition(":")[2])
 
-    def end(self, signal_number=None, timeout=60):
+    def end(self, signal_number=None, timeout=PATIENCE):
         """Send a signal, if any, and return the exit code and what was written to stderr."""
         if signal_number is not None:
             self.process.send_signal(signal_number)

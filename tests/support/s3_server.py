@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import boto3
 
+from tests.support.waiting import PATIENCE
+
 BUCKET = "bucket"
 
 
@@ -39,7 +41,7 @@ def s3_server():
         }
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
         process.stdout.close()
 
 
