@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.data import load_demo
 from interp_embed.encode import encode_store
-from interp_embed.encode.pieces import commit_size
+from interp_embed.encode.portions import commit_size
 from interp_embed.sae import LocalSAE
 from interp_embed.store import StoreWriter, create_store
 from interp_embed.testing.saes import ReplaySAE
@@ -33,7 +33,7 @@ from interp_embed.testing.saes import ReplaySAE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.encode import EncodeReport
     from interp_embed.sae import BaseSAE
     from interp_embed.store import Store
@@ -180,8 +180,12 @@ def measure_embedded(where: Path, n_documents: int, per_commit: int, rounds: int
     import torch
     from transformers import AutoModelForCausalLM
 
-    from interp_embed.sae.embedded_release import GGUF_FILE, embedded_model, embedded_sae_folder
     from interp_embed.sae.quiet import quiet_saelens
+    from interp_embed.sae.releases.embedded_release import (
+        GGUF_FILE,
+        embedded_model,
+        embedded_sae_folder,
+    )
 
     with quiet_saelens():
         from sae_lens import SAE

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed import saving
-from interp_embed.aggregate.memory import parse_size
+from interp_embed import exchange as saving
+from interp_embed.core.memory import parse_size
+from interp_embed.core.progress import show_progress
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
 from interp_embed.labelling import Labelling
 from interp_embed.naming import Naming
-from interp_embed.progress import show_progress
-from interp_embed.store.layout import check_dtype
+from interp_embed.store.format.layout import check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import DTypeLike
 
-    from interp_embed.row import DatasetRow
     from interp_embed.sae.base import BaseSAE
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["Dataset"]
 
@@ -237,7 +237,7 @@ class Dataset(Labelling, Naming):
         ValueError
             If nothing was encoded yet, or ``memory`` is no size.
         """
-        from interp_embed.store.index_writer import DEFAULT_MEMORY, build_index
+        from interp_embed.store.index.build import DEFAULT_MEMORY, build_index
 
         room = DEFAULT_MEMORY if memory is None else parse_size(memory)
         build_index(self._store, memory=room, rebuild=rebuild, progress=show_progress())

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 import pandas as pd
 
-from interp_embed import saving
-from interp_embed.aggregate.execute import unavailable
-from interp_embed.chunk import DocumentStatus
-from interp_embed.row import DatasetRow
-from interp_embed.rows import Rows
-from interp_embed.selection import positions_of
+from interp_embed import exchange as saving
+from interp_embed.aggregate.matrices import unavailable
+from interp_embed.core.chunk import DocumentStatus
+from interp_embed.selection.positions import positions_of
+from interp_embed.selection.row import DatasetRow
+from interp_embed.selection.rows import Rows
 from interp_embed.store import MISSING
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class View:
         return frame
 
     def _read_rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
-        from interp_embed.sae.tokens import token_strings
+        from interp_embed.core.spans import token_strings
 
         documents = self._documents[positions]
         absent = unavailable(self._store, documents)
@@ -215,7 +215,7 @@ class View:
         """Return names of features, by feature.
 
         Of several labels of a feature the best: what was given by a person, else what scored highest;
-        see `interp_embed.label.best_labels`. `labels` has all of them.
+        see `interp_embed.labels.record.best_labels`. `labels` has all of them.
         """
         return self._store.labels.shown(*self._first_labels())
 

@@ -29,7 +29,7 @@ from interp_embed.errors import (
     UnsafePickleError,
 )
 from interp_embed.store import is_store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import random_chunk, store_from_chunk
 from tests.support.fake_sae import (
     BIG,
@@ -972,7 +972,7 @@ def test_several_saves_that_were_cut_off_are_named(dataset, tmp_path):
 
 
 def test_a_save_that_is_under_way_elsewhere_is_left_alone(dataset, tmp_path):
-    from interp_embed.saving import replacing
+    from interp_embed.exchange import replacing
 
     elsewhere = tmp_path / ".s-0123abcd"
     elsewhere.mkdir()

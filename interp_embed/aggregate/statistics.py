@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.aggregate.blocks import clusters, cut_documents
-from interp_embed.aggregate.execute import feature_count, unavailable
-from interp_embed.aggregate.memory import require_memory
+from interp_embed.aggregate.matrices import feature_count, unavailable
 from interp_embed.aggregate.scheduler import run_tasks, worker_count
 from interp_embed.aggregate.stream import stream_tokens
+from interp_embed.core.memory import require_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.aggregate.stream import TokenPiece
+    from interp_embed.store.arrays.readahead import ReadAhead, Wanted
     from interp_embed.store.chunks import StoredChunk
-    from interp_embed.store.readahead import ReadAhead, Wanted
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
     Level = Mapping[str, NDArray[Any]]
     Totals = dict[str, NDArray[Any]]

@@ -11,12 +11,12 @@ import typer
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
-from interp_embed.label import best_labels
+from interp_embed.labels.record import best_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.label import FeatureLabel
+    from interp_embed.labels.record import FeatureLabel
 
 __all__ = ["run_labels"]
 
@@ -39,7 +39,7 @@ def run_labels(
     """Add labels to a store, write them to a file, or print them."""
     dataset = Dataset.load_from_file(path)
     if write is not None:
-        from interp_embed.label_files import check_writable
+        from interp_embed.exchange.label_files import check_writable
 
         check_writable(write)  # before anything is added
     _check_features(features, dataset.d_sae)

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from interp_embed import Dataset
-from interp_embed.aggregate.memory import format_bytes, parse_size
 from interp_embed.cli.facts import open_store, read_facts, thousands
+from interp_embed.core.memory import format_bytes, parse_size
+from interp_embed.core.progress import show_progress
 from interp_embed.errors import CorruptStoreError, NotAStoreError, StoreExistsError
-from interp_embed.progress import show_progress
 
 __all__ = ["run_compact", "run_convert", "run_index", "run_verify"]
 
 
 def run_verify(path: str) -> bool:
     """Print what is wrong with a store; return whether nothing is damaged."""
-    from interp_embed.store.layout import PLAN
-    from interp_embed.store.root import read_root
+    from interp_embed.store.format.layout import PLAN
+    from interp_embed.store.format.root import read_root
     from interp_embed.store.storage import open_storage
-    from interp_embed.store.verify import verify
+    from interp_embed.store.verify.verifier import verify
 
     storage = open_storage(path)
     with contextlib.suppress(CorruptStoreError):  # what is damaged is for `verify` to say
@@ -62,7 +62,7 @@ def run_compact(path: str) -> None:
 
 def run_index(path: str, *, rebuild: bool, memory: str) -> None:
     """Index a store by feature and print what that took."""
-    from interp_embed.store.index_writer import build_index
+    from interp_embed.store.index.build import build_index
 
     room = parse_size(memory, "--memory")
     store = open_store(path)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from interp_embed.core.progress import chosen_log
 from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, gaps, missing_chunks
-from interp_embed.progress import chosen_log
-from interp_embed.store.reader import Store
-from interp_embed.store.sealed import digest
+from interp_embed.store.format.sealed import digest
+from interp_embed.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +190,7 @@ def _encode_run(where: _Where, start: int, stop: int, batch_size: int, device: s
 
 def _held(store: Store, device: str) -> BaseSAE:
     """Return the store's SAE, loaded: the one of the task before where it is the same."""
-    from interp_embed.saving import keep_labels
+    from interp_embed.exchange import keep_labels
 
     key = digest([store.attributes["sae"], device])
     if key not in _loaded:

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.encode.monitor import Counts
-from interp_embed.encode.pieces import neighbours
+from interp_embed.encode.portions import neighbours
 
 if TYPE_CHECKING:
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.encode.isolate import EncodedDocuments
-    from interp_embed.encode.pieces import Piece
+    from interp_embed.encode.portions import Piece
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.writer import StoreWriter
+    from interp_embed.store.write.writer import StoreWriter
 
 __all__ = ["ATTEMPTS", "Committer"]
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp_embed.core.progress import chosen_log
 from interp_embed.encode.commits import ATTEMPTS, Committer
 from interp_embed.encode.interrupts import kept_interrupts
 from interp_embed.encode.isolate import encode_isolated, prepare_isolated
 from interp_embed.encode.monitor import Monitor
-from interp_embed.encode.pieces import commit_size, cut, retries
+from interp_embed.encode.portions import commit_size, cut, retries
 from interp_embed.encode.stage import Stage
 from interp_embed.inputs import check_positive
-from interp_embed.progress import chosen_log
-from interp_embed.sae.memory import Budget
-from interp_embed.store import compaction
+from interp_embed.sae.batch_budget import Budget
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest
-from interp_embed.store.writer import StoreWriter
+from interp_embed.store.write import compaction
+from interp_embed.store.write.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from interp_embed.encode.isolate import EncodedDocuments, PreparedDocuments
     from interp_embed.encode.monitor import Counts
-    from interp_embed.encode.pieces import Piece
+    from interp_embed.encode.portions import Piece
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["EncodeReport", "encode_store"]
 
@@ -83,7 +83,7 @@ def encode_store(
 
     Documents are committed while the next ones are encoded, about half of ``documents_per_commit`` at
     a time. An SAE that was not loaded is loaded, and destroyed at the end. When no document is
-    missing any more, small chunks are merged (see `interp_embed.store.compaction`).
+    missing any more, small chunks are merged (see `interp_embed.store.write.compaction`).
 
     In the main thread, SIGTERM ends a run as Ctrl-C does: what is encoded is committed if that takes
     seconds, and given up otherwise.

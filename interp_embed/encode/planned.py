@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interp_embed.core.progress import show_progress
 from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import Worker, chunk_ranges, missing_chunks, take_work
 from interp_embed.inputs import check_positive
-from interp_embed.progress import show_progress
 from interp_embed.store import StoreWriter
 from interp_embed.store import finish as finish_chunks
-from interp_embed.store.reader import Store
+from interp_embed.store.store import Store
 
 if TYPE_CHECKING:
     import os
@@ -83,7 +83,7 @@ def encode(
         if finish is not False:
             finish_store(opened)
         return report
-    from interp_embed.saving import keep_labels
+    from interp_embed.exchange import keep_labels
 
     model = recorded_sae(opened, device) if sae is None else sae
     if number is None:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from interp_embed.inputs.arrow import pieces_of_tables, require_pyarrow, rows_a_piece
+from interp_embed.inputs.batches import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.files import find_files
 from interp_embed.inputs.frames import (
     MissingFieldError,
@@ -18,10 +19,9 @@ from interp_embed.inputs.frames import (
     no_documents,
     without_odd_texts,
 )
-from interp_embed.inputs.pieces import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.readers import pieces_of_files, pieces_of_records
 from interp_embed.inputs.records import with_plain_values
-from interp_embed.store.blocks import cut_frame
+from interp_embed.store.format.document_blocks import cut_frame
 
 __all__ = ["Documents", "as_documents"]
 
@@ -89,7 +89,7 @@ class Documents:
         return self._frame is not None
 
     def blocks(self) -> Iterator[pd.DataFrame]:
-        """Yield the documents in blocks, one at least; see `interp_embed.store.blocks`.
+        """Yield the documents in blocks, one at least; see `interp_embed.store.format.document_blocks`.
 
         Texts that cannot be stored (bytes, objects) become None, so that only those fail.
         """

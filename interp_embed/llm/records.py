@@ -1,17 +1,17 @@
-"""Answers as records that a store keeps; see `interp_embed.label`."""
+"""Answers as records that a store keeps; see `interp_embed.labels.record`."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.label import FeatureLabel, LabelExample, Score, utc_now
+from interp_embed.labels.record import FeatureLabel, LabelExample, Score, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from interp_embed.llm.ask.schemas import FeatureLabelResponse
     from interp_embed.llm.label import LabelTask
-    from interp_embed.llm.schemas import FeatureLabelResponse
 
 __all__ = ["label_record", "score_record"]
 

@@ -6,18 +6,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.sae.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 from interp_embed.sae.hooked import HookedSAE
 from interp_embed.sae.kinds import SAEType
-from interp_embed.sae.neuronpedia import published_labels
 from interp_embed.sae.quiet import quiet_saelens
+from interp_embed.sae.releases.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
+from interp_embed.sae.releases.neuronpedia import published_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
-    from interp_embed.sae.models import HookedModel
+    from interp_embed.sae.model.language_model import HookedModel
 
 __all__ = ["GoodfireSAE"]
 
@@ -168,7 +168,7 @@ class GoodfireSAE(HookedSAE):
             If a device is not there, the weights are damaged, or the model does not fit the SAE.
         """
         if self.quantize:
-            from interp_embed.sae.trunk import quantization_problem
+            from interp_embed.sae.model.trunk import quantization_problem
 
             if (problem := quantization_problem()) is not None:
                 raise ImportError(f"quantize=True: {problem}")
@@ -219,7 +219,7 @@ class GoodfireSAE(HookedSAE):
         }
 
     def _load_model(self, metadata: Any) -> HookedModel:
-        from interp_embed.sae.models import load_hooked_model
+        from interp_embed.sae.model.language_model import load_hooked_model
 
         hooked = load_hooked_model(
             metadata,

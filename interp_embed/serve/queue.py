@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from interp_embed.encode.isolate import encode_isolated, prepare_isolated
-from interp_embed.sae.memory import Budget
+from interp_embed.sae.batch_budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import Any
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.sae.base import BaseSAE
 
 __all__ = ["BusyError", "ClosingError", "DeviceQueue", "GoneError"]

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError, NotAStoreError
+from interp_embed.store.arrays.readahead import ReadAhead
+from interp_embed.store.arrays.shard_reader import BlockCache
 from interp_embed.store.chunks import StoredChunk
-from interp_embed.store.columns import Column
-from interp_embed.store.handles import Reference, opened
-from interp_embed.store.layout import BINDING, MANIFEST, PLAN, ROOT
+from interp_embed.store.format.columns import Column
+from interp_embed.store.format.layout import BINDING, MANIFEST, PLAN, ROOT
+from interp_embed.store.format.root import read_root, unfinished
+from interp_embed.store.format.sealed import digest, unseal
 from interp_embed.store.ledger import (
     Ledger,
     Plan,
@@ -25,19 +28,16 @@ from interp_embed.store.ledger import (
     read_manifest,
     read_plan,
 )
-from interp_embed.store.readahead import ReadAhead
-from interp_embed.store.root import read_root, unfinished
-from interp_embed.store.sealed import digest, unseal
-from interp_embed.store.shard_reader import BlockCache
+from interp_embed.store.reference import Reference, opened
 from interp_embed.store.storage import open_storage
-from interp_embed.store.storage_wrapped import AtOnce
+from interp_embed.store.storage.wrapped import AtOnce
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
 
+    from interp_embed.store.arrays.readahead import Wanted
     from interp_embed.store.ledger import Commit
-    from interp_embed.store.readahead import Wanted
     from interp_embed.store.storage import Storage
 
 __all__ = ["Snapshot", "Snapshots"]
@@ -84,7 +84,7 @@ class Snapshots:
         self._take_ledger(read_manifest(first))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a reference; see `interp_embed.store.handles`."""
+        """Pickle as a reference; see `interp_embed.store.reference`."""
         reference = vars(self).get("_reference")
         if reference is None:
             reference = Reference(self.storage.url, self.identity, self.ledger.state)
@@ -202,7 +202,7 @@ class Snapshots:
         )
 
     def ahead(self, plans: Iterable[Iterator[Iterable[Wanted]]]) -> ReadAhead:
-        """Read what several plans ask for; see `interp_embed.store.readahead`. To be closed."""
+        """Read what several plans ask for; see `interp_embed.store.arrays.readahead`. To be closed."""
         return ReadAhead(self.storage).follow(plans)
 
     # What the store says of itself

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from interp_embed import Dataset
-from interp_embed.llm import errors
-from interp_embed.llm.prompt_files import Prompts
+from interp_embed.llm.ask import errors
+from interp_embed.llm.ask.prompt_files import Prompts
 from interp_embed.testing import LLMServer, samples_of
 from tests.support.fake_sae import TEXTS, WordSAE, expected
 from tests.support.paths import ROOT

@@ -17,7 +17,7 @@ from interp_embed.encode import encode
 from interp_embed.encode.cluster import _encode_run, _let_go, _tasks, _Where
 from interp_embed.encode.shares import gaps
 from interp_embed.store import Store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 from tests.support.fake_sae import FAIL, LOG, SLOW, WordSAE
 
@@ -120,7 +120,7 @@ class Unknown(WordSAE):
 
 
 def test_workers_show_no_bars_of_their_own(planned, monkeypatch, capfd):
-    monkeypatch.setattr("interp_embed.progress.show_progress", lambda: True)
+    monkeypatch.setattr("interp_embed.core.progress.show_progress", lambda: True)
     store = Store(planned)
     where = _Where(store.storage.url, str(store.attributes["id"]), store.n_documents)
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from interp_embed import Dataset
 from interp_embed.store import Store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 from tests.support.fake_sae import WordSAE
 from tests.support.fork_server import N_DOCUMENTS, alive, documents, encode, wait_for

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 from interp_embed import Dataset
+from interp_embed.core.progress import chosen_log, log_as
 from interp_embed.encode import encode_store
 from interp_embed.encode.interrupts import TerminatedError, kept_interrupts
-from interp_embed.encode.pieces import Piece, commit_size, cut
+from interp_embed.encode.portions import Piece, commit_size, cut
 from interp_embed.encode.stage import Stage
-from interp_embed.progress import chosen_log, log_as
 from interp_embed.sae import BaseSAE
 from interp_embed.store import Store
 from interp_embed.store.ledger import Plan
 from interp_embed.store.storage import LocalStorage
-from interp_embed.store.verify import verify
-from interp_embed.store.writer import StoreWriter
+from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write.writer import StoreWriter
 from interp_embed.testing import assert_chunks_equal, read_everything
 from tests.support.fake_sae import FAIL, LOG, WordSAE, expected
 from tests.support.paths import PYTHON_PATH

@@ -22,7 +22,7 @@ from interp_embed.encode.shares import gaps
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.store import Store
 from interp_embed.store.storage import open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 from tests.support.fake_sae import FAIL, LOG, SLOW, WordSAE
 from tests.support.fork_server import alive
@@ -359,7 +359,7 @@ def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkey
         assert cli("encode", planned, "--worker", "0/1")[0] == 0
         arguments = ["finish", planned]
     with monkeypatch.context() as patch:
-        patch.setattr("interp_embed.saving.plan_store", interrupted)
+        patch.setattr("interp_embed.exchange.plan_store", interrupted)
         patch.setattr("interp_embed.encode.planned.finish_chunks", interrupted)
         found, _, err = cli(*arguments)
     assert found == code

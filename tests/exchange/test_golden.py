@@ -16,7 +16,7 @@ import pytest
 from interp_embed import Dataset
 from interp_embed.data import load_demo
 from interp_embed.sae import LocalSAE
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from tests.support.fake_sae import expected
 from tests.support.paths import FIXTURES, ROOT
 

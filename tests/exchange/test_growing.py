@@ -17,9 +17,9 @@ from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
 from interp_embed.store import Store, blocks, is_store
-from interp_embed.store.compaction import collect_garbage
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write.compaction import collect_garbage
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,
@@ -383,7 +383,7 @@ def test_merging_that_is_cut_off_is_no_store_and_goes_on(quick_path, data, monke
     made(quick_path / "b", data[5:])
     paths = [quick_path / "a", quick_path / "b"]
     whole = made(quick_path / "whole", data)
-    from interp_embed.saving import joining
+    from interp_embed.exchange import joining
 
     real = joining.open_storage
     counted = FaultyStorage(LocalStorage(quick_path / "count"))

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 
 from interp_embed import Dataset
 from interp_embed.cli.run import run
-from interp_embed.label import LabelExample, combined
-from interp_embed.label_files import read_labels, write_labels
+from interp_embed.exchange.label_files import read_labels, write_labels
+from interp_embed.labels.record import LabelExample, combined
 from tests.support.fake_sae import WideSAE
 from tests.support.hypotheses import examples
 from tests.support.labels import RECORDS, label, scored

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.label import best_labels
-from interp_embed.label_report import NamedFeatures, Shown
-from interp_embed.llm.bulk_labels import BulkLabels
-from interp_embed.llm.bulk_plan import Estimate
-from interp_embed.llm.bulk_reasons import reasons
+from interp_embed.labels.record import best_labels
+from interp_embed.labels.report import NamedFeatures, Shown
+from interp_embed.llm.bulk.failure_counts import reasons
+from interp_embed.llm.bulk.plan import Estimate
+from interp_embed.llm.bulk.result import BulkLabels
 from interp_embed.store.storage import LocalStorage
 from tests.support.fake_sae import WideSAE
 from tests.support.labels import RECORDS, label

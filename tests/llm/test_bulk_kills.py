@@ -15,7 +15,7 @@ import pytest
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.llm.request import DEFAULT_SETTINGS, Message, canonical_digest
+from interp_embed.llm.ask.request import DEFAULT_SETTINGS, Message, canonical_digest
 from interp_embed.testing import LLMServer, Reply
 from tests.support.numbered_sae import MODEL, NumberedSAE, judge, numbered_documents
 from tests.support.waiting import PATIENCE
@@ -28,7 +28,7 @@ IN_FLIGHT = 4
 LABEL_ALL = """
 import asyncio, sys
 from interp_embed import Dataset
-from interp_embed.store import labels_journal
+from interp_embed.store.labels.collection import journal as labels_journal
 
 labels_journal._PACK_AFTER = 128  # so that kills meet packing, too
 

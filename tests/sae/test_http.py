@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.chunk import Chunk
 from interp_embed.cli.run import run as run_cli
 from interp_embed.cli.saes import build_sae
+from interp_embed.core.chunk import Chunk
 from interp_embed.errors import FingerprintMismatchError, SAEUnavailableError
 from interp_embed.sae.http import HttpSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
@@ -132,7 +132,7 @@ def test_float16_stores_fail_the_same_documents(tmp_path, served):
 def test_the_embedded_sae_gives_the_same_store_through_a_server(tmp_path):
     pytest.importorskip("sae_lens")
     from interp_embed.sae import LocalSAE
-    from interp_embed.sae.embedded_release import embedded_model
+    from interp_embed.sae.releases.embedded_release import embedded_model
     from tests.support.tiny_models import TEXTS as TOKEN_TEXTS
 
     if embedded_model().gguf is None:

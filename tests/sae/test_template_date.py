@@ -13,7 +13,7 @@ from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE, template
 from interp_embed.sae.hashing import hash_json
-from interp_embed.sae.template import ChatTemplate, render_chat
+from interp_embed.sae.model.template import ChatTemplate, render_chat
 from tests.support.tiny_models import (
     CHAT_TEMPLATE,
     assert_close,
@@ -145,7 +145,8 @@ def test_a_store_goes_on_on_another_day_and_one_of_before_the_date_was_kept_does
     old = tmp_path / "old.zarr"
     with monkeypatch.context() as patch:  # the fingerprint as it was
         patch.setattr(
-            "interp_embed.sae.tokenizing.DocumentTokenizer.template_date", property(lambda _: None)
+            "interp_embed.sae.model.tokenizing.DocumentTokenizer.template_date",
+            property(lambda _: None),
         )
         Dataset(texts[:3], made(DATED), save_path=old)
     loaded = made(DATED)

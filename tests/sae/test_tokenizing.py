@@ -9,9 +9,9 @@ pytest.importorskip("transformers")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp_embed.sae.template import ChatTemplate
-from interp_embed.sae.tokenizing import DocumentTokenizer, bos_token_id
-from interp_embed.sae.tokens import token_strings
+from interp_embed.core.spans import token_strings
+from interp_embed.sae.model.template import ChatTemplate
+from interp_embed.sae.model.tokenizing import DocumentTokenizer, bos_token_id
 from tests.support.tiny_models import BOS, CHAT_TEMPLATE, TEXTS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(chat_template=CHAT_TEMPLATE)

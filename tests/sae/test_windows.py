@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow
-from interp_embed.store.verify import verify
+from interp_embed.sae.model.tokenizing import DocumentTokenizer, resolve_overflow
+from interp_embed.store.verify.verifier import verify
 from tests.support.hypotheses import examples
 from tests.support.tiny_models import (
     CHAT_TEMPLATE,

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.chunk import Chunk
+from interp_embed.core.chunk import Chunk
 from interp_embed.errors import CorruptIndexError
 from interp_embed.store import (
     Store,
@@ -27,13 +27,13 @@ from interp_embed.store import (
     index_segment,
     index_writer,
 )
-from interp_embed.store.arrays import FolderWriter
-from interp_embed.store.compaction import leftovers
-from interp_embed.store.index_writer import build_index
-from interp_embed.store.layout import index_arrays
-from interp_embed.store.sealed import seal, unseal
+from interp_embed.store.arrays.folder import FolderWriter
+from interp_embed.store.format.layout import index_arrays
+from interp_embed.store.format.sealed import seal, unseal
+from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write.compaction import leftovers
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,
@@ -249,7 +249,7 @@ def of_values(columns):
     """Documents of one token each, with the given activations of feature 0."""
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import TokenTable
+    from interp_embed.core.chunk import TokenTable
 
     def table():
         u32 = np.zeros(1, np.uint32)

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 import interp_embed
 from interp_embed import Dataset
 from interp_embed.errors import CorruptStoreError
-from interp_embed.label import FeatureLabel, LabelExample, Score, best_labels, combined
-from interp_embed.label_texts import feature_of, label_text, read_label, words_of
+from interp_embed.labels.record import FeatureLabel, LabelExample, Score, best_labels, combined
+from interp_embed.labels.texts import feature_of, label_text, read_label, words_of
 from interp_embed.store import Store
-from interp_embed.store.labels import Answers, LabelStore, copy_labels, put_first_labels
-from interp_embed.store.labels_journal import _PACK_AFTER, Journal
-from interp_embed.store.sealed import canonical, read_entries, seal, seal_entries, unseal
+from interp_embed.store.format.sealed import canonical, read_entries, seal, seal_entries, unseal
+from interp_embed.store.labels.collection import Answers, LabelStore, copy_labels, put_first_labels
+from interp_embed.store.labels.journal import _PACK_AFTER, Journal
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage
 from interp_embed.testing.slow import CountingStorage
 from tests.support.fake_sae import WideSAE, WordSAE
@@ -302,8 +302,8 @@ def test_a_file_taken_for_a_leftover_while_it_is_written_is_written_again(tmp_pa
 WRITER = """
 import sys, os
 os.fsync = lambda descriptor: None
-from interp_embed.label import FeatureLabel
-from interp_embed.store.labels import Answers, LabelStore
+from interp_embed.labels.record import FeatureLabel
+from interp_embed.store.labels.collection import Answers, LabelStore
 from interp_embed.store.storage import LocalStorage
 import hashlib
 storage, worker = LocalStorage(sys.argv[1]), sys.argv[2]

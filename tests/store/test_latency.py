@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from interp_embed import Dataset
-from interp_embed.aggregate.execute import aggregate_sparse
+from interp_embed.aggregate.matrices import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.aggregate.statistics import count_features
+from interp_embed.core.threads import Flights
 from interp_embed.errors import CorruptStoreError
-from interp_embed.parallel import Flights
 from interp_embed.store import Store, StoreWriter
-from interp_embed.store.index_writer import build_index
-from interp_embed.store.readahead import NEAR, ReadAhead, joined
+from interp_embed.store.arrays.readahead import NEAR, ReadAhead, joined
+from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import (
     CountingStorage,
     SlowStorage,
@@ -48,7 +48,7 @@ def path(chunk, tmp_path_factory):
     """Three chunks, as a store of three large ones is, and an index."""
     found = tmp_path_factory.mktemp("latency") / "s"
     store = store_from_chunk(found, chunk, documents_per_chunk=400, finished=False)
-    from interp_embed.store.compaction import publish_manifest
+    from interp_embed.store.write.compaction import publish_manifest
 
     with StoreWriter(store):
         build_index(store)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from interp_embed.chunk import Chunk, DocumentStatus
+from interp_embed.core.chunk import Chunk, DocumentStatus
 from interp_embed.errors import (
     CorruptStoreError,
     DiskFullError,
@@ -22,12 +22,12 @@ from interp_embed.errors import (
 )
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.fingerprint import check_fingerprint
-from interp_embed.store.layout import library_versions
+from interp_embed.store.format.layout import library_versions
+from interp_embed.store.format.root import read_root, root_document
 from interp_embed.store.ledger import commit_keys
-from interp_embed.store.root import read_root, root_document
 from interp_embed.store.storage import open_storage
-from interp_embed.store.storage_wrapped import WrappedStorage
-from interp_embed.store.verify import verify
+from interp_embed.store.storage.wrapped import WrappedStorage
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.store import compaction
 from interp_embed.store.storage import LocalStorage
+from interp_embed.store.write import compaction
 from tests.support.fake_sae import FAIL, LOG, WordSAE
 from tests.support.waiting import PATIENCE, wait_until
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from interp_embed.label import FeatureLabel, LabelExample, Score
+from interp_embed.labels.record import FeatureLabel, LabelExample, Score
 
 
 def label(feature=0, text="cats", **more):

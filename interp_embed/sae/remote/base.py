@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.sae.base import BaseSAE
+from interp_embed.sae.outputs import chunk_matrices, id_rows, string_rows
 from interp_embed.sae.remote.call import Call
 from interp_embed.sae.remote.loop import LoopThread
 from interp_embed.sae.remote.retries import Trouble, retrying, trouble
 from interp_embed.sae.remote.silence import Silence
-from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 __all__ = ["RemoteSAE", "require_number"]
 

@@ -1,0 +1,242 @@
+"""What went wrong at a server, in one line that a user can act on and that shows no secret."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from email.utils import mktime_tz, parsedate_tz
+from typing import TYPE_CHECKING, Any
+
+import openai
+from pydantic import BaseModel
+
+from interp_embed.llm.ask.errors import (
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMStatusError,
+    LLMTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from interp_embed.llm.ask.endpoint import Endpoint
+
+__all__ = [
+    "LONGEST_PAUSE",
+    "error_within",
+    "explain",
+    "one_line",
+    "refused_parameter",
+    "sentence",
+    "unanswered",
+    "wanted_pause",
+]
+
+_SHOWN_CHARACTERS = 300
+LONGEST_PAUSE = 120.0
+"""Seconds: where a server asks for a longer pause, it is for the caller to decide."""
+_REFUSALS = (400, 415, 422, 501)
+_FORMAT = "response_format"
+_FORMAT_WORDS = (
+    "response_format", "response format", "json_schema", "json schema", "structured output",
+    "structured_output", "guided", "grammar",
+)  # fmt: skip
+
+
+def one_line(text: str, most: int = _SHOWN_CHARACTERS) -> str:
+    """Return a text in one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def sentence(text: str) -> str:
+    """Return a text with one full stop behind it, unless it ends with another such mark."""
+    text = text.rstrip()
+    return text if text.endswith((".", "!", "?", "\u2026")) else f"{text}."
+
+
+def _shown(text: str, endpoint: Endpoint) -> str:
+    """Return what a server said in one line; the key goes before it is cut, which may cut the key."""
+    return one_line(endpoint.without_secrets(text))
+
+
+def explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
+    """Return the error to raise for one of the openai client's.
+
+    Parameters
+    ----------
+    error
+        What the client raised; a ValueError where the answer was no JSON.
+    endpoint
+        Which server and model.
+    attempts
+        How often it was tried.
+    """
+    made = _explain(error, endpoint, attempts)
+    made.args = (endpoint.without_secrets(str(made)),)
+    return made
+
+
+def _explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
+    server = endpoint.base_url
+    tried = f" in {attempts} attempts" if attempts > 1 else ""
+    if isinstance(error, (openai.APITimeoutError, TimeoutError)):
+        return LLMTimeoutError(
+            f"{server} did not answer in time{tried} (model {endpoint.model}). Allow a longer timeout, "
+            "or ask for less at once"
+        )
+    if isinstance(error, openai.APIConnectionError):
+        cause = _shown(str(error.__cause__ or "") or type(error.__cause__).__name__, endpoint)
+        return LLMConnectionError(
+            f"{server} cannot be reached, or broke off{tried}: {sentence(cause)} Is it running, and is "
+            f"its URL right (the one given, or else {endpoint.url_variable})?"
+        )
+    if isinstance(error, openai.APIStatusError):
+        said = _shown(_said_by(error.body) or error.message, endpoint)
+        return status_error(error.status_code, said, endpoint, attempts, wanted_pause(error))
+    return LLMStatusError(
+        f"{server} did not answer with a chat completion ({_shown(str(error), endpoint)}). Is its URL "
+        "right? It usually ends in /v1"
+    )
+
+
+def status_error(
+    status: int, said: str, endpoint: Endpoint, attempts: int = 1, wait: float | None = None
+) -> LLMStatusError:
+    """Return the error for a status, with what can be done about it."""
+    server, model, variable = endpoint.base_url, endpoint.model, endpoint.key_variable
+    kind: type[LLMStatusError] = LLMStatusError
+    advice = f"The model asked for is {model!r}"
+    tried = f" in {attempts} attempts" if attempts > 1 else ""
+    if status in (401, 403):
+        kind = LLMAuthenticationError
+        advice = f"Check the key in the environment variable {variable}"
+        if status == 403:
+            advice += "; where others are answered, it is what this request says that is refused"
+    elif status == 402:
+        advice = f"The account of the key in {variable} has no credit left"
+    elif status == 404:
+        advice = f"Is {model!r} the model's name there, and the URL right? It usually ends in /v1"
+    elif status == 429:
+        kind = LLMRateLimitError
+        pause = "Wait" if wait is None else f"Wait {wait:g} s, as it says"
+        advice = f"{pause}, or have fewer requests in flight (a lower concurrency)"
+    elif status >= 500:
+        advice = "The failure is the server's: try again later"
+    elif status in (400, 413, 422):
+        advice = f"Where a request is too long for {model!r}, give fewer samples (a lower k)"
+    made = kind(
+        f"{server} answered {status}{tried}: {sentence(said or 'nothing')} {advice}", status
+    )
+    if isinstance(made, LLMRateLimitError):
+        made.retry_after = wait
+    return made
+
+
+def wanted_pause(error: Exception) -> float | None:
+    """Return the seconds that a server asks to wait; None where it does not.
+
+    It says so in ``retry-after-ms`` (OpenAI's), or in ``Retry-After``, as seconds or as a date (RFC
+    9110, 10.2.3).
+    """
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    headers = error.response.headers
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            found = float(headers.get(name, "")) * unit
+        except ValueError:  # none, or a date
+            continue
+        return found if 0 < found < math.inf else None
+    try:
+        moment = parsedate_tz(headers.get("retry-after", ""))
+        left = None if moment is None else mktime_tz(moment) - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return left if left is not None and left > 0 else None
+
+
+def error_within(completion: Any, endpoint: Endpoint, attempts: int = 1) -> LLMStatusError | None:
+    """Return the error that an answer with status 200 has in it, None where it has none.
+
+    OpenRouter answers so where it has begun to answer when a provider fails: with ``error`` in place of
+    a completion, or in its choice (openrouter.ai/docs, "Errors").
+    """
+    choices = getattr(completion, "choices", None)
+    found = getattr(completion, "error", None)
+    if not isinstance(found, dict) and isinstance(choices, list) and choices:
+        found = getattr(choices[0], "error", None)
+    if not isinstance(found, dict):
+        return None
+    said = _shown(str(found.get("message") or found), endpoint)
+    for name in ("code", "status"):
+        code = found.get(name)
+        text = str(code) if isinstance(code, (int, str)) else ""
+        if re.fullmatch(r"[45]\d\d", text):
+            return status_error(int(text), said, endpoint, attempts)
+    return _no_completion(said, endpoint)
+
+
+def unanswered(completion: Any, endpoint: Endpoint) -> LLMStatusError:
+    """Return the error for an answer with status 200 that has neither a completion nor an error."""
+    if isinstance(completion, str):
+        return _no_completion(_shown(completion, endpoint), endpoint)
+    if getattr(completion, "choices", None) == []:
+        return _no_completion("its list of choices is empty", endpoint)
+    given = completion
+    if isinstance(completion, BaseModel):
+        given = completion.model_dump(exclude_unset=True)
+    return _no_completion(_shown(repr(given), endpoint), endpoint)
+
+
+def _no_completion(said: str, endpoint: Endpoint) -> LLMStatusError:
+    return LLMStatusError(
+        f"{endpoint.base_url} answered without a completion: {sentence(said)} Is its URL right? It "
+        "usually ends in /v1",
+        200,
+    )
+
+
+def refused_parameter(error: Exception, negotiable: Sequence[str]) -> str | None:
+    """Return which parameter a server does not know, if that is what it says.
+
+    Where it does not say which, it is structured output: that is what servers most often lack.
+
+    Parameters
+    ----------
+    error
+        What the client raised.
+    negotiable
+        The parameters of the request that can be done without.
+    """
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    status = error.status_code
+    said = f"{_said_by(error.body)} {error.message}".lower()
+    param = error.param if isinstance(error.param, str) else ""
+    formatted = _FORMAT in negotiable
+    if formatted and (param.startswith(_FORMAT) or any(word in said for word in _FORMAT_WORDS)):
+        # OpenRouter answers 404 where no provider of a model has structured output.
+        return _FORMAT if status in (*_REFUSALS, 404) else None
+    if status not in _REFUSALS:
+        return None
+    for name in negotiable:
+        if name == param or re.search(rf"\b{name}\b", said):
+            return name
+    return _FORMAT if formatted else None
+
+
+def _said_by(body: object) -> str:
+    """Return the message in the body of a failure, of whichever form."""
+    for _ in range(3):
+        if not isinstance(body, dict):
+            break
+        body = body.get("error") or body.get("message") or body.get("detail") or ""
+    if isinstance(body, (dict, list)):
+        body = json.dumps(body)
+    return body if isinstance(body, str) else ""

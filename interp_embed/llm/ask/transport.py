@@ -1,0 +1,237 @@
+"""Sending a request to a server until it answers, or until trying again makes no sense.
+
+Owns connections, how long an attempt may take, which failures are tried again and after which pause.
+What an answer says is read by whoever asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import openai
+import tenacity
+
+from interp_embed.llm.ask.errors import LLMConnectionError, LLMError, LLMTimeoutError
+from interp_embed.llm.ask.failures import (
+    LONGEST_PAUSE,
+    error_within,
+    explain,
+    refused_parameter,
+    wanted_pause,
+)
+from interp_embed.llm.ask.waiting import Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from openai.types.chat import ChatCompletion
+
+    from interp_embed.llm.ask.endpoint import Endpoint
+    from interp_embed.llm.ask.request import Message
+    from interp_embed.llm.ask.waiting import Wait
+
+__all__ = ["Outcome", "Transport", "check_patience"]
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
+_SPREAD = 0.5
+"""Seconds at most that are added to a pause, so that many requests do not come back at once."""
+_PASSING = (408, 409, 429)
+"""Statuses that may be others the next time, beside those of failures of the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a request, or of one attempt.
+
+    Attributes
+    ----------
+    completion
+        What the server answered; None where it failed.
+    error : LLMError or None
+        What went wrong, in place of an answer.
+    refused : str or None
+        The parameter that the server does not know, where that is what went wrong.
+    again : bool
+        Whether another attempt may end better.
+    pause : float or None
+        Seconds that the server asks to wait.
+    charged
+        What the server counts as used by attempts that ended in an error.
+    """
+
+    completion: ChatCompletion | Any = None
+    error: LLMError | None = None
+    refused: str | None = None
+    again: bool = False
+    pause: float | None = None
+    charged: tuple[Any, ...] = ()
+
+
+class Transport:
+    """Connections to one server; ``open`` before use, ``close`` after it.
+
+    Parameters
+    ----------
+    endpoint
+        Which server and model.
+    timeout
+        Seconds that one attempt may take, from connecting to the last byte.
+    max_retries
+        Attempts after the first.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout: float, max_retries: int) -> None:
+        self.endpoint = endpoint
+        self._timeout = timeout
+        self._attempts = max_retries + 1
+        self._openai: openai.AsyncOpenAI | None = None
+        self._silence = Silence(endpoint.base_url, self._attempts)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can be sent."""
+        return self._openai is not None
+
+    def open(self) -> None:
+        """Read the key; connections are made when they are needed."""
+        self._openai = openai.AsyncOpenAI(
+            api_key=self.endpoint.read_key()
+            or "none",  # servers without keys ignore it, the client insists on one
+            base_url=self.endpoint.base_url,
+            timeout=self._timeout,
+            max_retries=0,  # its own would see neither failures with status 200 nor who waits
+        )
+        if self.endpoint.key_variable != "OPENAI_API_KEY":
+            # Taken from the environment by the client, and nobody else's business.
+            self._openai.organization = self._openai.project = None
+        self._silence = Silence(self.endpoint.base_url, self._attempts)  # belongs to the loop
+
+    async def close(self) -> None:
+        """Close connections; may be called twice."""
+        client, self._openai = self._openai, None
+        if client is not None:
+            await client.close()
+
+    async def send(
+        self, messages: Sequence[Message], body: Mapping[str, Any], negotiable: Sequence[str]
+    ) -> Outcome:
+        """Return what comes of a request, after as many attempts as make sense.
+
+        Parameters
+        ----------
+        messages
+            The conversation.
+        body
+            The other parameters, but for the model.
+        negotiable
+            Those of them that can be done without.
+        """
+        if self._openai is None:
+            raise RuntimeError("the connections are not open")
+        charged: tuple[Any, ...] = ()
+        with self._silence.request() as wait:
+
+            async def attempt() -> Outcome:
+                nonlocal charged
+                wait.attempts(self._timeout)
+                came = await self._attempt(messages, body, negotiable, wait.attempt)
+                charged += came.charged
+                return came
+
+            caller = tenacity.AsyncRetrying(
+                stop=tenacity.stop_after_attempt(self._attempts),
+                wait=_pause,
+                retry=tenacity.retry_if_result(lambda outcome: outcome.again),
+                before_sleep=lambda state: _note(wait, state),
+                retry_error_callback=_outcome,
+            )
+            found: Outcome = await caller(attempt)
+        return replace(found, charged=charged)
+
+    async def _attempt(
+        self,
+        messages: Sequence[Message],
+        body: Mapping[str, Any],
+        negotiable: Sequence[str],
+        number: int,
+    ) -> Outcome:
+        """Send a request once.
+
+        No error is raised: as the context of another one, the client's would keep the request, with
+        the key in its headers.
+        """
+        assert self._openai is not None
+        try:
+            async with asyncio.timeout(self._timeout):
+                completion = await self._openai.chat.completions.create(
+                    model=self.endpoint.model,
+                    messages=[m.as_dict() for m in messages],  # type: ignore[misc]
+                    extra_body=dict(body),
+                )
+        except (openai.OpenAIError, ValueError, TimeoutError) as error:
+            refused = refused_parameter(error, negotiable)
+            if refused is not None:
+                return Outcome(error=explain(error, self.endpoint, number), refused=refused)
+            pause = wanted_pause(error)
+            found = explain(error, self.endpoint, number)
+            return Outcome(error=found, again=_passes(found, error, pause), pause=pause)
+        within = error_within(completion, self.endpoint, number)
+        if within is None:
+            return Outcome(completion)
+        # Without the completion, in which a server may have repeated the key.
+        usage = getattr(completion, "usage", None)
+        charged = () if usage is None else (usage,)
+        return Outcome(error=within, again=_passes(within, None, None), charged=charged)
+
+
+def check_patience(timeout: float, max_retries: int) -> None:
+    """Raise ValueError unless these say how long to wait, and how often to try again."""
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number or not timeout > 0 or not math.isfinite(timeout):
+        raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
+    if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+        raise ValueError(f"max_retries must be an integer, 0 or more, got {max_retries!r}")
+
+
+def _passes(found: LLMError, error: Exception | None, pause: float | None) -> bool:
+    """Return whether a failure may be over the next time."""
+    if pause is not None and pause > LONGEST_PAUSE:
+        return False
+    if isinstance(error, openai.APIStatusError):
+        said = error.response.headers.get("x-should-retry")  # OpenAI's way to say it
+        if said in ("true", "false"):
+            return bool(said == "true")
+    status = getattr(found, "status", None)
+    if isinstance(status, int):
+        return status in _PASSING or status >= 500
+    return isinstance(found, LLMConnectionError)
+
+
+def _outcome(state: tenacity.RetryCallState) -> Outcome:
+    assert state.outcome is not None
+    outcome: Outcome = state.outcome.result()
+    return outcome
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Return how long to wait before the next attempt, in seconds."""
+    asked = _outcome(state).pause
+    if asked is not None:
+        return asked
+    growing = tenacity.wait_exponential(multiplier=_FIRST_PAUSE, max=_LAST_PAUSE)
+    return growing(state) + tenacity.wait_random(0, _SPREAD)(state)
+
+
+def _note(wait: Wait, state: tenacity.RetryCallState) -> None:
+    """Have it said why there is a pause, if anything is said."""
+    error = _outcome(state).error
+    if isinstance(error, LLMTimeoutError):
+        trouble = "it did not answer in time"
+    elif isinstance(error, LLMConnectionError):
+        trouble = "it is out of reach, or broke off"
+    else:
+        trouble = f"it said {getattr(error, 'status', None)}"
+    wait.pauses(state.upcoming_sleep, trouble)

@@ -1,0 +1,304 @@
+"""What labelling many features will ask, and about what it will take. Sends nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from interp_embed.inputs import check_positive
+from interp_embed.llm.ask.request import check_settings
+from interp_embed.llm.ask.schemas import BatchResponse
+from interp_embed.llm.bulk.budget import dollars, request_size, rough_tokens
+from interp_embed.llm.label import LabelTask, label_task
+from interp_embed.llm.samples.choice import check_choice
+from interp_embed.llm.score import Method, ScoreTask, method_prompt, score_task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from interp_embed.activations import Activations
+    from interp_embed.labels.record import FeatureLabel
+    from interp_embed.llm.ask.answers import Answers
+    from interp_embed.llm.ask.prompt_files import Prompts
+    from interp_embed.llm.ask.request import Request
+    from interp_embed.llm.bulk.budget import Prices
+    from interp_embed.llm.samples.choice import NegativeChoice, PositiveChoice
+
+__all__ = ["Asking", "Estimate", "Work", "check_features", "check_methods", "estimate", "plan_work"]
+
+_SAMPLED = 32
+"""Features whose requests are made to estimate those of all."""
+_LABEL = "a phrase of about so many characters as labels have"
+_LABEL_TOKENS = 150
+"""Tokens of an answer with a label, a sentence and an explanation; without a model's thoughts."""
+_SINGLE_TOKENS = 60
+_VERDICT_TOKENS = 12
+"""Of ``{"sample": 1, "matches": true},`` in an answer for several samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What is asked of every feature; see `Dataset.label_features`."""
+
+    model: str
+    methods: tuple[Method, ...]
+    prompts: Prompts
+    k: int = 20
+    score_k: int = 10
+    examples: PositiveChoice = "top"
+    negatives: NegativeChoice = "random"
+    seed: int = 0
+    window_tokens: int = 64
+    settings: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(k=self.k, score_k=self.score_k, window_tokens=self.window_tokens)
+        check_choice(self.examples, self.negatives, self.seed)
+        check_settings(self.settings)
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise ValueError(f"model must be the name of a model, got {self.model!r}")
+
+    @property
+    def label_version(self) -> str:
+        """The prompts that labels are asked for with."""
+        return self.prompts.version("label")
+
+    def _choice(self) -> dict[str, Any]:
+        return {
+            "examples": self.examples,
+            "negatives": self.negatives,
+            "seed": self.seed,
+            "window_tokens": self.window_tokens,
+            "prompts": self.prompts,
+            "settings": self.settings,
+        }
+
+    def label_task(self, dataset: Activations, feature: int) -> LabelTask:
+        """Make the request for a feature's label."""
+        return label_task(dataset, dataset, feature, self.model, k=self.k, **self._choice())
+
+    def score_task(
+        self, dataset: Activations, feature: int, label: str, method: Method
+    ) -> ScoreTask:
+        """Make the requests for the score of a label."""
+        return score_task(
+            dataset, dataset, feature, label, self.model, k=self.score_k, method=method,
+            **self._choice(),
+        )  # fmt: skip
+
+    def score_requests(
+        self, dataset: Activations, feature: int, label: str | None, methods: Iterable[Method]
+    ) -> list[Request[Any]]:
+        """Make the requests of all scores; without a label, such as they may be.
+
+        A method that has no samples has no requests: it fails when its turn comes, and costs nothing.
+        """
+        found: list[Request[Any]] = []
+        for method in methods:
+            try:
+                task = self.score_task(dataset, feature, label or _LABEL, method)
+            except (ValueError, OSError):
+                continue
+            found += [question.request for question in task.questions]
+        return found
+
+    def is_own(self, label: FeatureLabel) -> bool:
+        """Whether a label is of this model and these prompts."""
+        return (label.source, label.model, label.prompt_version) == (
+            "llm",
+            self.model,
+            self.label_version,
+        )
+
+    def unscored(self, label: FeatureLabel) -> tuple[Method, ...]:
+        """Return the methods by which this model has not scored a label."""
+        there = {(s.method, s.model, s.prompt_version) for s in label.scores}
+        return tuple(
+            m
+            for m in self.methods
+            if (m, self.model, self.prompts.version(method_prompt(m))) not in there
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A feature, its label if there is one that only lacks scores, and how to score it."""
+
+    feature: int
+    label: FeatureLabel | None
+    methods: tuple[Method, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What labelling some features takes, about.
+
+    Attributes
+    ----------
+    features : int
+        How many there are to label or score.
+    requests : int
+        To send, repairs and retries not counted.
+    kept : int
+        Labels whose answer the store has, so that they cost nothing.
+    prompt_tokens, completion_tokens : int
+        Of the requests: four bytes a token; answers of usual length, without what a model thinks
+        before it answers.
+    cost : float or None
+        In US dollars; None without prices.
+    """
+
+    features: int
+    requests: int
+    kept: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "cost unknown without prices"
+        if self.cost is not None:
+            shown = dollars(self.cost)
+            cost = f"about {shown}" if shown.startswith("$") else shown
+        kept = f" ({self.kept:,} more are answered already)" if self.kept else ""
+        return (
+            f"{self.features:,} feature{'s' * (self.features != 1)}: about {self.requests:,} "
+            f"requests{kept}, {self.prompt_tokens:,} prompt tokens and {self.completion_tokens:,} "
+            f"of answers, {cost}"
+        )
+
+
+def check_methods(score: Method | Sequence[Method] | None) -> tuple[Method, ...]:
+    """Return the methods to score by, each once.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown.
+    """
+    methods: Iterable[Any] = [] if score is None else [score] if isinstance(score, str) else score
+    found = tuple(dict.fromkeys(methods))
+    for method in found:
+        if method not in get_args(Method):
+            raise ValueError(
+                f"score must be one of {', '.join(get_args(Method))}, several of them, or None, "
+                f"got {method!r:.80}"
+            )
+    return found
+
+
+def check_features(features: Iterable[int], width: int) -> list[int]:
+    """Return features as integers, each once, in the order in which they are given.
+
+    Raises
+    ------
+    TypeError
+        If they are no integers.
+    IndexError
+        If the SAE has no such feature.
+    """
+    try:
+        columns = np.asarray([*features])
+    except (TypeError, ValueError):
+        columns = np.empty((0, 0))
+    if columns.ndim != 1 or (len(columns) and columns.dtype.kind not in "iu"):
+        raise TypeError(f"features must be integers, got {features!r:.80}")
+    if len(bad := columns[(columns < 0) | (columns >= width)]):
+        raise IndexError(f"feature {bad[0]} is not among the {width} features of the SAE")
+    return list(dict.fromkeys(columns.tolist()))
+
+
+def plan_work(
+    features: Sequence[int] | None,
+    occurring: NDArray[np.bool_] | None,
+    known: Iterable[FeatureLabel],
+    asking: Asking,
+) -> list[Work]:
+    """Return what there is to do.
+
+    Parameters
+    ----------
+    features
+        Which; a label is asked for each of them. None for those that occur and have no label of this
+        model and these prompts, or one without a score that is asked for.
+    occurring
+        For each feature whether it occurs; for ``features=None``.
+    known
+        All labels, in order of time for each feature.
+    asking
+        What is asked.
+    """
+    if features is not None:
+        return [Work(feature, None, asking.methods) for feature in features]
+    assert occurring is not None
+    own = {label.feature: label for label in known if asking.is_own(label)}  # the newest of each
+    work = []
+    for feature in np.flatnonzero(occurring).tolist():
+        label = own.get(feature)
+        methods = asking.methods if label is None else asking.unscored(label)
+        if label is None or methods:
+            work.append(Work(feature, label, methods))
+    return work
+
+
+def estimate(
+    dataset: Activations,
+    scored: Activations,
+    work: Sequence[Work],
+    asking: Asking,
+    answers: Answers,
+    prices: Prices | None,
+) -> Estimate:
+    """Return about what some work will take, from the requests of up to 32 features of it.
+
+    Parameters
+    ----------
+    dataset, scored
+        Where samples of labels and of scores come from.
+    work, asking
+        What is to be done.
+    answers
+        Where answers are kept.
+    prices
+        None where they are not known.
+    """
+    some = np.unique(np.linspace(0, len(work) - 1, min(len(work), _SAMPLED)).astype(np.int64))
+    requests = kept = size = completion = 0
+    for item in (work[number] for number in some.tolist()):
+        if item.label is None:
+            try:
+                label = asking.label_task(dataset, item.feature)
+            except (ValueError, OSError):  # it fails when its turn comes, and costs nothing
+                continue
+            if answers.get(label.request.digest) is not None:
+                kept += 1
+            else:
+                requests += 1
+                size += request_size(label.request)
+                completion += _LABEL_TOKENS
+        for method in item.methods:
+            text = _LABEL if item.label is None else item.label.label
+            try:
+                score = asking.score_task(scored, item.feature, text, method)
+            except (ValueError, OSError):
+                continue
+            for question in score.questions:
+                requests += 1
+                size += request_size(question.request)
+                batch = question.request.schema is BatchResponse
+                completion += _VERDICT_TOKENS * len(question.samples) if batch else _SINGLE_TOKENS
+    scale = len(work) / max(1, len(some))
+    prompt_tokens = rough_tokens(size * scale)
+    completion_tokens = round(completion * scale)
+    return Estimate(
+        features=len(work),
+        requests=round(requests * scale),
+        kept=round(kept * scale),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cost=None if prices is None else prices.cost(prompt_tokens, completion_tokens),
+    )

@@ -1,0 +1,235 @@
+"""Which excerpts of which documents a feature is shown by.
+
+Owns the choice of documents; `interp_embed.llm.samples.excerpts` cuts them, and `interp_embed.llm.samples.render`
+makes text of excerpts. Everything follows from the seed. A feature's documents come from the index where
+there is one, and only the documents that are looked at are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from interp_embed.llm.samples.excerpts import Example, anywhere, around_peak, quiet, scattered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from interp_embed.activations import Activations
+    from interp_embed.selection.row import DatasetRow
+
+__all__ = [
+    "Chosen",
+    "Example",
+    "NegativeChoice",
+    "PositiveChoice",
+    "check_choice",
+    "choose",
+    "scattered",
+]
+
+PositiveChoice = Literal["top", "quantile", "random"]
+NegativeChoice = Literal["random", "hard"]
+
+_POOL = 3
+"""Of the top, so many times as many documents are considered as are wanted: as in the original."""
+_PATIENCE = 20
+"""So many times as many documents as are wanted are read at most, where some turn out useless."""
+_TOKENS = 2**16
+"""Of the documents that are read together, if they are more than one. A token takes some 200 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Excerpts in which a feature is active, and excerpts in which it is not."""
+
+    positive: tuple[Example, ...]
+    negative: tuple[Example, ...]
+
+
+def check_choice(examples: str, negatives: str, seed: Any) -> None:
+    """Raise ValueError unless these say how to choose."""
+    for name, given, known in (
+        ("examples", examples, get_args(PositiveChoice)),
+        ("negatives", negatives, get_args(NegativeChoice)),
+    ):
+        if given not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise ValueError(f"seed must be an integer, 0 or more and below 2**63, got {seed!r}")
+
+
+def choose(
+    positive: Activations,
+    negative: Activations,
+    feature: int,
+    *,
+    n_positive: int,
+    n_negative: int,
+    examples: PositiveChoice = "top",
+    negatives: NegativeChoice = "random",
+    seed: int = 0,
+    window_tokens: int = 64,
+) -> Chosen:
+    """Choose excerpts that show a feature.
+
+    Parameters
+    ----------
+    positive, negative
+        Data sets to choose from; they may be the same.
+    feature
+        Feature index.
+    n_positive, n_negative
+        How many at most. There are fewer where documents are few, or say the same.
+    examples
+        ``"top"``: some of the three times as many documents in which the feature is strongest.
+        ``"quantile"``: the documents in which it is active are ranked by how strong it is and cut
+        into as many parts of equal size; one of each. ``"random"``: any in which it is active.
+    negatives
+        ``"random"``: any documents in which it is not active. ``"hard"``: those of them that are most
+        like the positive ones in their other features. Where there are too few, excerpts without the
+        feature of documents that have it.
+    seed
+        The same seed chooses the same excerpts of the same documents.
+    window_tokens
+        Length of an excerpt in tokens. It lies around the strongest token, two thirds before it.
+
+    Raises
+    ------
+    ValueError
+        If the feature is active in no document outside special tokens.
+    IndexError
+        If there is no such feature.
+    """
+    values = positive._feature_values([feature], "max")[:, 0]
+    same = negative is positive
+    others = values if same else negative._feature_values([feature], "max")[:, 0]
+    rng = np.random.default_rng([seed, feature])
+    seen: set[str] = set()
+    active = np.flatnonzero(values > 0)  # NaN, of documents without activations, is not
+
+    found = _read(
+        positive,
+        _candidates(active, values[active], n_positive, examples, rng),
+        n_positive,
+        lambda position, row: around_peak(positive, position, row, feature, window_tokens),
+        seen,
+    )
+    if not found:
+        where = "outside special tokens" if len(active) else "at all"
+        raise ValueError(
+            f"feature {feature} is not active {where} in any of the {len(positive)} documents, so "
+            "there is nothing to show of it; take samples from documents that have it"
+        )
+    lacking = np.flatnonzero(others <= 0)
+    if negatives == "hard":
+        order = _nearest(negative, lacking, positive, [e.position for e in found], n_negative, rng)
+    else:
+        order = _shuffled(lacking, n_negative, rng)
+    without = _read(
+        negative,
+        order,
+        n_negative,
+        lambda position, row: anywhere(negative, position, row, feature, window_tokens, rng),
+        seen,
+    )
+    if len(without) < n_negative:
+        without += _read(
+            negative,
+            _shuffled(np.flatnonzero(others > 0), n_negative, rng),
+            n_negative - len(without),
+            lambda position, row: quiet(negative, position, row, feature, window_tokens, rng),
+            seen,
+        )
+    strongest = sorted(found, key=lambda e: (-max(e.activations), e.position))
+    return Chosen(tuple(strongest), tuple(without))
+
+
+# Which documents
+
+
+def _candidates(
+    active: NDArray[np.int64],
+    values: NDArray[np.float32],
+    k: int,
+    how: PositiveChoice,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Return documents in the order in which to look at them."""
+    if how == "random":
+        return _shuffled(active, k, rng)
+    ranked = active[np.argsort(-values, kind="stable")]
+    if how == "top":
+        pool = rng.permutation(ranked[: _POOL * k])
+        return np.concatenate([pool, ranked[_POOL * k : _PATIENCE * k]])
+    parts = [part for part in np.array_split(ranked, k) if len(part)]
+    drawn = [rng.permutation(part)[:_PATIENCE] for part in parts]
+    rounds = [part[n] for n in range(_PATIENCE) for part in drawn if n < len(part)]
+    return np.array(rounds, np.int64)
+
+
+def _shuffled(documents: NDArray[np.int64], k: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.choice(documents, min(_PATIENCE * k, len(documents)), replace=False)
+
+
+def _nearest(
+    dataset: Activations,
+    lacking: NDArray[np.int64],
+    positive: Activations,
+    examples: list[int],
+    k: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    from interp_embed.llm.samples.neighbours import nearest
+
+    return nearest(dataset, lacking, positive, np.array(sorted(examples)), _PATIENCE * k, rng)
+
+
+def _read(
+    dataset: Activations,
+    order: NDArray[np.int64],
+    k: int,
+    excerpt: Callable[[int, DatasetRow], Example | None],
+    seen: set[str],
+) -> list[Example]:
+    """Look at documents in order until ``k`` of them gave an excerpt that was not seen yet."""
+    found: list[Example] = []
+    begin = 0
+    while len(found) < k and begin < min(len(order), _PATIENCE * k):
+        positions = order[begin : begin + k - len(found)]
+        begin += len(positions)
+        for some in _bounded(dataset, positions):
+            for example in _excerpts(dataset, some, excerpt):
+                if example is not None and example.text.strip() and example.text not in seen:
+                    seen.add(example.text)
+                    found.append(example)
+    return found
+
+
+def _bounded(dataset: Activations, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Cut documents into groups that are held at once: a longer one than `_TOKENS` is alone."""
+    end = np.cumsum(dataset._store.n_tokens(dataset._documents[positions]))
+    begin = 0
+    while begin < len(positions):
+        before = int(end[begin - 1]) if begin else 0
+        stop = max(begin + 1, int(np.searchsorted(end, before + _TOKENS, "right")))
+        yield positions[begin:stop]
+        begin = stop
+
+
+def _excerpts(
+    dataset: Activations,
+    positions: NDArray[np.int64],
+    excerpt: Callable[[int, DatasetRow], Example | None],
+) -> list[Example | None]:
+    """Return an excerpt a document; when it returns, none of the documents is held any more."""
+    rows = dataset._read_rows(positions)
+    return [
+        None if row is None else excerpt(position, row)
+        for position, row in zip(positions.tolist(), rows, strict=True)
+    ]
