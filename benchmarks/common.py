@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 
 def best(run: Callable[[], Any], repeat: int, before: Callable[[], Any] = lambda: None) -> float:

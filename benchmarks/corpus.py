@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from real_activations import base_chunk, sentences
 
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from million_setting import Setting
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 _RANGE_DOCUMENTS = 1000
 _BATCH = 2**20

@@ -33,7 +33,7 @@ from interp_embed.testing.saes import ReplaySAE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.encode import EncodeReport
     from interp_embed.sae import BaseSAE
     from interp_embed.store import Store

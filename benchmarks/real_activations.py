@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.data import load_demo
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.embedded_release import cache_folder

@@ -23,12 +23,12 @@ from common import best, folder_size, machine, remove, token_matrix
 from real_activations import resampled
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import trusted_csr
+from interp_embed.core.chunk import trusted_csr
 from interp_embed.interop.pickle import LegacyDataset, write_pickle
 from interp_embed.store import Store, StoreWriter, create_store
 
 if TYPE_CHECKING:
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 _RANDOM_DOCUMENTS = 200
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed import saving
-from interp_embed.aggregate.memory import parse_size
+from interp_embed.core.memory import parse_size
+from interp_embed.core.progress import show_progress
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
 from interp_embed.labelling import Labelling
 from interp_embed.naming import Naming
-from interp_embed.progress import show_progress
 from interp_embed.store.layout import check_dtype
 
 if TYPE_CHECKING:

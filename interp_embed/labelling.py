@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
+from interp_embed.core.progress import show_progress
 from interp_embed.inputs import check_positive
 from interp_embed.labelling_one import (
     DEFAULT_MODEL,
@@ -17,7 +18,6 @@ from interp_embed.labelling_one import (
     read_prompts,
     require_packages,
 )
-from interp_embed.progress import show_progress
 
 if TYPE_CHECKING:
     import os

@@ -17,13 +17,13 @@ from interp_embed.aggregate.execute import (
     feature_count,
     unavailable,
 )
-from interp_embed.aggregate.memory import memory_budget, require_memory
 from interp_embed.aggregate.reductions import REDUCTIONS, check_method, check_threshold
 from interp_embed.aggregate.summary import (
     DEFAULT_STATISTICS,
     check_statistics,
     feature_statistics,
 )
+from interp_embed.core.memory import memory_budget, require_memory
 from interp_embed.view import View
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from interp_embed.aggregate.execute import feature_count
-from interp_embed.aggregate.memory import memory_budget
+from interp_embed.core.memory import memory_budget
 from interp_embed.inputs import check_positive
 from interp_embed.label import FeatureLabel, best_labels
 from interp_embed.label_report import LabelsAdded, NamedFeatures, Shown
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.analysis.lexical import Strongest
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.store.labels import Answers
 
 __all__ = ["Naming"]

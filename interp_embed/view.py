@@ -11,7 +11,7 @@ import pandas as pd
 
 from interp_embed import saving
 from interp_embed.aggregate.execute import unavailable
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.row import DatasetRow
 from interp_embed.rows import Rows
 from interp_embed.selection import positions_of
@@ -184,7 +184,7 @@ class View:
         return frame
 
     def _read_rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
-        from interp_embed.sae.tokens import token_strings
+        from interp_embed.core.spans import token_strings
 
         documents = self._documents[positions]
         absent = unavailable(self._store, documents)

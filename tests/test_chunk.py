@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype, gather_ranges
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype, gather_ranges
 from interp_embed.testing import assert_chunks_equal, chunks, dense, random_chunk
 
 

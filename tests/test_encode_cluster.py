@@ -120,7 +120,7 @@ class Unknown(WordSAE):
 
 
 def test_workers_show_no_bars_of_their_own(planned, monkeypatch, capfd):
-    monkeypatch.setattr("interp_embed.progress.show_progress", lambda: True)
+    monkeypatch.setattr("interp_embed.core.progress.show_progress", lambda: True)
     store = Store(planned)
     where = _Where(store.storage.url, str(store.attributes["id"]), store.n_documents)
     try:

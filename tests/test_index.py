@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.chunk import Chunk
+from interp_embed.core.chunk import Chunk
 from interp_embed.errors import CorruptIndexError
 from interp_embed.store import (
     Store,
@@ -248,7 +248,7 @@ def of_values(columns):
     """Documents of one token each, with the given activations of feature 0."""
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import TokenTable
+    from interp_embed.core.chunk import TokenTable
 
     def table():
         u32 = np.zeros(1, np.uint32)

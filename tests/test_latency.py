@@ -14,8 +14,8 @@ from interp_embed import Dataset
 from interp_embed.aggregate.execute import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.aggregate.statistics import count_features
+from interp_embed.core.threads import Flights
 from interp_embed.errors import CorruptStoreError
-from interp_embed.parallel import Flights
 from interp_embed.store import Store, StoreWriter
 from interp_embed.store.index_writer import build_index
 from interp_embed.store.readahead import NEAR, ReadAhead, joined

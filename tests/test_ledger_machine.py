@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.store import Store, StoreWriter, collect_garbage, compact, create_store, finish
 from interp_embed.store.compaction import leftovers
 from interp_embed.store.index_writer import build_index

@@ -14,6 +14,7 @@ from email.utils import formatdate
 import pytest
 
 from interp_embed import Dataset
+from interp_embed.core.progress import log_as
 from interp_embed.llm import (
     FeatureLabelResponse,
     LLMClient,
@@ -24,7 +25,6 @@ from interp_embed.llm import (
     waiting,
 )
 from interp_embed.llm.request import Message
-from interp_embed.progress import log_as
 from interp_embed.testing import LLMServer, Reply
 
 MODEL = "some/model"

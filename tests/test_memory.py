@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from interp_embed import Dataset
-from interp_embed.aggregate.memory import available_memory, memory_budget, parse_size
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
+from interp_embed.core.memory import available_memory, memory_budget, parse_size
 from interp_embed.errors import ResultTooLargeError
 from interp_embed.store import StoreWriter, create_store
 from interp_embed.testing import random_chunk, store_from_chunk

@@ -20,7 +20,7 @@ from http_servers import TOKEN, Said, Scripted, one_document
 from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset
-from interp_embed.chunk import DocumentStatus, TokenTable
+from interp_embed.core.chunk import DocumentStatus, TokenTable
 from interp_embed.errors import SAENotLoadedError, SAEUnavailableError
 from interp_embed.sae import BaseSAE
 from interp_embed.sae.api import ApiDocument, ApiSAE

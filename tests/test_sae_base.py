@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
+from interp_embed.core.spans import token_strings
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import BaseSAE, LocalSAE, SAEType
 from interp_embed.sae.kinds import device_problem, parse_device, plain_json
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
-from interp_embed.sae.tokens import token_strings
 
 OK, TRUNCATED, FAILED = DocumentStatus.OK, DocumentStatus.TRUNCATED, DocumentStatus.FAILED
 

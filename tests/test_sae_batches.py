@@ -7,7 +7,7 @@ import pytest
 from sae_helpers import TEXTS, assert_close, dense, random_sae, tiny_model, tiny_tokenizer
 
 from interp_embed import Dataset
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.encoding import ChunkEncoder
 from interp_embed.sae.memory import Budget, is_out_of_memory

@@ -36,11 +36,11 @@ from s3_server import s3_server
 from sae_helpers import TEXTS, assert_close, dense
 
 from interp_embed import Dataset
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
+from interp_embed.core.spans import token_strings
 from interp_embed.errors import FingerprintMismatchError, UnsafePickleError
 from interp_embed.sae import GoodfireSAE, neuronpedia
 from interp_embed.sae.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
-from interp_embed.sae.tokens import token_strings
 from interp_embed.sae.trunk import load_trunk
 
 EIGHT, SEVENTY = VARIANTS

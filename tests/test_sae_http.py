@@ -33,9 +33,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.chunk import Chunk
 from interp_embed.cli.run import run as run_cli
 from interp_embed.cli.saes import build_sae
+from interp_embed.core.chunk import Chunk
 from interp_embed.errors import FingerprintMismatchError, SAEUnavailableError
 from interp_embed.sae.http import HttpSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record

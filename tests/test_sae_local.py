@@ -22,7 +22,7 @@ from sae_helpers import (
 )
 
 from interp_embed import Dataset
-from interp_embed.chunk import Chunk, DocumentStatus
+from interp_embed.core.chunk import Chunk, DocumentStatus
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.base import BaseSAE
@@ -363,7 +363,7 @@ def test_bars_of_the_loading_are_hidden_where_nobody_watches(
     from transformers.utils import logging
 
     seen = []
-    monkeypatch.setattr("interp_embed.progress.show_progress", lambda: watched)
+    monkeypatch.setattr("interp_embed.core.progress.show_progress", lambda: watched)
     monkeypatch.setattr(LocalSAE, "_load_models", lambda self: seen.append(bars()))
 
     def bars():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from interp_embed.chunk import TokenTable
-from interp_embed.sae.tokens import align_strings, partition_spans, token_strings
+from interp_embed.core.chunk import TokenTable
+from interp_embed.core.spans import align_strings, partition_spans, token_strings
 
 WEIRD = st.sampled_from(
     [

@@ -19,8 +19,8 @@ from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
+from interp_embed.core.progress import log_as
 from interp_embed.errors import SAEUnavailableError
-from interp_embed.progress import log_as
 from interp_embed.sae.api import ApiDocument, ApiSAE
 from interp_embed.sae.http import HttpSAE
 from interp_embed.sae.remote import silence

@@ -17,7 +17,7 @@ from sae_helpers import (
 )
 
 from interp_embed import Dataset
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.store import Store, StoreWriter, collect_garbage, compact, finish
 from interp_embed.store.arrays import Folder
 from interp_embed.store.compaction import merge_groups

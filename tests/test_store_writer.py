@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from interp_embed.chunk import Chunk, DocumentStatus
+from interp_embed.core.chunk import Chunk, DocumentStatus
 from interp_embed.errors import (
     CorruptStoreError,
     DiskFullError,

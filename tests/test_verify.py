@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.errors import (
     CorruptStoreError,
     NotAStoreError,

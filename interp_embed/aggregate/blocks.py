@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.aggregate.memory import available_memory
 from interp_embed.aggregate.scheduler import worker_count
 from interp_embed.aggregate.stream import stream_tokens
-from interp_embed.chunk import feature_dtype, gather_ranges
-from interp_embed.heap import roomy_array
+from interp_embed.core.allocation import roomy_array
+from interp_embed.core.chunk import feature_dtype, gather_ranges
+from interp_embed.core.memory import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

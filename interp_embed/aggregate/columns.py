@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from interp_embed.aggregate.execute import aggregate_dense, entries, unavailable
-from interp_embed.aggregate.memory import require_memory
 from interp_embed.aggregate.scheduler import worker_count
-from interp_embed.parallel import bounded_map
+from interp_embed.core.memory import require_memory
+from interp_embed.core.threads import bounded_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,9 +14,9 @@ from interp_embed.aggregate.blocks import (
     cut_documents,
     reduce_block,
 )
-from interp_embed.aggregate.memory import require_memory
 from interp_embed.aggregate.scheduler import active_client, run_tasks
-from interp_embed.chunk import DocumentStatus, gather_ranges, trusted_csr
+from interp_embed.core.chunk import DocumentStatus, gather_ranges, trusted_csr
+from interp_embed.core.memory import require_memory
 from interp_embed.store.reader import MISSING
 
 if TYPE_CHECKING:

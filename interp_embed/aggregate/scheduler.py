@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tqdm.auto import tqdm
 
-from interp_embed.aggregate.memory import available_memory
-from interp_embed.heap import release_freed_memory
-from interp_embed.parallel import available_cpus, bounded_map
-from interp_embed.progress import show_progress
+from interp_embed.core.allocation import release_freed_memory
+from interp_embed.core.memory import available_memory
+from interp_embed.core.progress import show_progress
+from interp_embed.core.threads import available_cpus, bounded_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.label import FeatureLabel
 
 __all__ = ["Strongest", "WordsOfFeatures", "strongest_documents"]

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from interp_embed.aggregate.memory import format_bytes
 from interp_embed.cli.facts import StoreFacts, open_store, read_facts, thousands
+from interp_embed.core.memory import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from interp_embed import Dataset
-from interp_embed.aggregate.memory import format_bytes, parse_size
 from interp_embed.cli.facts import open_store, read_facts, thousands
+from interp_embed.core.memory import format_bytes, parse_size
+from interp_embed.core.progress import show_progress
 from interp_embed.errors import CorruptStoreError, NotAStoreError, StoreExistsError
-from interp_embed.progress import show_progress
 
 __all__ = ["run_compact", "run_convert", "run_index", "run_verify"]
 

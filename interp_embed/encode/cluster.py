@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from interp_embed.core.progress import chosen_log
 from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, gaps, missing_chunks
-from interp_embed.progress import chosen_log
 from interp_embed.store.reader import Store
 from interp_embed.store.sealed import digest
 

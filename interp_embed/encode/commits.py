@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.encode.monitor import Counts
 from interp_embed.encode.pieces import neighbours
 
 if TYPE_CHECKING:
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.encode.isolate import EncodedDocuments
     from interp_embed.encode.pieces import Piece
     from interp_embed.sae.base import BaseSAE

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk
+from interp_embed.core.chunk import Chunk
+from interp_embed.core.spans import reason_not_text
 from interp_embed.errors import SAEUnavailableError
 from interp_embed.sae.assemble import one_line
 from interp_embed.sae.memory import free_cached, is_out_of_memory
-from interp_embed.sae.tokens import reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from interp_embed.progress import logged_worker
+from interp_embed.core.progress import logged_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

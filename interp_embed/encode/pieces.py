@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_embed.chunk import DocumentStatus
-from interp_embed.sae.tokens import reason_not_text
+from interp_embed.core.chunk import DocumentStatus
+from interp_embed.core.spans import reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

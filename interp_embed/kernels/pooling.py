@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from interp_embed.chunk import feature_dtype, has_own_sum
+from interp_embed.core.chunk import feature_dtype, has_own_sum
+from interp_embed.core.threads import bounded_map
 from interp_embed.kernels.bitmap import bitmaps, drain, touch
-from interp_embed.parallel import bounded_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -151,7 +151,7 @@ def pool_blocks(
     feature, activation
         Nonzeros, shape (nnz,).
     token_ptr, doc_ptr
-        The two CSR levels, as in `interp_embed.chunk.Chunk`.
+        The two CSR levels, as in `interp_embed.core.chunk.Chunk`.
     d_sae
         Number of features.
     signed

@@ -10,7 +10,7 @@ import xarray as xr
 
 from interp_embed.aggregate.execute import feature_count
 from interp_embed.aggregate.reductions import REDUCTIONS
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.lazy.array import Selection, stored_array
 from interp_embed.lazy.columns import column_variable
 from interp_embed.lazy.partition import as_positions

@@ -18,9 +18,9 @@ import sparse
 
 from interp_embed.aggregate.blocks import clusters
 from interp_embed.aggregate.execute import aggregate_sparse
-from interp_embed.aggregate.memory import memory_budget
 from interp_embed.aggregate.reductions import REDUCTIONS
-from interp_embed.chunk import DocumentStatus, gather_ranges
+from interp_embed.core.chunk import DocumentStatus, gather_ranges
+from interp_embed.core.memory import memory_budget
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

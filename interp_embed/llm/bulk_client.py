@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from aiolimiter import AsyncLimiter
 from typing_extensions import override
 
+from interp_embed.core.progress import say
 from interp_embed.llm.client import LLMClient
 from interp_embed.llm.errors import AnswersNotKeptError
 from interp_embed.llm.failures import one_line, sentence
-from interp_embed.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

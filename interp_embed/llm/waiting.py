@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from interp_embed.progress import say
+from interp_embed.core.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

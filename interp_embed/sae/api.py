@@ -10,12 +10,12 @@ from zlib import crc32
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
+from interp_embed.core.spans import align_strings
 from interp_embed.sae.assemble import NOT_FINITE
 from interp_embed.sae.remote.base import RemoteSAE
 from interp_embed.sae.remote.checks import check_chunk
 from interp_embed.sae.remote.retries import Trouble
-from interp_embed.sae.tokens import align_strings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

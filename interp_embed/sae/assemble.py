@@ -12,10 +12,10 @@ from zlib import crc32
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.core.spans import align_strings, reason_not_text
 from interp_embed.errors import SAENotLoadedError, SAEUnavailableError
 from interp_embed.sae.memory import is_out_of_memory
-from interp_embed.sae.tokens import align_strings, reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,17 +12,17 @@ import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
+from interp_embed.core.spans import partition_spans
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae.kinds import parse_device, plain_json
 from interp_embed.sae.template import render_chat
-from interp_embed.sae.tokens import partition_spans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 __all__ = ["BaseSAE", "class_path"]
 

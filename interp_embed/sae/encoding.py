@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
 from interp_embed.sae.assemble import NOT_FINITE, one_line
 from interp_embed.sae.memory import Budget, free_cached, is_out_of_memory
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.progress import quiet_progress
+from interp_embed.core.progress import quiet_progress
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.identity import hash_loaded, located, recordable, what_was_asked
 from interp_embed.sae.kinds import device_problem
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.sae.encoding import ChunkEncoder
     from interp_embed.sae.models import HookedModel
     from interp_embed.sae.tokenizing import TokenizedDocument

@@ -27,7 +27,7 @@ from interp_embed.sae.remote.wire import ARROW, JSON, PROTOCOL, parse_json, stri
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.sae.remote.transport import Answer
 
 __all__ = ["TOKEN_VARIABLE", "HttpSAE"]

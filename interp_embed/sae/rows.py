@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from interp_embed.chunk import DocumentStatus
-from interp_embed.sae.tokens import token_strings
+from interp_embed.core.chunk import DocumentStatus
+from interp_embed.core.spans import token_strings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import Chunk, TokenTable
+    from interp_embed.core.chunk import Chunk, TokenTable
 
 __all__ = ["chunk_matrices", "id_rows", "string_rows"]
 

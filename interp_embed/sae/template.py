@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.sae.tokens import partition_spans
+from interp_embed.core.spans import partition_spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.sae.tokens import Spans
+    from interp_embed.core.spans import Spans
 
 __all__ = ["TEMPLATE_DATE", "ChatTemplate", "RenderedDocument", "render_chat"]
 

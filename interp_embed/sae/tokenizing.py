@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import TokenTable
+from interp_embed.core.chunk import TokenTable
+from interp_embed.core.spans import align_strings, partition_spans, reason_not_text
 from interp_embed.sae.template import ChatTemplate, render_chat
-from interp_embed.sae.tokens import align_strings, partition_spans, reason_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

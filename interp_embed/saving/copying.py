@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.aggregate.execute import entries
-from interp_embed.aggregate.memory import require_memory
+from interp_embed.core.memory import require_memory
 from interp_embed.errors import StoreExistsError
 from interp_embed.inputs.pieces import StoredPiece, cut
 from interp_embed.saving.replacing import clear_leftovers, locked, recover, replace

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.progress import show_progress
 from interp_embed.errors import StoreExistsError
-from interp_embed.progress import show_progress
 from interp_embed.saving.copying import expanded
 from interp_embed.saving.opening import described, load
 from interp_embed.saving.unannounced import Unannounced

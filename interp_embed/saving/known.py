@@ -7,7 +7,7 @@ from zlib import crc32
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, TokenTable
+from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.store import Store, StoreWriter, finish
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _chunk_of_rows(
 
 def _token_table(row: DatasetRow) -> tuple[TokenTable, dict[int, str]]:
     """Find a row's token strings in its text; ids are a hash, as only strings are known."""
-    from interp_embed.sae.tokens import align_strings
+    from interp_embed.core.spans import align_strings
 
     text = row.data if isinstance(row.data, str) else ""
     start, end, special = align_strings(text, row.tokenized_document)

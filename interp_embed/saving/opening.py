@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.progress import show_progress
 from interp_embed.errors import NotAStoreError
-from interp_embed.progress import show_progress
 from interp_embed.saving.copying import expanded
 from interp_embed.saving.known import write_rows
 from interp_embed.saving.replacing import recover
@@ -184,7 +184,7 @@ def _put_labels(store: Store, labels: Mapping[int, str], source: str, *, wrote: 
 
 def is_done(store: Store) -> bool:
     """Return whether there is nothing to encode: every document was, or has no text."""
-    from interp_embed.sae.tokens import reason_not_text
+    from interp_embed.core.spans import reason_not_text
 
     if not store.is_complete:
         return False
@@ -233,10 +233,10 @@ def reopen(cls: type[Dataset], path: str, state: Mapping[str, Any]) -> Dataset:
 
 
 def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
+    from interp_embed.core.spans import reason_not_text
     from interp_embed.dataset import _TemporaryFolder
     from interp_embed.interop.pickle import read_pickle
     from interp_embed.row import DatasetRow
-    from interp_embed.sae.tokens import reason_not_text
 
     legacy = read_pickle(path)
     records = legacy.dataset.to_dict(orient="records")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import Any
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.sae.base import BaseSAE
 
 __all__ = ["BusyError", "ClosingError", "DeviceQueue", "GoneError"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
+from interp_embed.core.threads import REQUESTS, Flights, bounded_map
 from interp_embed.errors import CorruptStoreError
-from interp_embed.parallel import REQUESTS, Flights, bounded_map
 from interp_embed.store.shard import INNER_ELEMENTS, ArraySpec
 from interp_embed.store.shard_reader import BlockCache, ShardedArray
 from interp_embed.store.shard_writer import ArrayWriter

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.arrays import OpenFolder
 from interp_embed.store.columns import inner_documents

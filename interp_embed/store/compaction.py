@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from interp_embed.chunk import Chunk
-from interp_embed.heap import release_freed_memory
+from interp_embed.core.allocation import release_freed_memory
+from interp_embed.core.chunk import Chunk
 from interp_embed.store.index_ledger import index_leftovers, read_index_commits
 from interp_embed.store.index_writer import build_index, delete_superseded
 from interp_embed.store.layout import (

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from interp_embed.chunk import DocumentStatus, feature_dtype
-from interp_embed.heap import release_freed_memory
-from interp_embed.parallel import available_cpus
+from interp_embed.core.allocation import release_freed_memory
+from interp_embed.core.chunk import DocumentStatus, feature_dtype
+from interp_embed.core.threads import available_cpus
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.index_ledger import (

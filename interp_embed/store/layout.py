@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import feature_dtype
+from interp_embed.core.chunk import feature_dtype
 from interp_embed.errors import UnsupportedFormatError
 from interp_embed.store.shard import ArraySpec
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from interp_embed.core.threads import REQUESTS, bounded_map
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
-from interp_embed.parallel import REQUESTS, bounded_map
 from interp_embed.store.arrays import group_metadata
 from interp_embed.store.columns import Column
 from interp_embed.store.compaction import publish_manifest, wants_index

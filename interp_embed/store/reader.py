@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus
+from interp_embed.core.chunk import Chunk, DocumentStatus
 from interp_embed.store.documents import DocumentReader
 from interp_embed.store.labels import Answers, LabelStore
 from interp_embed.store.snapshot import Snapshots
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import TokenTable
+    from interp_embed.core.chunk import TokenTable
     from interp_embed.store.chunks import StoredChunk
     from interp_embed.store.index import FeatureIndex
     from interp_embed.store.ledger import Ledger

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.allocation import roomy_array
+from interp_embed.core.threads import Flights, bounded_map
 from interp_embed.errors import CorruptStoreError
-from interp_embed.heap import roomy_array
-from interp_embed.parallel import Flights, bounded_map
 from interp_embed.store.shard import CRC_BYTES, INDEX_ENTRY, InnerCodec, crc
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
-from interp_embed.parallel import REQUESTS, bounded_map, request_pool
+from interp_embed.core.threads import REQUESTS, bounded_map, request_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

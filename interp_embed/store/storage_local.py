@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
+from interp_embed.core.threads import ProcessPool
 from interp_embed.errors import DiskFullError
-from interp_embed.parallel import ProcessPool
 from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage, unless_missing
 
 if TYPE_CHECKING:

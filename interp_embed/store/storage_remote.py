@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from typing_extensions import override
 
-from interp_embed.parallel import request_pool
+from interp_embed.core.threads import request_pool
 from interp_embed.store.storage_base import Storage, unless_missing
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.threads import available_cpus
 from interp_embed.errors import (
     FingerprintMismatchError,
     SingleWriterError,
 )
-from interp_embed.parallel import available_cpus
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import write_chunk
 from interp_embed.store.fingerprint import check_fingerprint, merge
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Executor
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.kernels.pooling import Pooled
     from interp_embed.store.reader import Store
 

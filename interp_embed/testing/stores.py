@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.store import Store, StoreWriter, create_store, finish
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
     from interp_embed.store.storage import Storage
 
 __all__ = ["assert_chunks_equal", "read_everything", "store_from_chunk", "texts_of"]

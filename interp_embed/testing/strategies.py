@@ -11,7 +11,7 @@ import pandas as pd
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,7 +15,7 @@ from interp_embed.cli.arguments import (
     StoredDtype,
     StorePath,
 )
-from interp_embed.progress import log_as
+from interp_embed.core.progress import log_as
 
 __all__ = ["append", "demo", "encode", "finish", "merge", "plan", "serve_sae"]
 

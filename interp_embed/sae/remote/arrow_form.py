@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable
 from interp_embed.sae.assemble import one_line
 from interp_embed.sae.remote.arrow_size import unpacked_size
 from interp_embed.sae.remote.checks import fail

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scipy.sparse import csr_matrix
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 __all__ = ["RemoteSAE", "require_number"]
 

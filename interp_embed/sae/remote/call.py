@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_embed.chunk import Chunk
+from interp_embed.core.chunk import Chunk
+from interp_embed.core.spans import reason_not_text
 from interp_embed.errors import SAEUnavailableError
 from interp_embed.sae.assemble import one_line
 from interp_embed.sae.remote.retries import Trouble
-from interp_embed.sae.tokens import reason_not_text
 
 if TYPE_CHECKING:
     from interp_embed.sae.remote.base import RemoteSAE

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from interp_embed.chunk import DocumentStatus
+from interp_embed.core.chunk import DocumentStatus
 from interp_embed.sae.remote.transport import BadAnswerError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.chunk import Chunk
+    from interp_embed.core.chunk import Chunk
 
 __all__ = ["bits", "check_chunk", "decimals", "fail", "numbers"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus, TokenTable
+from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable
 from interp_embed.sae.remote.checks import bits, decimals, fail, numbers
 from interp_embed.sae.remote.wire import (
     Header,

@@ -9,7 +9,7 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from interp_embed.progress import say
+from interp_embed.core.progress import say
 from interp_embed.sae.remote.retries import http_status
 
 if TYPE_CHECKING:

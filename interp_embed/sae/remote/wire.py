@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.chunk import Chunk, DocumentStatus, feature_dtype
+from interp_embed.core.chunk import Chunk, DocumentStatus, feature_dtype
 from interp_embed.sae.remote.checks import check_chunk, fail
 from interp_embed.sae.remote.transport import ForeignAnswerError
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from interp_embed.ragged import canonical_csr, gather_ranges, take_ranges, trusted_csr
+from interp_embed.core.csr import canonical_csr, gather_ranges, take_ranges, trusted_csr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

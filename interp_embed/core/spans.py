@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.chunk import TokenTable
+    from interp_embed.core.chunk import TokenTable
 
     Spans = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.bool_]]
 

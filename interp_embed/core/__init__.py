@@ -1,0 +1,1 @@
+"""What every other package may use. Knows numpy and the standard library, and nothing of this library."""
