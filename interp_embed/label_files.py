@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.inputs.files import find_files
-from interp_embed.label import SOURCES, FeatureLabel, Score
+from interp_embed.labels.record import SOURCES, FeatureLabel, Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

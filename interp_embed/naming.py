@@ -12,8 +12,8 @@ import pandas as pd
 from interp_embed.aggregate.execute import feature_count
 from interp_embed.core.memory import memory_budget
 from interp_embed.inputs import check_positive
-from interp_embed.label import FeatureLabel, best_labels
-from interp_embed.label_report import LabelsAdded, NamedFeatures, Shown
+from interp_embed.labels.record import FeatureLabel, best_labels
+from interp_embed.labels.report import LabelsAdded, NamedFeatures, Shown
 from interp_embed.latents import Latents
 from interp_embed.saving.copying import expanded
 

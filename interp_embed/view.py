@@ -215,7 +215,7 @@ class View:
         """Return names of features, by feature.
 
         Of several labels of a feature the best: what was given by a person, else what scored highest;
-        see `interp_embed.label.best_labels`. `labels` has all of them.
+        see `interp_embed.labels.record.best_labels`. `labels` has all of them.
         """
         return self._store.labels.shown(*self._first_labels())
 

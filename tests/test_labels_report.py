@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from test_labels_store import RECORDS, label
 
 from interp_embed import Dataset
-from interp_embed.label import best_labels
-from interp_embed.label_report import NamedFeatures, Shown
+from interp_embed.labels.record import best_labels
+from interp_embed.labels.report import NamedFeatures, Shown
 from interp_embed.llm.bulk_labels import BulkLabels
 from interp_embed.llm.bulk_plan import Estimate
 from interp_embed.llm.bulk_reasons import reasons

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 import interp_embed
 from interp_embed import Dataset
 from interp_embed.errors import CorruptStoreError
-from interp_embed.label import FeatureLabel, LabelExample, Score, best_labels, combined
-from interp_embed.label_texts import feature_of, label_text, read_label, words_of
+from interp_embed.labels.record import FeatureLabel, LabelExample, Score, best_labels, combined
+from interp_embed.labels.texts import feature_of, label_text, read_label, words_of
 from interp_embed.store import Store
 from interp_embed.store.labels import Answers, LabelStore, copy_labels, put_first_labels
 from interp_embed.store.labels_journal import _PACK_AFTER, Journal
@@ -333,7 +333,7 @@ def test_a_file_taken_for_a_leftover_while_it_is_written_is_written_again(tmp_pa
 WRITER = """
 import sys, os
 os.fsync = lambda descriptor: None
-from interp_embed.label import FeatureLabel
+from interp_embed.labels.record import FeatureLabel
 from interp_embed.store.labels import Answers, LabelStore
 from interp_embed.store.storage import LocalStorage
 import hashlib

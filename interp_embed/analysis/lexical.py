@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.core.chunk import Chunk
-    from interp_embed.label import FeatureLabel
+    from interp_embed.labels.record import FeatureLabel
 
 __all__ = ["Strongest", "WordsOfFeatures", "strongest_documents"]
 

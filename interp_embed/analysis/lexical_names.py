@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from interp_embed.label import FeatureLabel, LabelExample
+from interp_embed.labels.record import FeatureLabel, LabelExample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,12 +11,12 @@ import typer
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
-from interp_embed.label import best_labels
+from interp_embed.labels.record import best_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.label import FeatureLabel
+    from interp_embed.labels.record import FeatureLabel
 
 __all__ = ["run_labels"]
 

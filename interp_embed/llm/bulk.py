@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from interp_embed.activations import Activations
-    from interp_embed.label import FeatureLabel, Score
+    from interp_embed.labels.record import FeatureLabel, Score
     from interp_embed.llm.budget import Hold
     from interp_embed.llm.bulk_client import BulkClient
     from interp_embed.llm.bulk_plan import Asking, Work

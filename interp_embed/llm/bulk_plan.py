@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.activations import Activations
-    from interp_embed.label import FeatureLabel
+    from interp_embed.labels.record import FeatureLabel
     from interp_embed.llm.answers import Answers
     from interp_embed.llm.budget import Prices
     from interp_embed.llm.examples import NegativeChoice, PositiveChoice

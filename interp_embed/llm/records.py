@@ -1,11 +1,11 @@
-"""Answers as records that a store keeps; see `interp_embed.label`."""
+"""Answers as records that a store keeps; see `interp_embed.labels.record`."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.label import FeatureLabel, LabelExample, Score, utc_now
+from interp_embed.labels.record import FeatureLabel, LabelExample, Score, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

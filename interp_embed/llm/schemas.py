@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator
 
-from interp_embed.label import LONGEST
+from interp_embed.labels.record import LONGEST
 
 __all__ = [
     "BatchResponse",

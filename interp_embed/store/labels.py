@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.label import (
+from interp_embed.labels.record import (
     LONGEST,
     SOURCES,
     FeatureLabel,
@@ -23,8 +23,8 @@ from interp_embed.label import (
     said_again,
     utc_now,
 )
-from interp_embed.label_report import LabelsAdded
-from interp_embed.label_texts import LightLabel, feature_of, label_text, read_label, words_of
+from interp_embed.labels.report import LabelsAdded
+from interp_embed.labels.texts import LightLabel, feature_of, label_text, read_label, words_of
 from interp_embed.store.labels_answers import ANSWERS, Answers, Usage
 from interp_embed.store.labels_journal import Journal
 from interp_embed.store.layout import LABELS

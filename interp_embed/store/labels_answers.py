@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.label import utc_now
+from interp_embed.labels.record import utc_now
 from interp_embed.store.labels_journal import Journal
 from interp_embed.store.layout import LABELS
 

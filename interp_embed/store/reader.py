@@ -303,5 +303,5 @@ class Store(Snapshots):
         return Answers(self.storage)
 
     def feature_labels(self) -> dict[int, str]:
-        """Return the label of each feature that is shown; see `interp_embed.label.best_labels`."""
+        """Return the label of each feature that is shown; see `interp_embed.labels.record.best_labels`."""
         return self.labels.shown()

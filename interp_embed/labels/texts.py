@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
-from interp_embed.label import FeatureLabel, LabelExample, key_of_text
+from interp_embed.labels.record import FeatureLabel, LabelExample, key_of_text
 
 __all__ = ["LightLabel", "feature_of", "label_text", "read_label", "words_of"]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
-from interp_embed.label import CHANCE, best_labels
+from interp_embed.labels.record import CHANCE, best_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from interp_embed.label import FeatureLabel
+    from interp_embed.labels.record import FeatureLabel
 
 __all__ = ["LabelsAdded", "NamedFeatures", "Shown"]
 
