@@ -37,7 +37,7 @@ from interp_embed.llm.bulk_reads import SharedReads
 from interp_embed.llm.request import Message
 from interp_embed.llm.schemas import FeatureLabelResponse
 from interp_embed.store.labels import Answers
-from interp_embed.store.storage_local import LocalStorage
+from interp_embed.store.storage.local import LocalStorage
 from interp_embed.testing import LLMServer, Reply
 
 KEY = "sk-or-v1-0123456789abcdef"

@@ -24,7 +24,7 @@ from interp_embed.errors import DiskFullError, SingleWriterError, StoreExistsErr
 from interp_embed.saving import copying
 from interp_embed.store import Store, StoreWriter, is_store
 from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
-from interp_embed.store.storage_remote import object_store
+from interp_embed.store.storage.remote import object_store
 from interp_embed.store.verify import verify
 from interp_embed.testing import FaultyStorage, InjectedError
 
@@ -303,7 +303,7 @@ def test_a_server_that_is_busy_is_asked_again(s3, tmp_path, data, monkeypatch):
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr("interp_embed.store.storage_remote._RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("interp_embed.store.storage.remote._RETRIES", {"max_retries": 1})
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -26,7 +26,7 @@ from interp_embed.store.layout import library_versions
 from interp_embed.store.ledger import commit_keys
 from interp_embed.store.root import read_root, root_document
 from interp_embed.store.storage import open_storage
-from interp_embed.store.storage_wrapped import WrappedStorage
+from interp_embed.store.storage.wrapped import WrappedStorage
 from interp_embed.store.verify import verify
 from interp_embed.testing import (
     FaultyStorage,

@@ -29,7 +29,7 @@ from interp_embed.store.root import read_root, root_document
 from interp_embed.store.schema import unified_schema
 from interp_embed.store.sealed import seal
 from interp_embed.store.storage import LocalStorage
-from interp_embed.store.storage_wrapped import WrappedStorage
+from interp_embed.store.storage.wrapped import WrappedStorage
 from interp_embed.store.writer import StoreWriter
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from interp_embed.store.root import read_root, unfinished
 from interp_embed.store.sealed import digest, unseal
 from interp_embed.store.shard_reader import BlockCache
 from interp_embed.store.storage import open_storage
-from interp_embed.store.storage_wrapped import AtOnce
+from interp_embed.store.storage.wrapped import AtOnce
 
 if TYPE_CHECKING:
     import os

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from interp_embed.store.storage_wrapped import WrappedStorage
+from interp_embed.store.storage.wrapped import WrappedStorage
 
 if TYPE_CHECKING:
     from interp_embed.store.storage import Storage

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from interp_embed.errors import StoreExistsError
 from interp_embed.store.layout import ROOT, SAVING
-from interp_embed.store.storage_wrapped import WrappedStorage
+from interp_embed.store.storage.wrapped import WrappedStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from interp_embed.core.threads import ProcessPool
 from interp_embed.errors import DiskFullError
-from interp_embed.store.storage_base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage, unless_missing
+from interp_embed.store.storage.base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage, unless_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from interp_embed.store.storage_base import Storage
+from interp_embed.store.storage.base import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

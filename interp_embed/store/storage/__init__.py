@@ -1,4 +1,4 @@
-"""Which storage a path or a URL means; see `interp_embed.store.storage_base` for what one does."""
+"""Which storage a path or a URL means; see `interp_embed.store.storage.base` for what one does."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from interp_embed.store.storage_base import Sink, Storage
-from interp_embed.store.storage_local import LocalStorage
-from interp_embed.store.storage_remote import FsspecStorage, ObjectStorage, object_store
+from interp_embed.store.storage.base import Sink, Storage
+from interp_embed.store.storage.local import LocalStorage
+from interp_embed.store.storage.remote import FsspecStorage, ObjectStorage, object_store
 
 __all__ = ["FsspecStorage", "LocalStorage", "ObjectStorage", "Sink", "Storage", "open_storage"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from interp_embed.core.threads import request_pool
-from interp_embed.store.storage_base import Storage, unless_missing
+from interp_embed.store.storage.base import Storage, unless_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
