@@ -160,7 +160,7 @@ def killed_at(source: Path, store: Path, pattern: str, count: int) -> int:
 def measure_restart(source: Path, store: Path, n_documents: int) -> dict[str, Any]:
     """Kill runs half way, and let the same call come to where they were."""
     from interp_embed import Dataset
-    from interp_embed.store import blocks
+    from interp_embed.store.format import document_blocks as blocks
 
     half = max(1, -(-n_documents // blocks.BLOCK_DOCUMENTS) // 2)
     written = killed_at(source, store, "planning/0*.json", half)

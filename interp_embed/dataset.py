@@ -17,7 +17,7 @@ from interp_embed.core.progress import show_progress
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
 from interp_embed.labelling import Labelling
 from interp_embed.naming import Naming
-from interp_embed.store.layout import check_dtype
+from interp_embed.store.format.layout import check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -30,8 +30,8 @@ from interp_embed.inputs import as_documents
 from interp_embed.inputs.json_array import json_items
 from interp_embed.inputs.records import typed
 from interp_embed.saving import plan_store
-from interp_embed.store import blocks
-from interp_embed.store.document_hash import hash_frame
+from interp_embed.store.format import document_blocks as blocks
+from interp_embed.store.format.document_hash import hash_frame
 from interp_embed.store.verify import verify
 from interp_embed.testing import frames
 

@@ -28,7 +28,7 @@ BLOCK, N = 50, 400
 
 PLANNING = """
     import itertools, os, sys, time
-    from interp_embed.store import blocks
+    from interp_embed.store.format import document_blocks as blocks
     from interp_embed.saving import plan_store
     from fake_sae import WideSAE
 

@@ -27,9 +27,9 @@ from interp_embed.errors import CorruptStoreError
 from interp_embed.labels.record import FeatureLabel, LabelExample, Score, best_labels, combined
 from interp_embed.labels.texts import feature_of, label_text, read_label, words_of
 from interp_embed.store import Store
+from interp_embed.store.format.sealed import canonical, read_entries, seal, seal_entries, unseal
 from interp_embed.store.labels import Answers, LabelStore, copy_labels, put_first_labels
 from interp_embed.store.labels_journal import _PACK_AFTER, Journal
-from interp_embed.store.sealed import canonical, read_entries, seal, seal_entries, unseal
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage

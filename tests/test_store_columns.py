@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store import Store, blocks, create_store
-from interp_embed.store.columns import Column, decode_frame, encode_frame
-from interp_embed.store.document_hash import hash_frame
-from interp_embed.store.schema import schema_of
+from interp_embed.store.format.columns import Column, decode_frame, encode_frame
+from interp_embed.store.format.document_hash import hash_frame
+from interp_embed.store.format.schema import schema_of
 from interp_embed.store.storage import open_storage
 from interp_embed.testing import frames
 
@@ -345,7 +345,7 @@ def test_the_hash_does_not_depend_on_what_a_missing_value_is():
 
 def test_sets_hash_alike_in_every_process():
     code = (
-        "import pandas as pd; from interp_embed.store.document_hash import *;"
+        "import pandas as pd; from interp_embed.store.format.document_hash import *;"
         "f = pd.DataFrame({'text': ['a'], 's': pd.Series([set('abcdefgh')])});"
         "print(hash_frame(f, 'text')['columns'])"
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from interp_embed.errors import CorruptStoreError, UnsupportedFormatError
 from interp_embed.store.arrays import ArrayEntry, Folder
+from interp_embed.store.format.sealed import seal, unseal
 from interp_embed.store.ledger import (
     Commit,
     Ledger,
@@ -19,7 +20,6 @@ from interp_embed.store.ledger import (
     read_plan,
     write_manifest,
 )
-from interp_embed.store.sealed import seal, unseal
 from interp_embed.store.storage import open_storage
 
 N = 20

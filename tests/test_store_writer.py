@@ -22,9 +22,9 @@ from interp_embed.errors import (
 )
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.fingerprint import check_fingerprint
-from interp_embed.store.layout import library_versions
+from interp_embed.store.format.layout import library_versions
+from interp_embed.store.format.root import read_root, root_document
 from interp_embed.store.ledger import commit_keys
-from interp_embed.store.root import read_root, root_document
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.wrapped import WrappedStorage
 from interp_embed.store.verify import verify

@@ -21,8 +21,8 @@ from interp_embed.errors import (
 from interp_embed.inputs import pieces
 from interp_embed.kernels.pooling import pool
 from interp_embed.store import MISSING, Store, StoreWriter, create_store
-from interp_embed.store.blocks import describe_block
-from interp_embed.store.sealed import seal, unseal
+from interp_embed.store.format.document_blocks import describe_block
+from interp_embed.store.format.sealed import seal, unseal
 from interp_embed.store.verify import Problem, verify
 from interp_embed.testing import (
     assert_chunks_equal,
@@ -486,7 +486,7 @@ def test_a_document_level_that_the_tokens_do_not_give_is_an_error(tmp_path, name
 @pytest.fixture
 def blocks_of_two(tmp_path, monkeypatch):
     """A store of two blocks of documents, each with a schema of its own."""
-    monkeypatch.setattr("interp_embed.store.blocks.BLOCK_DOCUMENTS", 2)
+    monkeypatch.setattr("interp_embed.store.format.document_blocks.BLOCK_DOCUMENTS", 2)
     records = [{"text": "a", "n": 1}, {"text": "b"}, {"text": "c", "n": "x"}, {"text": "d", "m": 2}]
     blocks = map(
         describe_block, pieces.cut([pieces.RecordPiece(records)]), itertools.repeat("text")

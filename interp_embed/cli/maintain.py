@@ -19,8 +19,8 @@ __all__ = ["run_compact", "run_convert", "run_index", "run_verify"]
 
 def run_verify(path: str) -> bool:
     """Print what is wrong with a store; return whether nothing is damaged."""
-    from interp_embed.store.layout import PLAN
-    from interp_embed.store.root import read_root
+    from interp_embed.store.format.layout import PLAN
+    from interp_embed.store.format.root import read_root
     from interp_embed.store.storage import open_storage
     from interp_embed.store.verify import verify
 

@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from interp_embed.inputs.pieces import Piece, joined_frames, plain_where_whole
 from interp_embed.inputs.records import typed
-from interp_embed.store import blocks
-from interp_embed.store.columns import column_names
+from interp_embed.store.format import document_blocks as blocks
+from interp_embed.store.format.columns import column_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -212,7 +212,7 @@ def _storable_type(kind: pa.DataType, *, inside: bool) -> pa.DataType:
 
 
 def _sizes(array: pa.Array) -> NDArray[np.int64]:
-    """Return the characters of each value, as `interp_embed.store.blocks.value_size` counts them."""
+    """Return the characters of each value, as `interp_embed.store.format.document_blocks.value_size` counts them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -16,7 +16,7 @@ import pandas as pd
 from typing_extensions import override
 
 from interp_embed.inputs.pieces import FramePiece
-from interp_embed.store.blocks import document_sizes
+from interp_embed.store.format.document_blocks import document_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -116,8 +116,8 @@ def without_odd_texts(frame: pd.DataFrame, field: Any) -> pd.DataFrame:
 
 
 def _can_be_stored(texts: list[Any]) -> bool:
-    from interp_embed.store.columns import encode_frame
-    from interp_embed.store.schema import schema_of
+    from interp_embed.store.format.columns import encode_frame
+    from interp_embed.store.format.schema import schema_of
 
     frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
     try:

@@ -11,8 +11,8 @@ import pandas as pd
 from typing_extensions import override
 
 from interp_embed.inputs.records import frame_of_records, typed
-from interp_embed.store import blocks
-from interp_embed.store.columns import column_names
+from interp_embed.store.format import document_blocks as blocks
+from interp_embed.store.format.columns import column_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +44,7 @@ class Piece(ABC):
 
     @abstractmethod
     def sizes(self) -> NDArray[np.int64]:
-        """Return the characters of each document, see `interp_embed.store.blocks`."""
+        """Return the characters of each document, see `interp_embed.store.format.document_blocks`."""
 
     @abstractmethod
     def part(self, start: int, stop: int) -> Self:

@@ -10,7 +10,7 @@ from interp_embed.inputs.arrow import ArrowPiece, column_names_of, require_pyarr
 from interp_embed.inputs.delimited import DelimitedReader
 from interp_embed.inputs.json_array import json_items
 from interp_embed.inputs.pieces import RecordPiece
-from interp_embed.store.blocks import value_size
+from interp_embed.store.format.document_blocks import value_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

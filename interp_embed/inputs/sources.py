@@ -21,7 +21,7 @@ from interp_embed.inputs.frames import (
 from interp_embed.inputs.pieces import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.readers import pieces_of_files, pieces_of_records
 from interp_embed.inputs.records import with_plain_values
-from interp_embed.store.blocks import cut_frame
+from interp_embed.store.format.document_blocks import cut_frame
 
 __all__ = ["Documents", "as_documents"]
 
@@ -89,7 +89,7 @@ class Documents:
         return self._frame is not None
 
     def blocks(self) -> Iterator[pd.DataFrame]:
-        """Yield the documents in blocks, one at least; see `interp_embed.store.blocks`.
+        """Yield the documents in blocks, one at least; see `interp_embed.store.format.document_blocks`.
 
         Texts that cannot be stored (bytes, objects) become None, so that only those fail.
         """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from interp_embed.lazy.partition import Positions
     from interp_embed.store import Store
-    from interp_embed.store.columns import Column
+    from interp_embed.store.format.columns import Column
 
 __all__ = ["column_variable"]
 

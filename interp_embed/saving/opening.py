@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from interp_embed.dataset import Dataset
     from interp_embed.inputs import Documents
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.blocks import DocumentBlock
+    from interp_embed.store.format.document_blocks import DocumentBlock
     from interp_embed.store.storage import Storage
 
 __all__ = [
@@ -149,7 +149,7 @@ def plan_store(
 
 
 def described(documents: Documents) -> Iterator[DocumentBlock]:
-    from interp_embed.store.blocks import describe_block
+    from interp_embed.store.format.document_blocks import describe_block
 
     first = 0
     for frame in documents.blocks():

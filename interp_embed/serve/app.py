@@ -16,7 +16,7 @@ from interp_embed.sae.remote.arrow_form import encode_arrow, has_arrow
 from interp_embed.sae.remote.json_form import encode_json
 from interp_embed.sae.remote.wire import ARROW, JSON, PROTOCOL
 from interp_embed.serve.queue import BusyError, ClosingError, GoneError
-from interp_embed.store.sealed import digest
+from interp_embed.store.format.sealed import digest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,8 +10,8 @@ import numpy as np
 from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.arrays import OpenFolder
-from interp_embed.store.columns import inner_documents
-from interp_embed.store.layout import chunk_arrays
+from interp_embed.store.format.columns import inner_documents
+from interp_embed.store.format.layout import chunk_arrays
 from interp_embed.store.shard import INNER_ELEMENTS
 
 if TYPE_CHECKING:

@@ -13,9 +13,7 @@ from tqdm.auto import tqdm
 
 from interp_embed.core.allocation import release_freed_memory
 from interp_embed.core.chunk import Chunk
-from interp_embed.store.index_ledger import index_leftovers, read_index_commits
-from interp_embed.store.index_writer import build_index, delete_superseded
-from interp_embed.store.layout import (
+from interp_embed.store.format.layout import (
     CHUNKS,
     DOCUMENTS,
     INDEX,
@@ -24,6 +22,8 @@ from interp_embed.store.layout import (
     PLANNING,
     TARGET_CHUNK_NNZ,
 )
+from interp_embed.store.index_ledger import index_leftovers, read_index_commits
+from interp_embed.store.index_writer import build_index, delete_superseded
 from interp_embed.store.ledger import Interval, Ledger, commit_keys, read_commits, write_manifest
 
 if TYPE_CHECKING:

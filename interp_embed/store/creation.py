@@ -19,12 +19,11 @@ from interp_embed.errors import (
     StoreExistsError,
 )
 from interp_embed.store.arrays import Folder, FolderWriter, group_metadata
-from interp_embed.store.blocks import DocumentBlock, cut_frame, describe_block
-from interp_embed.store.columns import Column, encode_frame, inner_documents
-from interp_embed.store.document_hash import combined_hashes
 from interp_embed.store.fingerprint import check_fingerprint, fingerprint_differences
-from interp_embed.store.labels import put_first_labels
-from interp_embed.store.layout import (
+from interp_embed.store.format.columns import Column, encode_frame, inner_documents
+from interp_embed.store.format.document_blocks import DocumentBlock, cut_frame, describe_block
+from interp_embed.store.format.document_hash import combined_hashes
+from interp_embed.store.format.layout import (
     CHUNKS,
     COMMITS,
     DOCUMENTS,
@@ -36,11 +35,12 @@ from interp_embed.store.layout import (
     check_dtype,
     library_versions,
 )
+from interp_embed.store.format.root import read_root, root_document
+from interp_embed.store.format.schema import unified_schema
+from interp_embed.store.format.sealed import digest, seal, unseal
+from interp_embed.store.labels import put_first_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, plan_key, read_plan
 from interp_embed.store.reader import Store
-from interp_embed.store.root import read_root, root_document
-from interp_embed.store.schema import unified_schema
-from interp_embed.store.sealed import digest, seal, unseal
 from interp_embed.store.shard import INNER_ELEMENTS
 from interp_embed.store.storage import LocalStorage, open_storage
 
@@ -125,7 +125,7 @@ def create_store(
     location
         Where to create it.
     documents
-        The documents, one a row; or their blocks as `interp_embed.store.blocks` cuts them, one at
+        The documents, one a row; or their blocks as `interp_embed.store.format.document_blocks` cuts them, one at
         least, which are taken once and let go of one by one.
     field
         Column with the text.
@@ -214,7 +214,7 @@ def add_documents(store: Store, blocks: Iterable[DocumentBlock], *, progress: bo
     store
         The store, which knows the documents afterwards.
     blocks
-        As `interp_embed.store.blocks` cuts them.
+        As `interp_embed.store.format.document_blocks` cuts them.
     progress
         Whether to show how many documents were written.
 

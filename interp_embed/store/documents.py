@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from interp_embed.store.arrays import OpenFolder
-from interp_embed.store.columns import Column, column_names, decode, missing_values
+from interp_embed.store.format.columns import Column, column_names, decode, missing_values
+from interp_embed.store.format.schema import as_column
 from interp_embed.store.readahead import ReadAhead
-from interp_embed.store.schema import as_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

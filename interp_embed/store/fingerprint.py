@@ -10,7 +10,7 @@ from interp_embed.errors import FingerprintMismatchError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from interp_embed.store.blocks import DocumentBlock
+    from interp_embed.store.format.document_blocks import DocumentBlock
     from interp_embed.store.reader import Store
 
 __all__ = ["check_fingerprint", "fingerprint_differences", "merge"]
@@ -57,7 +57,7 @@ def check_fingerprint(
     given
         The fingerprint of the run.
     blocks
-        The documents that were given, cut as `interp_embed.store.blocks` cuts them. They are compared
+        The documents that were given, cut as `interp_embed.store.format.document_blocks` cuts them. They are compared
         block by block, up to the first that differs.
     n_documents
         How many there are, where it is known without reading them.

@@ -16,12 +16,12 @@ import numpy as np
 
 from interp_embed.errors import CorruptIndexError, CorruptStoreError
 from interp_embed.store.arrays import OpenFolder
+from interp_embed.store.format.layout import INDEX_TOP
 from interp_embed.store.index_ledger import (
     read_index_commit,
     read_index_commits,
     valid_segments,
 )
-from interp_embed.store.layout import INDEX_TOP
 from interp_embed.store.readahead import ReadAhead
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.arrays import Folder
-from interp_embed.store.layout import INDEX
-from interp_embed.store.sealed import seal, unseal
+from interp_embed.store.format.layout import INDEX
+from interp_embed.store.format.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

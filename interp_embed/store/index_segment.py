@@ -11,8 +11,8 @@ import numpy as np
 from interp_embed.core.chunk import feature_dtype
 from interp_embed.core.threads import available_cpus, bounded_map
 from interp_embed.errors import CorruptStoreError
+from interp_embed.store.format.layout import INDEX_TOP, index_arrays
 from interp_embed.store.index_ledger import Part
-from interp_embed.store.layout import INDEX_TOP, index_arrays
 from interp_embed.store.shard_reader import BlockCache
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from interp_embed.core.chunk import DocumentStatus, feature_dtype
 from interp_embed.core.threads import available_cpus
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import StoredChunk
+from interp_embed.store.format.layout import INDEX
 from interp_embed.store.index_ledger import (
     IndexCommit,
     Part,
@@ -28,7 +29,6 @@ from interp_embed.store.index_ledger import (
     superseded_indexes,
 )
 from interp_embed.store.index_segment import Source, Workspace, write_segment, write_summary
-from interp_embed.store.layout import INDEX
 from interp_embed.store.ledger import Ledger, read_commits
 
 if TYPE_CHECKING:

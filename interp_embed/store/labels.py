@@ -25,10 +25,10 @@ from interp_embed.labels.record import (
 )
 from interp_embed.labels.report import LabelsAdded
 from interp_embed.labels.texts import LightLabel, feature_of, label_text, read_label, words_of
+from interp_embed.store.format.layout import LABELS
+from interp_embed.store.format.sealed import seal, text_digest, unseal
 from interp_embed.store.labels_answers import ANSWERS, Answers, Usage
 from interp_embed.store.labels_journal import Journal
-from interp_embed.store.layout import LABELS
-from interp_embed.store.sealed import seal, text_digest, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -17,7 +17,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.sealed import (
+from interp_embed.store.format.sealed import (
     canonical,
     read_entries,
     seal,

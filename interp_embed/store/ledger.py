@@ -19,8 +19,8 @@ import numpy as np
 
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.arrays import Folder
-from interp_embed.store.layout import COMMITS, MANIFEST, PLAN, check_version
-from interp_embed.store.sealed import digest, seal, unseal
+from interp_embed.store.format.layout import COMMITS, MANIFEST, PLAN, check_version
+from interp_embed.store.format.sealed import digest, seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -139,7 +139,7 @@ class PlannedBlock(NamedTuple):
     columns : list of dict or None
         Their schema, where it is not that of all documents.
     hashes : dict of str to str
-        ``text`` and ``columns``, see `interp_embed.store.document_hash`.
+        ``text`` and ``columns``, see `interp_embed.store.format.document_hash`.
     """
 
     start: int
@@ -169,7 +169,7 @@ class Plan:
     n_documents, documents_per_chunk : int
         Chunk ``i`` is the documents ``i * documents_per_chunk`` up to the next multiple.
     columns : list of dict
-        Schema of the documents' columns, see `interp_embed.store.columns`.
+        Schema of the documents' columns, see `interp_embed.store.format.columns`.
     blocks : list of PlannedBlock
         The documents themselves.
     hashes : dict of str to str

@@ -15,19 +15,19 @@ from tqdm.auto import tqdm
 from interp_embed.core.threads import REQUESTS, bounded_map
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
 from interp_embed.store.arrays import group_metadata
-from interp_embed.store.columns import Column
 from interp_embed.store.compaction import publish_manifest, wants_index
-from interp_embed.store.document_hash import combined_hashes
 from interp_embed.store.fingerprint import fingerprint_differences
+from interp_embed.store.format.columns import Column
+from interp_embed.store.format.document_hash import combined_hashes
+from interp_embed.store.format.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, PLAN, ROOT
+from interp_embed.store.format.root import read_root, root_document
+from interp_embed.store.format.schema import unified_schema
+from interp_embed.store.format.sealed import seal
 from interp_embed.store.index_ledger import read_index_commits
 from interp_embed.store.index_writer import build_index
 from interp_embed.store.labels import copy_labels
-from interp_embed.store.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, PLAN, ROOT
 from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
 from interp_embed.store.reader import Store
-from interp_embed.store.root import read_root, root_document
-from interp_embed.store.schema import unified_schema
-from interp_embed.store.sealed import seal
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.storage.wrapped import WrappedStorage
 from interp_embed.store.writer import StoreWriter

@@ -44,7 +44,7 @@ class ArraySpec:
     encoding : {"delta", "delta-lz4", "zstd", "lz4", "text"}
         ``delta`` and ``delta-lz4`` for sorted or slowly varying integers (differences,
         bit-shuffled), ``zstd`` and ``lz4`` bit-shuffled, ``text`` for strings. lz4 is for what
-        passes read; see `interp_embed.store.layout`.
+        passes read; see `interp_embed.store.format.layout`.
     dimension : str
         Name of the array's one dimension.
     """

@@ -14,9 +14,11 @@ import numpy as np
 
 from interp_embed.errors import CorruptStoreError, NotAStoreError
 from interp_embed.store.chunks import StoredChunk
-from interp_embed.store.columns import Column
+from interp_embed.store.format.columns import Column
+from interp_embed.store.format.layout import BINDING, MANIFEST, PLAN, ROOT
+from interp_embed.store.format.root import read_root, unfinished
+from interp_embed.store.format.sealed import digest, unseal
 from interp_embed.store.handles import Reference, opened
-from interp_embed.store.layout import BINDING, MANIFEST, PLAN, ROOT
 from interp_embed.store.ledger import (
     Ledger,
     Plan,
@@ -26,8 +28,6 @@ from interp_embed.store.ledger import (
     read_plan,
 )
 from interp_embed.store.readahead import ReadAhead
-from interp_embed.store.root import read_root, unfinished
-from interp_embed.store.sealed import digest, unseal
 from interp_embed.store.shard_reader import BlockCache
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.wrapped import AtOnce

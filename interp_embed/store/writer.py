@@ -18,13 +18,13 @@ from interp_embed.errors import (
 from interp_embed.store.arrays import FolderWriter
 from interp_embed.store.chunks import write_chunk
 from interp_embed.store.fingerprint import check_fingerprint, merge
-from interp_embed.store.layout import (
+from interp_embed.store.format.layout import (
     BINDING,
     CHUNKS,
     MANIFEST,
 )
+from interp_embed.store.format.sealed import digest, seal, unseal
 from interp_embed.store.ledger import Commit
-from interp_embed.store.sealed import digest, seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

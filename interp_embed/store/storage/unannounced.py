@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from interp_embed.errors import StoreExistsError
-from interp_embed.store.layout import ROOT, SAVING
+from interp_embed.store.format.layout import ROOT, SAVING
 from interp_embed.store.storage.wrapped import WrappedStorage
 
 if TYPE_CHECKING:

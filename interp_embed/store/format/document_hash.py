@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp_embed.store.columns import json_values
-from interp_embed.store.sealed import digest
+from interp_embed.store.format.columns import json_values
+from interp_embed.store.format.sealed import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

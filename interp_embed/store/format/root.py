@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import CorruptStoreError, NotAStoreError
-from interp_embed.store.layout import PLANNING, ROOT, SAVING, check_version
-from interp_embed.store.sealed import digest
+from interp_embed.store.format.layout import PLANNING, ROOT, SAVING, check_version
+from interp_embed.store.format.sealed import digest
 
 if TYPE_CHECKING:
     from interp_embed.store.storage import Storage

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp_embed.store.document_hash import hash_frame
-from interp_embed.store.schema import schema_of
+from interp_embed.store.format.document_hash import hash_frame
+from interp_embed.store.format.schema import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.columns import Column
+    from interp_embed.store.format.columns import Column
 
 __all__ = [
     "ITEM_CHARACTERS",
@@ -52,7 +52,7 @@ class DocumentBlock:
     schema : list of Column
         How each column is stored.
     hashes : dict of str to str
-        See `interp_embed.store.document_hash.hash_frame`.
+        See `interp_embed.store.format.document_hash.hash_frame`.
     """
 
     frame: pd.DataFrame

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from interp_embed.store.columns import (
+from interp_embed.store.format.columns import (
     ARROW_STRING,
     SPLIT_CHARACTER,
     Column,

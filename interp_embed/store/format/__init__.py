@@ -1,0 +1,1 @@
+"""The format on disk: names, dtypes, columns, checksums. Knows nothing of how anything is read."""
