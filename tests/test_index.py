@@ -27,7 +27,7 @@ from interp_embed.store import (
     index_segment,
     index_writer,
 )
-from interp_embed.store.arrays import FolderWriter
+from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.compaction import leftovers
 from interp_embed.store.format.layout import index_arrays
 from interp_embed.store.format.sealed import seal, unseal

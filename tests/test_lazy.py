@@ -35,7 +35,7 @@ from interp_embed.lazy.array import Selection, selection_of, stored_array
 from interp_embed.lazy.backend import InterpEmbedBackend
 from interp_embed.lazy.partition import BYTES_AN_ENTRY, as_positions, block_edges
 from interp_embed.store import Store, StoreWriter, finish
-from interp_embed.store.arrays import Folder
+from interp_embed.store.arrays.folder import Folder
 from interp_embed.store.ledger import Commit, Ledger
 from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk
 from interp_embed.testing.faults import WrappedStorage

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp_embed.errors import CorruptStoreError, UnsupportedFormatError
-from interp_embed.store.arrays import ArrayEntry, Folder
+from interp_embed.store.arrays.folder import ArrayEntry, Folder
 from interp_embed.store.format.sealed import seal, unseal
 from interp_embed.store.ledger import (
     Commit,

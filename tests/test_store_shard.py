@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.shard import ArraySpec
-from interp_embed.store.shard_reader import BlockCache, ShardedArray
-from interp_embed.store.shard_writer import ArrayWriter
+from interp_embed.store.arrays.shard import ArraySpec
+from interp_embed.store.arrays.shard_reader import BlockCache, ShardedArray
+from interp_embed.store.arrays.shard_writer import ArrayWriter
 from interp_embed.store.storage import open_storage
 
 INTEGERS = ["uint8", "int8", "uint16", "uint32", "int32", "uint64", "int64"]

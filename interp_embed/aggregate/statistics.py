@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.aggregate.stream import TokenPiece
+    from interp_embed.store.arrays.readahead import ReadAhead, Wanted
     from interp_embed.store.chunks import StoredChunk
-    from interp_embed.store.readahead import ReadAhead, Wanted
     from interp_embed.store.reader import Store
 
     Level = Mapping[str, NDArray[Any]]

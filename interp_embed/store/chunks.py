@@ -9,10 +9,10 @@ import numpy as np
 
 from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, has_own_sum, trusted_csr
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.arrays import OpenFolder
+from interp_embed.store.arrays.folder import OpenFolder
+from interp_embed.store.arrays.shard import INNER_ELEMENTS
 from interp_embed.store.format.columns import inner_documents
 from interp_embed.store.format.layout import chunk_arrays
-from interp_embed.store.shard import INNER_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.kernels.pooling import Pooled
-    from interp_embed.store.arrays import FolderWriter
+    from interp_embed.store.arrays.folder import FolderWriter
+    from interp_embed.store.arrays.readahead import Wanted
+    from interp_embed.store.arrays.shard import ArraySpec
+    from interp_embed.store.arrays.shard_reader import BlockCache, ShardedArray
     from interp_embed.store.ledger import Commit
-    from interp_embed.store.readahead import Wanted
-    from interp_embed.store.shard import ArraySpec
-    from interp_embed.store.shard_reader import BlockCache, ShardedArray
     from interp_embed.store.storage import Storage
 
 __all__ = ["StoredChunk", "write_chunk"]
@@ -331,7 +331,7 @@ class StoredChunk:
             found["positive"] = stored("positive" if self.commit.has_negative else "count")
         return found
 
-    # What is read, to be read ahead; see `interp_embed.store.readahead`
+    # What is read, to be read ahead; see `interp_embed.store.arrays.readahead`
 
     def steps_of(self, *names: str) -> Iterator[Iterable[Wanted]]:
         """Yield arrays that are read whole."""

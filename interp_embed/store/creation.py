@@ -18,7 +18,8 @@ from interp_embed.errors import (
     NotAStoreError,
     StoreExistsError,
 )
-from interp_embed.store.arrays import Folder, FolderWriter, group_metadata
+from interp_embed.store.arrays.folder import Folder, FolderWriter, group_metadata
+from interp_embed.store.arrays.shard import INNER_ELEMENTS
 from interp_embed.store.fingerprint import check_fingerprint, fingerprint_differences
 from interp_embed.store.format.columns import Column, encode_frame, inner_documents
 from interp_embed.store.format.document_blocks import DocumentBlock, cut_frame, describe_block
@@ -41,7 +42,6 @@ from interp_embed.store.format.sealed import digest, seal, unseal
 from interp_embed.store.labels import put_first_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, plan_key, read_plan
 from interp_embed.store.reader import Store
-from interp_embed.store.shard import INNER_ELEMENTS
 from interp_embed.store.storage import LocalStorage, open_storage
 
 if TYPE_CHECKING:

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp_embed.store.arrays import OpenFolder
+from interp_embed.store.arrays.folder import OpenFolder
+from interp_embed.store.arrays.readahead import ReadAhead
 from interp_embed.store.format.columns import Column, column_names, decode, missing_values
 from interp_embed.store.format.schema import as_column
-from interp_embed.store.readahead import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.arrays import Folder
+    from interp_embed.store.arrays.folder import Folder
+    from interp_embed.store.arrays.readahead import Wanted
+    from interp_embed.store.arrays.shard_reader import BlockCache, ShardedArray
     from interp_embed.store.ledger import Plan, PlannedBlock
-    from interp_embed.store.readahead import Wanted
-    from interp_embed.store.shard_reader import BlockCache, ShardedArray
     from interp_embed.store.storage import Storage
 
 __all__ = ["DocumentReader"]
@@ -69,7 +69,7 @@ class DocumentReader:
     def steps(
         self, plan: Plan, schema: Sequence[Column], documents: NDArray[np.int64]
     ) -> Iterator[Iterable[Wanted]]:
-        """Yield what `frame` reads, to be read ahead; see `interp_embed.store.readahead`."""
+        """Yield what `frame` reads, to be read ahead; see `interp_embed.store.arrays.readahead`."""
         yield from self._steps(_touched(plan, documents), schema)
 
     def _open(self, folder: Folder) -> OpenFolder:

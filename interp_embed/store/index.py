@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.errors import CorruptIndexError, CorruptStoreError
-from interp_embed.store.arrays import OpenFolder
+from interp_embed.store.arrays.folder import OpenFolder
+from interp_embed.store.arrays.readahead import ReadAhead
 from interp_embed.store.format.layout import INDEX_TOP
 from interp_embed.store.index_ledger import (
     read_index_commit,
     read_index_commits,
     valid_segments,
 )
-from interp_embed.store.readahead import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from interp_embed.store.arrays.readahead import Wanted
+    from interp_embed.store.arrays.shard_reader import BlockCache
     from interp_embed.store.index_ledger import IndexCommit, Segment
     from interp_embed.store.ledger import Ledger
-    from interp_embed.store.readahead import Wanted
     from interp_embed.store.reader import Store
-    from interp_embed.store.shard_reader import BlockCache
     from interp_embed.store.storage import Storage
 
 __all__ = ["FeatureIndex", "Postings", "read_index"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.arrays import Folder
+from interp_embed.store.arrays.folder import Folder
 from interp_embed.store.format.layout import INDEX
 from interp_embed.store.format.sealed import seal, unseal
 

@@ -11,9 +11,9 @@ import numpy as np
 from interp_embed.core.chunk import feature_dtype
 from interp_embed.core.threads import available_cpus, bounded_map
 from interp_embed.errors import CorruptStoreError
+from interp_embed.store.arrays.shard_reader import BlockCache
 from interp_embed.store.format.layout import INDEX_TOP, index_arrays
 from interp_embed.store.index_ledger import Part
-from interp_embed.store.shard_reader import BlockCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.arrays import Folder, FolderWriter
+    from interp_embed.store.arrays.folder import Folder, FolderWriter
+    from interp_embed.store.arrays.shard import ArraySpec
     from interp_embed.store.chunks import StoredChunk
-    from interp_embed.store.shard import ArraySpec
     from interp_embed.store.storage import Storage
 
 __all__ = ["Source", "Workspace", "write_segment", "write_summary"]

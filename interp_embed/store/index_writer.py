@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from interp_embed.core.allocation import release_freed_memory
 from interp_embed.core.chunk import DocumentStatus, feature_dtype
 from interp_embed.core.threads import available_cpus
-from interp_embed.store.arrays import FolderWriter
+from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.format.layout import INDEX
 from interp_embed.store.index_ledger import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Executor
 
-    from interp_embed.store.arrays import Folder
+    from interp_embed.store.arrays.folder import Folder
     from interp_embed.store.index import FeatureIndex
     from interp_embed.store.reader import Store
     from interp_embed.store.storage import Storage

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.arrays import Folder
+from interp_embed.store.arrays.folder import Folder
 from interp_embed.store.format.layout import COMMITS, MANIFEST, PLAN, check_version
 from interp_embed.store.format.sealed import digest, seal, unseal
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from interp_embed.core.threads import REQUESTS, bounded_map
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
-from interp_embed.store.arrays import group_metadata
+from interp_embed.store.arrays.folder import group_metadata
 from interp_embed.store.compaction import publish_manifest, wants_index
 from interp_embed.store.fingerprint import fingerprint_differences
 from interp_embed.store.format.columns import Column
@@ -35,7 +35,7 @@ from interp_embed.store.writer import StoreWriter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from interp_embed.store.arrays import Folder
+    from interp_embed.store.arrays.folder import Folder
     from interp_embed.store.ledger import Commit
     from interp_embed.store.storage import Storage
 

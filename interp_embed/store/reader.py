@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.core.chunk import TokenTable
+    from interp_embed.store.arrays.readahead import ReadAhead
     from interp_embed.store.chunks import StoredChunk
     from interp_embed.store.index import FeatureIndex
     from interp_embed.store.ledger import Ledger
-    from interp_embed.store.readahead import ReadAhead
     from interp_embed.store.snapshot import Snapshot
     from interp_embed.store.storage import Storage
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from interp_embed.errors import CorruptStoreError, NotAStoreError
+from interp_embed.store.arrays.readahead import ReadAhead
+from interp_embed.store.arrays.shard_reader import BlockCache
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.format.columns import Column
 from interp_embed.store.format.layout import BINDING, MANIFEST, PLAN, ROOT
@@ -27,8 +29,6 @@ from interp_embed.store.ledger import (
     read_manifest,
     read_plan,
 )
-from interp_embed.store.readahead import ReadAhead
-from interp_embed.store.shard_reader import BlockCache
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.wrapped import AtOnce
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
 
+    from interp_embed.store.arrays.readahead import Wanted
     from interp_embed.store.ledger import Commit
-    from interp_embed.store.readahead import Wanted
     from interp_embed.store.storage import Storage
 
 __all__ = ["Snapshot", "Snapshots"]
@@ -202,7 +202,7 @@ class Snapshots:
         )
 
     def ahead(self, plans: Iterable[Iterator[Iterable[Wanted]]]) -> ReadAhead:
-        """Read what several plans ask for; see `interp_embed.store.readahead`. To be closed."""
+        """Read what several plans ask for; see `interp_embed.store.arrays.readahead`. To be closed."""
         return ReadAhead(self.storage).follow(plans)
 
     # What the store says of itself

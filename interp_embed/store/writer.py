@@ -15,7 +15,7 @@ from interp_embed.errors import (
     FingerprintMismatchError,
     SingleWriterError,
 )
-from interp_embed.store.arrays import FolderWriter
+from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.chunks import write_chunk
 from interp_embed.store.fingerprint import check_fingerprint, merge
 from interp_embed.store.format.layout import (

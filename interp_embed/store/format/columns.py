@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp_embed.store.shard import ArraySpec
+from interp_embed.store.arrays.shard import ArraySpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,7 +9,7 @@ import numpy as np
 
 from interp_embed.core.chunk import feature_dtype
 from interp_embed.errors import UnsupportedFormatError
-from interp_embed.store.shard import ArraySpec
+from interp_embed.store.arrays.shard import ArraySpec
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.shard_reader import ShardedArray
+    from interp_embed.store.arrays.shard_reader import ShardedArray
     from interp_embed.store.storage import Storage
 
 __all__ = ["LARGEST_REQUEST", "NEAR", "ReadAhead", "Wanted"]

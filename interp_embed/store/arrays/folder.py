@@ -17,9 +17,9 @@ import google_crc32c
 
 from interp_embed.core.threads import REQUESTS, Flights, bounded_map
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.shard import INNER_ELEMENTS, ArraySpec
-from interp_embed.store.shard_reader import BlockCache, ShardedArray
-from interp_embed.store.shard_writer import ArrayWriter
+from interp_embed.store.arrays.shard import INNER_ELEMENTS, ArraySpec
+from interp_embed.store.arrays.shard_reader import BlockCache, ShardedArray
+from interp_embed.store.arrays.shard_writer import ArrayWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

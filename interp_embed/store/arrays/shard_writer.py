@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
-from interp_embed.store.shard import INNER_ELEMENTS, ArraySpec, InnerCodec, crc
+from interp_embed.store.arrays.shard import INNER_ELEMENTS, ArraySpec, InnerCodec, crc
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import numpy as np
 from interp_embed.core.allocation import roomy_array
 from interp_embed.core.threads import Flights, bounded_map
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store.shard import CRC_BYTES, INDEX_ENTRY, InnerCodec, crc
+from interp_embed.store.arrays.shard import CRC_BYTES, INDEX_ENTRY, InnerCodec, crc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,7 +210,7 @@ class ShardedArray:
                     return self._parse_index(body)
         return self._parse_index(self._fetch(self.size - self._index_bytes, self._index_bytes))
 
-    # Reading ahead; see `interp_embed.store.readahead`
+    # Reading ahead; see `interp_embed.store.arrays.readahead`
 
     @property
     def is_prepared(self) -> bool:
