@@ -12,7 +12,7 @@ from million_setting import top_warm
 
 from interp_embed import Dataset
 from interp_embed.store import Store, StoreWriter, create_store
-from interp_embed.store.compaction import finish
+from interp_embed.store.write.compaction import finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable

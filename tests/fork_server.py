@@ -20,7 +20,7 @@ from fake_sae import FAIL, LOG, WordSAE
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.store import compaction
+from interp_embed.store.write import compaction
 
 N_DOCUMENTS = 48
 

@@ -47,7 +47,7 @@ def path(chunk, tmp_path_factory):
     """Three chunks, as a store of three large ones is, and an index."""
     found = tmp_path_factory.mktemp("latency") / "s"
     store = store_from_chunk(found, chunk, documents_per_chunk=400, finished=False)
-    from interp_embed.store.compaction import publish_manifest
+    from interp_embed.store.write.compaction import publish_manifest
 
     with StoreWriter(store):
         build_index(store)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.store import Store, StoreWriter, collect_garbage, compact, finish
 from interp_embed.store.arrays.folder import Folder
-from interp_embed.store.compaction import merge_groups
 from interp_embed.store.ledger import Commit, Ledger
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify import verify
+from interp_embed.store.write.compaction import merge_groups
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

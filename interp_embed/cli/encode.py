@@ -12,7 +12,7 @@ from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.saes import build_sae, quiet_loading
 from interp_embed.cli.tables import open_documents
 from interp_embed.store import is_store
-from interp_embed.store.creation import check_place
+from interp_embed.store.write.creation import check_place
 
 __all__ = ["run_encode"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interp_embed.encode.isolate import EncodedDocuments
     from interp_embed.encode.pieces import Piece
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.writer import StoreWriter
+    from interp_embed.store.write.writer import StoreWriter
 
 __all__ = ["ATTEMPTS", "Committer"]
 

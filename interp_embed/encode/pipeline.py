@@ -23,10 +23,10 @@ from interp_embed.encode.pieces import commit_size, cut, retries
 from interp_embed.encode.stage import Stage
 from interp_embed.inputs import check_positive
 from interp_embed.sae.memory import Budget
-from interp_embed.store import compaction
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest
-from interp_embed.store.writer import StoreWriter
+from interp_embed.store.write import compaction
+from interp_embed.store.write.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -83,7 +83,7 @@ def encode_store(
 
     Documents are committed while the next ones are encoded, about half of ``documents_per_commit`` at
     a time. An SAE that was not loaded is loaded, and destroyed at the end. When no document is
-    missing any more, small chunks are merged (see `interp_embed.store.compaction`).
+    missing any more, small chunks are merged (see `interp_embed.store.write.compaction`).
 
     In the main thread, SIGTERM ends a run as Ctrl-C does: what is encoded is committed if that takes
     seconds, and given up otherwise.

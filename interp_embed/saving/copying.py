@@ -17,12 +17,12 @@ from interp_embed.errors import StoreExistsError
 from interp_embed.inputs.pieces import StoredPiece, cut
 from interp_embed.saving.replacing import clear_leftovers, locked, recover, replace
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
-from interp_embed.store.creation import check_place
 from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.format.layout import check_dtype
 from interp_embed.store.labels import copy_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.storage.unannounced import Unannounced
+from interp_embed.store.write.creation import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,13 +14,13 @@ from interp_embed.errors import StoreExistsError
 from interp_embed.saving.copying import expanded
 from interp_embed.saving.opening import described, load
 from interp_embed.store import Store, is_store
-from interp_embed.store.creation import add_documents, check_place
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.fingerprint import merge as combined
 from interp_embed.store.format.layout import FORMAT_VERSION, SAVING, library_versions
-from interp_embed.store.merging import check_mergeable, merge_stores
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.unannounced import Unannounced
+from interp_embed.store.write.creation import add_documents, check_place
+from interp_embed.store.write.merging import check_mergeable, merge_stores
 
 if TYPE_CHECKING:
     import os

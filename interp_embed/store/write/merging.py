@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from interp_embed.core.threads import REQUESTS, bounded_map
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
 from interp_embed.store.arrays.folder import group_metadata
-from interp_embed.store.compaction import publish_manifest, wants_index
 from interp_embed.store.fingerprint import fingerprint_differences
 from interp_embed.store.format.columns import Column
 from interp_embed.store.format.document_hash import combined_hashes
@@ -30,7 +29,8 @@ from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_pla
 from interp_embed.store.reader import Store
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.storage.wrapped import WrappedStorage
-from interp_embed.store.writer import StoreWriter
+from interp_embed.store.write.compaction import publish_manifest, wants_index
+from interp_embed.store.write.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,1 @@
+"""What makes and changes a store: creation, commits, compaction, joining."""
