@@ -20,7 +20,7 @@ from corpus import Corpus
 
 from interp_embed import Dataset
 from interp_embed.store import Store, StoreWriter, create_store, finish, is_store
-from interp_embed.store.index_writer import build_index
+from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage
 from interp_embed.testing import SlowStorage
 

@@ -18,7 +18,7 @@ from interp_embed.aggregate.columns import feature_columns, holders, top_documen
 from interp_embed.aggregate.execute import aggregate_dense
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.store import Store, StoreWriter, compact, index_writer
-from interp_embed.store.index_writer import build_index
+from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import open_storage
 from interp_embed.testing import (
     FaultyStorage,

@@ -30,7 +30,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.store import Store, StoreWriter, collect_garbage, compact, create_store, finish
-from interp_embed.store.index_writer import build_index
+from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.verify import verify
 from interp_embed.store.write.compaction import leftovers

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.aggregate.reductions import Reduction
-    from interp_embed.store.index import FeatureIndex, Postings
+    from interp_embed.store.index.feature_index import FeatureIndex, Postings
     from interp_embed.store.reader import Store
 
 __all__ = ["feature_columns", "holders", "known_totals", "top_documents"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from interp_embed.core.chunk import TokenTable
     from interp_embed.store.arrays.readahead import ReadAhead
     from interp_embed.store.chunks import StoredChunk
-    from interp_embed.store.index import FeatureIndex
+    from interp_embed.store.index.feature_index import FeatureIndex
     from interp_embed.store.ledger import Ledger
     from interp_embed.store.snapshot import Snapshot
     from interp_embed.store.storage import Storage
@@ -104,7 +104,7 @@ class Store(Snapshots):
         """
         ledger, known = self.ledger, self._index
         if known is None or known[0] is not ledger:
-            from interp_embed.store.index import read_index
+            from interp_embed.store.index.feature_index import read_index
 
             known = self._index = (ledger, read_index(self, ledger))
         return known[1]

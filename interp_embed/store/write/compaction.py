@@ -22,8 +22,8 @@ from interp_embed.store.format.layout import (
     PLANNING,
     TARGET_CHUNK_NNZ,
 )
-from interp_embed.store.index_ledger import index_leftovers, read_index_commits
-from interp_embed.store.index_writer import build_index, delete_superseded
+from interp_embed.store.index.build import build_index, delete_superseded
+from interp_embed.store.index.records import index_leftovers, read_index_commits
 from interp_embed.store.ledger import Interval, Ledger, commit_keys, read_commits, write_manifest
 
 if TYPE_CHECKING:

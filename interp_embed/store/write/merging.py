@@ -22,8 +22,8 @@ from interp_embed.store.format.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, 
 from interp_embed.store.format.root import read_root, root_document
 from interp_embed.store.format.schema import unified_schema
 from interp_embed.store.format.sealed import seal
-from interp_embed.store.index_ledger import read_index_commits
-from interp_embed.store.index_writer import build_index
+from interp_embed.store.index.build import build_index
+from interp_embed.store.index.records import read_index_commits
 from interp_embed.store.labels import copy_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
 from interp_embed.store.reader import Store

@@ -18,7 +18,7 @@ from interp_embed.errors import CorruptIndexError, CorruptStoreError
 from interp_embed.store.arrays.folder import OpenFolder
 from interp_embed.store.arrays.readahead import ReadAhead
 from interp_embed.store.format.layout import INDEX_TOP
-from interp_embed.store.index_ledger import (
+from interp_embed.store.index.records import (
     read_index_commit,
     read_index_commits,
     valid_segments,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from interp_embed.store.arrays.readahead import Wanted
     from interp_embed.store.arrays.shard_reader import BlockCache
-    from interp_embed.store.index_ledger import IndexCommit, Segment
+    from interp_embed.store.index.records import IndexCommit, Segment
     from interp_embed.store.ledger import Ledger
     from interp_embed.store.reader import Store
     from interp_embed.store.storage import Storage

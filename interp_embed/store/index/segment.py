@@ -13,7 +13,7 @@ from interp_embed.core.threads import available_cpus, bounded_map
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store.arrays.shard_reader import BlockCache
 from interp_embed.store.format.layout import INDEX_TOP, index_arrays
-from interp_embed.store.index_ledger import Part
+from interp_embed.store.index.records import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -19,7 +19,7 @@ from interp_embed.core.threads import available_cpus
 from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.chunks import StoredChunk
 from interp_embed.store.format.layout import INDEX
-from interp_embed.store.index_ledger import (
+from interp_embed.store.index.records import (
     IndexCommit,
     Part,
     Segment,
@@ -28,7 +28,7 @@ from interp_embed.store.index_ledger import (
     read_index_commits,
     superseded_indexes,
 )
-from interp_embed.store.index_segment import Source, Workspace, write_segment, write_summary
+from interp_embed.store.index.segment import Source, Workspace, write_segment, write_summary
 from interp_embed.store.ledger import Ledger, read_commits
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from interp_embed.store.arrays.folder import Folder
-    from interp_embed.store.index import FeatureIndex
+    from interp_embed.store.index.feature_index import FeatureIndex
     from interp_embed.store.reader import Store
     from interp_embed.store.storage import Storage
 

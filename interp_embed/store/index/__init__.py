@@ -1,0 +1,1 @@
+"""The index by feature: which documents a feature is in, without a pass over the corpus."""
