@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from interp_embed.analysis.lexical import Strongest
     from interp_embed.core.chunk import Chunk
-    from interp_embed.store.labels import Answers
+    from interp_embed.store.labels.collection import Answers
 
 __all__ = ["Naming"]
 

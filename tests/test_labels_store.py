@@ -28,8 +28,8 @@ from interp_embed.labels.record import FeatureLabel, LabelExample, Score, best_l
 from interp_embed.labels.texts import feature_of, label_text, read_label, words_of
 from interp_embed.store import Store
 from interp_embed.store.format.sealed import canonical, read_entries, seal, seal_entries, unseal
-from interp_embed.store.labels import Answers, LabelStore, copy_labels, put_first_labels
-from interp_embed.store.labels_journal import _PACK_AFTER, Journal
+from interp_embed.store.labels.collection import Answers, LabelStore, copy_labels, put_first_labels
+from interp_embed.store.labels.journal import _PACK_AFTER, Journal
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify import verify
 from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage
@@ -334,7 +334,7 @@ WRITER = """
 import sys, os
 os.fsync = lambda descriptor: None
 from interp_embed.labels.record import FeatureLabel
-from interp_embed.store.labels import Answers, LabelStore
+from interp_embed.store.labels.collection import Answers, LabelStore
 from interp_embed.store.storage import LocalStorage
 import hashlib
 storage, worker = LocalStorage(sys.argv[1]), sys.argv[2]

@@ -36,7 +36,7 @@ from interp_embed.llm.bulk_plan import Asking
 from interp_embed.llm.bulk_reads import SharedReads
 from interp_embed.llm.request import Message
 from interp_embed.llm.schemas import FeatureLabelResponse
-from interp_embed.store.labels import Answers
+from interp_embed.store.labels.collection import Answers
 from interp_embed.store.storage.local import LocalStorage
 from interp_embed.testing import LLMServer, Reply
 

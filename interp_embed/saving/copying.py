@@ -19,7 +19,7 @@ from interp_embed.saving.replacing import clear_leftovers, locked, recover, repl
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.format.layout import check_dtype
-from interp_embed.store.labels import copy_labels, put_first_labels
+from interp_embed.store.labels.collection import copy_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.storage.unannounced import Unannounced
 from interp_embed.store.write.creation import check_place

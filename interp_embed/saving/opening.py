@@ -18,7 +18,7 @@ from interp_embed.saving.known import write_rows
 from interp_embed.saving.replacing import recover
 from interp_embed.store import Store, create_store, is_store
 from interp_embed.store.fingerprint import check_fingerprint
-from interp_embed.store.labels import has_first_labels, put_first_labels
+from interp_embed.store.labels.collection import has_first_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.write.creation import check_place
 

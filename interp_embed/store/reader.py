@@ -13,7 +13,7 @@ import numpy as np
 
 from interp_embed.core.chunk import Chunk, DocumentStatus
 from interp_embed.store.documents import DocumentReader
-from interp_embed.store.labels import Answers, LabelStore
+from interp_embed.store.labels.collection import Answers, LabelStore
 from interp_embed.store.snapshot import Snapshots
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from interp_embed.store.format.schema import unified_schema
 from interp_embed.store.format.sealed import seal
 from interp_embed.store.index.build import build_index
 from interp_embed.store.index.records import read_index_commits
-from interp_embed.store.labels import copy_labels
+from interp_embed.store.labels.collection import copy_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
 from interp_embed.store.reader import Store
 from interp_embed.store.storage import LocalStorage

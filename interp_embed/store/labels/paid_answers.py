@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed.labels.record import utc_now
 from interp_embed.store.format.layout import LABELS
-from interp_embed.store.labels_journal import Journal
+from interp_embed.store.labels.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

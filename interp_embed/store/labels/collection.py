@@ -27,8 +27,8 @@ from interp_embed.labels.report import LabelsAdded
 from interp_embed.labels.texts import LightLabel, feature_of, label_text, read_label, words_of
 from interp_embed.store.format.layout import LABELS
 from interp_embed.store.format.sealed import seal, text_digest, unseal
-from interp_embed.store.labels_answers import ANSWERS, Answers, Usage
-from interp_embed.store.labels_journal import Journal
+from interp_embed.store.labels.journal import Journal
+from interp_embed.store.labels.paid_answers import ANSWERS, Answers, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
