@@ -16,7 +16,7 @@ from fake_sae import WordSAE
 
 from interp_embed import Dataset
 from interp_embed.store import Store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 
 HERE = Path(__file__).parent

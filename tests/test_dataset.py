@@ -30,7 +30,7 @@ from interp_embed.errors import (
     UnsafePickleError,
 )
 from interp_embed.store import is_store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import random_chunk, store_from_chunk
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from interp_embed.encode import encode
 from interp_embed.encode.cluster import _encode_run, _let_go, _tasks, _Where
 from interp_embed.encode.shares import gaps
 from interp_embed.store import Store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 
 

@@ -26,7 +26,7 @@ from interp_embed.sae import BaseSAE
 from interp_embed.store import Store
 from interp_embed.store.ledger import Plan
 from interp_embed.store.storage import LocalStorage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.writer import StoreWriter
 from interp_embed.testing import assert_chunks_equal, read_everything
 

@@ -19,7 +19,7 @@ from interp_embed.encode import encode, finish_store
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store import Store, blocks, compaction
 from interp_embed.store.storage import LocalStorage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

@@ -17,7 +17,7 @@ from fake_sae import WideSAE, expected
 from interp_embed import Dataset
 from interp_embed.data import load_demo
 from interp_embed.sae import LocalSAE
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAILED = {3}

@@ -19,7 +19,7 @@ from interp_embed.cli.run import run as run_cli
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
 from interp_embed.store import Store, blocks, is_store
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.compaction import collect_garbage
 from interp_embed.testing import (
     FaultyStorage,

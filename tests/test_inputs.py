@@ -32,7 +32,7 @@ from interp_embed.inputs.records import typed
 from interp_embed.saving import plan_store
 from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.format.document_hash import hash_frame
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import frames
 
 QUICK = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))

@@ -21,7 +21,7 @@ from interp_embed.errors import FingerprintMismatchError, NotAStoreError, StoreE
 from interp_embed.saving import plan_store
 from interp_embed.store import Store, blocks, creation
 from interp_embed.store.storage import open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import FaultyStorage, InjectedError, LostResponseStorage
 
 BLOCK, N = 50, 400

@@ -14,7 +14,7 @@ from fork_server import N_DOCUMENTS, alive, documents, encode
 
 from interp_embed import Dataset
 from interp_embed.store import Store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 
 RUNS = 10

@@ -31,7 +31,7 @@ from interp_embed.store.format.sealed import canonical, read_entries, seal, seal
 from interp_embed.store.labels.collection import Answers, LabelStore, copy_labels, put_first_labels
 from interp_embed.store.labels.journal import _PACK_AFTER, Journal
 from interp_embed.store.storage import LocalStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing.faults import FaultyStorage, InjectedError, LostResponseStorage
 from interp_embed.testing.slow import CountingStorage
 

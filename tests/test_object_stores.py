@@ -25,7 +25,7 @@ from interp_embed.saving import copying
 from interp_embed.store import Store, StoreWriter, is_store
 from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
 from interp_embed.store.storage.remote import object_store
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import FaultyStorage, InjectedError
 
 

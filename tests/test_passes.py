@@ -17,7 +17,7 @@ from interp_embed.aggregate import blocks
 from interp_embed.store import Store, StoreWriter, create_store
 from interp_embed.store import chunks as stored_chunks
 from interp_embed.store.format.layout import chunk_arrays
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.compaction import finish
 from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk, texts_of
 

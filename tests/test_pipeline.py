@@ -22,7 +22,7 @@ from interp_embed.encode import encode, encode_store
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.store import Store
 from interp_embed.store.storage import LocalStorage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

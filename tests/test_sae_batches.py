@@ -13,7 +13,7 @@ from interp_embed.sae.encoding import ChunkEncoder
 from interp_embed.sae.memory import Budget, is_out_of_memory
 from interp_embed.sae.sparsify import SparseTokens
 from interp_embed.sae.tokenizing import TokenizedDocument
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import ReplaySAE, random_chunk
 
 torch = pytest.importorskip("torch")

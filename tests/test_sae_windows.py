@@ -21,7 +21,7 @@ from interp_embed.core.chunk import DocumentStatus
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 
 HOOK = "blocks.2.hook_resid_post"
 TOKENIZER = tiny_tokenizer(chat_template=CHAT_TEMPLATE)

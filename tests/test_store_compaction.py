@@ -16,7 +16,7 @@ from interp_embed.store import Store, StoreWriter, collect_garbage, compact, fin
 from interp_embed.store.arrays.folder import Folder
 from interp_embed.store.ledger import Commit, Ledger
 from interp_embed.store.storage import open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.compaction import merge_groups
 from interp_embed.testing import (
     FaultyStorage,

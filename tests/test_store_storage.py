@@ -17,7 +17,7 @@ import pytest
 from interp_embed.errors import DiskFullError, SingleWriterError
 from interp_embed.store import Store, StoreWriter
 from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import (
     assert_chunks_equal,
     random_chunk,

@@ -27,7 +27,7 @@ from interp_embed.store.format.root import read_root, root_document
 from interp_embed.store.ledger import commit_keys
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.wrapped import WrappedStorage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

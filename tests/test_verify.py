@@ -23,7 +23,7 @@ from interp_embed.kernels.pooling import pool
 from interp_embed.store import MISSING, Store, StoreWriter, create_store
 from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.format.sealed import seal, unseal
-from interp_embed.store.verify import Problem, verify
+from interp_embed.store.verify.verifier import Problem, verify
 from interp_embed.testing import (
     assert_chunks_equal,
     random_chunk,

@@ -26,7 +26,7 @@ from interp_embed.encode.shares import gaps
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.store import Store
 from interp_embed.store.storage import open_storage
-from interp_embed.store.verify import verify
+from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything
 
 

@@ -22,7 +22,7 @@ def run_verify(path: str) -> bool:
     from interp_embed.store.format.layout import PLAN
     from interp_embed.store.format.root import read_root
     from interp_embed.store.storage import open_storage
-    from interp_embed.store.verify import verify
+    from interp_embed.store.verify.verifier import verify
 
     storage = open_storage(path)
     with contextlib.suppress(CorruptStoreError):  # what is damaged is for `verify` to say

@@ -7,8 +7,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.store.verify_arrays import Arrays, decode, metadata_differs
-from interp_embed.store.verify_objects import Objects
+from interp_embed.store.verify.check_arrays import Arrays, decode, metadata_differs
+from interp_embed.store.verify.check_objects import Objects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from interp_embed.store.verify import Verifier
+    from interp_embed.store.verify.verifier import Verifier
 
 __all__ = ["check_labels"]
 

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from interp_embed.errors import NotAStoreError, UnsupportedFormatError
 from interp_embed.store.storage import open_storage
-from interp_embed.store.verify_arrays import check_chunk
-from interp_embed.store.verify_documents import PlannedBlock, check_columns, check_documents
-from interp_embed.store.verify_folders import GROUP, Folders, group_document
-from interp_embed.store.verify_index import check_indexes
-from interp_embed.store.verify_labels import check_labels
-from interp_embed.store.verify_objects import Problem
+from interp_embed.store.verify.check_arrays import check_chunk
+from interp_embed.store.verify.check_documents import PlannedBlock, check_columns, check_documents
+from interp_embed.store.verify.check_folders import GROUP, Folders, group_document
+from interp_embed.store.verify.check_index import check_indexes
+from interp_embed.store.verify.check_labels import check_labels
+from interp_embed.store.verify.check_objects import Problem
 
 if TYPE_CHECKING:
     import os

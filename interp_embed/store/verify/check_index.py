@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.store.verify_arrays import metadata_differs
-from interp_embed.store.verify_entries import Entries, FeatureSums, Summary
+from interp_embed.store.verify.check_arrays import metadata_differs
+from interp_embed.store.verify.check_entries import Entries, FeatureSums, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.verify import Verifier
+    from interp_embed.store.verify.verifier import Verifier
 
 __all__ = ["check_indexes"]
 
