@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp_embed.aggregate.reductions import Reduction
     from interp_embed.store.arrays.readahead import ReadAhead, Wanted
     from interp_embed.store.chunks import StoredChunk
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["Block", "BlockRows", "block_ahead", "clusters", "cut_documents", "reduce_block"]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from interp_embed.aggregate.reductions import Reduction
     from interp_embed.store.index.feature_index import FeatureIndex, Postings
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["feature_columns", "holders", "known_totals", "top_documents"]
 

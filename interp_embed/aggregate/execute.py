@@ -17,7 +17,7 @@ from interp_embed.aggregate.blocks import (
 from interp_embed.aggregate.scheduler import active_client, run_tasks
 from interp_embed.core.chunk import DocumentStatus, gather_ranges, trusted_csr
 from interp_embed.core.memory import require_memory
-from interp_embed.store.reader import MISSING
+from interp_embed.store.store import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.aggregate.reductions import Reduction
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = [
     "aggregate_blocks",

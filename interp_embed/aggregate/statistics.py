@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from interp_embed.aggregate.stream import TokenPiece
     from interp_embed.store.arrays.readahead import ReadAhead, Wanted
     from interp_embed.store.chunks import StoredChunk
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
     Level = Mapping[str, NDArray[Any]]
     Totals = dict[str, NDArray[Any]]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["DEFAULT_STATISTICS", "check_statistics", "feature_statistics"]
 

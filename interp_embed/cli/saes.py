@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from interp_embed.sae import BaseSAE
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["best_device", "build_sae", "quiet_loading", "reached", "sae_for"]
 

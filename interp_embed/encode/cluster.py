@@ -19,7 +19,7 @@ from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, gaps, missing_chunks
 from interp_embed.store.format.sealed import digest
-from interp_embed.store.reader import Store
+from interp_embed.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

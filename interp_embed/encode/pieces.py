@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from interp_embed.store.ledger import Plan
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["Piece", "commit_size", "cut", "neighbours", "retries"]
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from interp_embed.encode.monitor import Counts
     from interp_embed.encode.pieces import Piece
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["EncodeReport", "encode_store"]
 

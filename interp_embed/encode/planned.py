@@ -11,7 +11,7 @@ from interp_embed.encode.shares import Worker, chunk_ranges, missing_chunks, tak
 from interp_embed.inputs import check_positive
 from interp_embed.store import StoreWriter
 from interp_embed.store import finish as finish_chunks
-from interp_embed.store.reader import Store
+from interp_embed.store.store import Store
 
 if TYPE_CHECKING:
     import os

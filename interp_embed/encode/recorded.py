@@ -10,7 +10,7 @@ from interp_embed.sae.loading import load_sae_from_metadata
 
 if TYPE_CHECKING:
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["recorded_sae"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["Worker", "chunk_ranges", "gaps", "missing_chunks", "take_work"]
 

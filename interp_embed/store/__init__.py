@@ -1,6 +1,6 @@
 """The store: all that knows the format on disk. It knows nothing of models."""
 
-from interp_embed.store.reader import MISSING, Store
+from interp_embed.store.store import MISSING, Store
 from interp_embed.store.write.compaction import collect_garbage, compact, finish
 from interp_embed.store.write.creation import create_store, is_store
 from interp_embed.store.write.writer import StoreWriter

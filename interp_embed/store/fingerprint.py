@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from interp_embed.store.format.document_blocks import DocumentBlock
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["check_fingerprint", "fingerprint_differences", "merge"]
 

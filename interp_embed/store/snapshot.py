@@ -20,7 +20,6 @@ from interp_embed.store.format.columns import Column
 from interp_embed.store.format.layout import BINDING, MANIFEST, PLAN, ROOT
 from interp_embed.store.format.root import read_root, unfinished
 from interp_embed.store.format.sealed import digest, unseal
-from interp_embed.store.handles import Reference, opened
 from interp_embed.store.ledger import (
     Ledger,
     Plan,
@@ -29,6 +28,7 @@ from interp_embed.store.ledger import (
     read_manifest,
     read_plan,
 )
+from interp_embed.store.reference import Reference, opened
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.wrapped import AtOnce
 
@@ -84,7 +84,7 @@ class Snapshots:
         self._take_ledger(read_manifest(first))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a reference; see `interp_embed.store.handles`."""
+        """Pickle as a reference; see `interp_embed.store.reference`."""
         reference = vars(self).get("_reference")
         if reference is None:
             reference = Reference(self.storage.url, self.identity, self.ledger.state)

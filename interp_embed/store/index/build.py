@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from interp_embed.store.arrays.folder import Folder
     from interp_embed.store.index.feature_index import FeatureIndex
-    from interp_embed.store.reader import Store
     from interp_embed.store.storage import Storage
+    from interp_embed.store.store import Store
 
 __all__ = ["DEFAULT_MEMORY", "build_index", "delete_superseded"]
 

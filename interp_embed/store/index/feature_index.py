@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from interp_embed.store.arrays.shard_reader import BlockCache
     from interp_embed.store.index.records import IndexCommit, Segment
     from interp_embed.store.ledger import Ledger
-    from interp_embed.store.reader import Store
     from interp_embed.store.storage import Storage
+    from interp_embed.store.store import Store
 
 __all__ = ["FeatureIndex", "Postings", "read_index"]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from interp_embed.kernels.pooling import Pooled
     from interp_embed.store.ledger import Commit
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
     from interp_embed.store.write.writer import StoreWriter
 
 __all__ = ["collect_garbage", "compact", "finish", "leftovers", "merge_groups"]

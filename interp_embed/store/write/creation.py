@@ -41,8 +41,8 @@ from interp_embed.store.format.schema import unified_schema
 from interp_embed.store.format.sealed import digest, seal, unseal
 from interp_embed.store.labels.collection import put_first_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, plan_key, read_plan
-from interp_embed.store.reader import Store
 from interp_embed.store.storage import LocalStorage, open_storage
+from interp_embed.store.store import Store
 
 if TYPE_CHECKING:
     import os

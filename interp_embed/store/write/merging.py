@@ -26,9 +26,9 @@ from interp_embed.store.index.build import build_index
 from interp_embed.store.index.records import read_index_commits
 from interp_embed.store.labels.collection import copy_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
-from interp_embed.store.reader import Store
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.storage.wrapped import WrappedStorage
+from interp_embed.store.store import Store
 from interp_embed.store.write.compaction import publish_manifest, wants_index
 from interp_embed.store.write.writer import StoreWriter
 

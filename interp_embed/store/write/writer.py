@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from interp_embed.core.chunk import Chunk
     from interp_embed.kernels.pooling import Pooled
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["StoreWriter"]
 

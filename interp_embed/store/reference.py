@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
 __all__ = ["Reference", "opened"]
 
@@ -43,7 +43,7 @@ def opened(reference: Reference) -> Store:
     CorruptStoreError
         If another store is there.
     """
-    from interp_embed.store.reader import Store
+    from interp_embed.store.store import Store
 
     store = Store(reference.url)
     store.require_identity(reference.identity)
