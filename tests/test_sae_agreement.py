@@ -19,7 +19,7 @@ from sae_helpers import (
 )
 
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.runner import LensRunner, ModelRunner
+from interp_embed.sae.model.runner import LensRunner, ModelRunner
 
 ARCHITECTURES = [
     "standard",
@@ -215,7 +215,7 @@ def test_the_order_and_the_company_of_documents_change_nothing(tmp_path, family)
 
 
 def test_slices_of_the_dense_buffer_change_nothing(tmp_path):
-    from interp_embed.sae.sparsify import SparseEncoder
+    from interp_embed.sae.model.sparsify import SparseEncoder
 
     sae = random_sae("standard", "blocks.2.hook_resid_post")
     loaded = local(tmp_path, sae, tiny_model("gpt2"))

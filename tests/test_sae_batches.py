@@ -9,10 +9,10 @@ from sae_helpers import TEXTS, assert_close, dense, random_sae, tiny_model, tiny
 from interp_embed import Dataset
 from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.encoding import ChunkEncoder
 from interp_embed.sae.memory import Budget, is_out_of_memory
-from interp_embed.sae.sparsify import SparseTokens
-from interp_embed.sae.tokenizing import TokenizedDocument
+from interp_embed.sae.model.encoding import ChunkEncoder
+from interp_embed.sae.model.sparsify import SparseTokens
+from interp_embed.sae.model.tokenizing import TokenizedDocument
 from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import ReplaySAE, random_chunk
 

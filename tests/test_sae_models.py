@@ -10,8 +10,8 @@ import torch
 from sae_helpers import TEXTS, assert_close, dense, random_sae, sae_lens, tiny_model, tiny_tokenizer
 
 from interp_embed.sae import LocalSAE, models
-from interp_embed.sae.hooks import HookNotFoundError, find_hook
-from interp_embed.sae.models import resolve_dtype
+from interp_embed.sae.model.hooks import HookNotFoundError, find_hook
+from interp_embed.sae.model.language_model import resolve_dtype
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE, template
 from interp_embed.sae.hashing import hash_json
-from interp_embed.sae.template import ChatTemplate, render_chat
+from interp_embed.sae.model.template import ChatTemplate, render_chat
 
 HOOK = "blocks.2.hook_resid_post"
 MESSAGE = "{{ messages[0]['content'] }}"
@@ -146,7 +146,8 @@ def test_a_store_goes_on_on_another_day_and_one_of_before_the_date_was_kept_does
     old = tmp_path / "old.zarr"
     with monkeypatch.context() as patch:  # the fingerprint as it was
         patch.setattr(
-            "interp_embed.sae.tokenizing.DocumentTokenizer.template_date", property(lambda _: None)
+            "interp_embed.sae.model.tokenizing.DocumentTokenizer.template_date",
+            property(lambda _: None),
         )
         Dataset(texts[:3], made(DATED), save_path=old)
     loaded = made(DATED)

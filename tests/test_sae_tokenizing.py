@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sae_helpers import BOS, CHAT_TEMPLATE, TEXTS, tiny_tokenizer
 
 from interp_embed.core.spans import token_strings
-from interp_embed.sae.template import ChatTemplate
-from interp_embed.sae.tokenizing import DocumentTokenizer, bos_token_id
+from interp_embed.sae.model.template import ChatTemplate
+from interp_embed.sae.model.tokenizing import DocumentTokenizer, bos_token_id
 
 TOKENIZER = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
 UNTRIMMED = tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace(" | trim", ""))

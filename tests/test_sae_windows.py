@@ -20,7 +20,7 @@ from interp_embed import Dataset
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.tokenizing import DocumentTokenizer, resolve_overflow
+from interp_embed.sae.model.tokenizing import DocumentTokenizer, resolve_overflow
 from interp_embed.store.verify.verifier import verify
 
 HOOK = "blocks.2.hook_resid_post"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from interp_embed.sae.models import HookedModel
+    from interp_embed.sae.model.language_model import HookedModel
 
 __all__ = ["GoodfireSAE"]
 
@@ -168,7 +168,7 @@ class GoodfireSAE(HookedSAE):
             If a device is not there, the weights are damaged, or the model does not fit the SAE.
         """
         if self.quantize:
-            from interp_embed.sae.trunk import quantization_problem
+            from interp_embed.sae.model.trunk import quantization_problem
 
             if (problem := quantization_problem()) is not None:
                 raise ImportError(f"quantize=True: {problem}")
@@ -219,7 +219,7 @@ class GoodfireSAE(HookedSAE):
         }
 
     def _load_model(self, metadata: Any) -> HookedModel:
-        from interp_embed.sae.models import load_hooked_model
+        from interp_embed.sae.model.language_model import load_hooked_model
 
         hooked = load_hooked_model(
             metadata,

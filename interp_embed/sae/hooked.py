@@ -13,13 +13,13 @@ from interp_embed.core.progress import quiet_progress
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.identity import hash_loaded, located, recordable, what_was_asked
 from interp_embed.sae.kinds import device_problem
-from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
-from interp_embed.sae.tokenizing import (
+from interp_embed.sae.model.tokenizing import (
     DocumentTokenizer,
     bos_token_id,
     require_integer,
     resolve_overflow,
 )
+from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.core.chunk import Chunk
-    from interp_embed.sae.encoding import ChunkEncoder
-    from interp_embed.sae.models import HookedModel
-    from interp_embed.sae.tokenizing import TokenizedDocument
+    from interp_embed.sae.model.encoding import ChunkEncoder
+    from interp_embed.sae.model.language_model import HookedModel
+    from interp_embed.sae.model.tokenizing import TokenizedDocument
 
 __all__ = ["HookedSAE"]
 
@@ -147,7 +147,7 @@ class HookedSAE(BaseSAE):
 
     def _load_model(self, metadata: Any) -> HookedModel:
         """Return the language model that the SAE's metadata name, or the one that was given."""
-        from interp_embed.sae.models import load_hooked_model
+        from interp_embed.sae.model.language_model import load_hooked_model
 
         return load_hooked_model(
             metadata,
@@ -176,8 +176,8 @@ class HookedSAE(BaseSAE):
             self._load_models()
 
     def _load_models(self) -> None:
-        from interp_embed.sae.encoding import ChunkEncoder
-        from interp_embed.sae.sparsify import SparseEncoder
+        from interp_embed.sae.model.encoding import ChunkEncoder
+        from interp_embed.sae.model.sparsify import SparseEncoder
 
         self.sae = self._load_sae()
         metadata = self.sae.cfg.metadata

@@ -15,14 +15,14 @@ import numpy as np
 
 from interp_embed.core.chunk import TokenTable
 from interp_embed.core.spans import align_strings, partition_spans, reason_not_text
-from interp_embed.sae.template import ChatTemplate, render_chat
+from interp_embed.sae.model.template import ChatTemplate, render_chat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from interp_embed.sae.template import RenderedDocument
+    from interp_embed.sae.model.template import RenderedDocument
 
 __all__ = [
     "DocumentTokenizer",

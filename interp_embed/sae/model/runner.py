@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from interp_embed.sae.hooks import find_hook
+from interp_embed.sae.model.hooks import find_hook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from interp_embed.sae.hooks import HookSite
+    from interp_embed.sae.model.hooks import HookSite
 
 __all__ = ["LensRunner", "ModelRunner", "Runner"]
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.sae.runner import Runner
-    from interp_embed.sae.sparsify import PendingTokens, SparseEncoder, SparseTokens
-    from interp_embed.sae.tokenizing import TokenizedDocument, Window
+    from interp_embed.sae.model.runner import Runner
+    from interp_embed.sae.model.sparsify import PendingTokens, SparseEncoder, SparseTokens
+    from interp_embed.sae.model.tokenizing import TokenizedDocument, Window
 
 __all__ = ["ChunkEncoder"]
 

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.embedded_release import HUB_NAME, LAYERS, embedded_model
 from interp_embed.sae.hashing import hash_config, hash_tensors
-from interp_embed.sae.hooks import HookNotFoundError, decoder_layers
 from interp_embed.sae.hub import from_hub
-from interp_embed.sae.runner import LensRunner, ModelRunner
-from interp_embed.sae.trunk import hub_commit, load_trunk
+from interp_embed.sae.model.hooks import HookNotFoundError, decoder_layers
+from interp_embed.sae.model.runner import LensRunner, ModelRunner
+from interp_embed.sae.model.trunk import hub_commit, load_trunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import torch
 
-    from interp_embed.sae.runner import Runner
+    from interp_embed.sae.model.runner import Runner
 
 __all__ = ["HookedModel", "load_hooked_model", "resolve_dtype"]
 
