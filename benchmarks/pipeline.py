@@ -180,8 +180,12 @@ def measure_embedded(where: Path, n_documents: int, per_commit: int, rounds: int
     import torch
     from transformers import AutoModelForCausalLM
 
-    from interp_embed.sae.embedded_release import GGUF_FILE, embedded_model, embedded_sae_folder
     from interp_embed.sae.quiet import quiet_saelens
+    from interp_embed.sae.releases.embedded_release import (
+        GGUF_FILE,
+        embedded_model,
+        embedded_sae_folder,
+    )
 
     with quiet_saelens():
         from sae_lens import SAE

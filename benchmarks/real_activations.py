@@ -13,7 +13,7 @@ import numpy as np
 from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.data import load_demo
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.embedded_release import cache_folder
+from interp_embed.sae.releases.embedded_release import cache_folder
 
 _TEXTS_PER_DOCUMENT = 4
 _DOCUMENTS = 1200

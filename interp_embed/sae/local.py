@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from interp_embed.sae.embedded_release import (
+from interp_embed.sae.hooked import HookedSAE
+from interp_embed.sae.identity import published_at, unknown_sae
+from interp_embed.sae.kinds import SAEType
+from interp_embed.sae.quiet import quiet_saelens
+from interp_embed.sae.releases.embedded_release import (
     EMBEDDED_RELEASE,
     EMBEDDED_SAE_ID,
     embedded_labels,
     embedded_sae_folder,
 )
-from interp_embed.sae.hooked import HookedSAE
-from interp_embed.sae.hub import from_hub
-from interp_embed.sae.identity import published_at, unknown_sae
-from interp_embed.sae.kinds import SAEType
-from interp_embed.sae.quiet import quiet_saelens
+from interp_embed.sae.releases.hub import from_hub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.sae.embedded_release import HUB_NAME, LAYERS, embedded_model
 from interp_embed.sae.hashing import hash_config, hash_tensors
-from interp_embed.sae.hub import from_hub
 from interp_embed.sae.model.hooks import HookNotFoundError, decoder_layers
 from interp_embed.sae.model.runner import LensRunner, ModelRunner
 from interp_embed.sae.model.trunk import hub_commit, load_trunk
+from interp_embed.sae.releases.embedded_release import HUB_NAME, LAYERS, embedded_model
+from interp_embed.sae.releases.hub import from_hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

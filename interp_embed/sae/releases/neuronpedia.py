@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from interp_embed.sae.embedded_release import cache_folder
+from interp_embed.sae.releases.embedded_release import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from interp_embed.sae.hashing import hash_file
-from interp_embed.sae.hub import from_hub
+from interp_embed.sae.releases.hub import from_hub
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import UnsafePickleError
-from interp_embed.sae.hub import from_hub
 from interp_embed.sae.identity import close_to, did_you_mean
+from interp_embed.sae.releases.hub import from_hub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""Where published SAEs, their models and their labels lie. Knows files and hubs; runs no model."""
