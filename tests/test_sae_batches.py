@@ -9,7 +9,7 @@ from sae_helpers import TEXTS, assert_close, dense, random_sae, tiny_model, tiny
 from interp_embed import Dataset
 from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.sae import LocalSAE
-from interp_embed.sae.memory import Budget, is_out_of_memory
+from interp_embed.sae.batch_budget import Budget, is_out_of_memory
 from interp_embed.sae.model.encoding import ChunkEncoder
 from interp_embed.sae.model.sparsify import SparseTokens
 from interp_embed.sae.model.tokenizing import TokenizedDocument

@@ -12,13 +12,13 @@ from interp_embed.core.chunk import Chunk
 from interp_embed.core.spans import reason_not_text
 from interp_embed.errors import SAEUnavailableError
 from interp_embed.sae.assemble import one_line
-from interp_embed.sae.memory import free_cached, is_out_of_memory
+from interp_embed.sae.batch_budget import free_cached, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from interp_embed.sae.base import BaseSAE
-    from interp_embed.sae.memory import Budget
+    from interp_embed.sae.batch_budget import Budget
 
 __all__ = ["EncodedDocuments", "PreparedDocuments", "encode_isolated", "prepare_isolated"]
 

@@ -22,7 +22,7 @@ from interp_embed.encode.monitor import Monitor
 from interp_embed.encode.pieces import commit_size, cut, retries
 from interp_embed.encode.stage import Stage
 from interp_embed.inputs import check_positive
-from interp_embed.sae.memory import Budget
+from interp_embed.sae.batch_budget import Budget
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest
 from interp_embed.store.write import compaction

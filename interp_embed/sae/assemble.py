@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable
 from interp_embed.core.spans import align_strings, reason_not_text
 from interp_embed.errors import SAENotLoadedError, SAEUnavailableError
-from interp_embed.sae.memory import is_out_of_memory
+from interp_embed.sae.batch_budget import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

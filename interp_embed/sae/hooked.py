@@ -19,7 +19,7 @@ from interp_embed.sae.model.tokenizing import (
     require_integer,
     resolve_overflow,
 )
-from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
+from interp_embed.sae.outputs import chunk_matrices, id_rows, string_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from interp_embed.encode.isolate import encode_isolated, prepare_isolated
-from interp_embed.sae.memory import Budget
+from interp_embed.sae.batch_budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

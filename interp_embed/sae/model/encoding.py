@@ -14,7 +14,7 @@ import numpy as np
 
 from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
 from interp_embed.sae.assemble import NOT_FINITE, one_line
-from interp_embed.sae.memory import Budget, free_cached, is_out_of_memory
+from interp_embed.sae.batch_budget import Budget, free_cached, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.sae.base import BaseSAE
+from interp_embed.sae.outputs import chunk_matrices, id_rows, string_rows
 from interp_embed.sae.remote.call import Call
 from interp_embed.sae.remote.loop import LoopThread
 from interp_embed.sae.remote.retries import Trouble, retrying, trouble
 from interp_embed.sae.remote.silence import Silence
-from interp_embed.sae.rows import chunk_matrices, id_rows, string_rows
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
