@@ -26,7 +26,7 @@ from pipeline import (
 )
 
 from interp_embed.data import load_demo
-from interp_embed.encode.pieces import commit_size
+from interp_embed.encode.portions import commit_size
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.quiet import quiet_saelens
 

@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.data import load_demo
 from interp_embed.encode import encode_store
-from interp_embed.encode.pieces import commit_size
+from interp_embed.encode.portions import commit_size
 from interp_embed.sae import LocalSAE
 from interp_embed.store import StoreWriter, create_store
 from interp_embed.testing.saes import ReplaySAE

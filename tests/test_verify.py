@@ -18,7 +18,7 @@ from interp_embed.errors import (
     NotAStoreError,
     UnsupportedFormatError,
 )
-from interp_embed.inputs import pieces
+from interp_embed.inputs import batches as pieces
 from interp_embed.kernels.pooling import pool
 from interp_embed.store import MISSING, Store, StoreWriter, create_store
 from interp_embed.store.format.document_blocks import describe_block

@@ -8,12 +8,12 @@ import numpy as np
 
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.encode.monitor import Counts
-from interp_embed.encode.pieces import neighbours
+from interp_embed.encode.portions import neighbours
 
 if TYPE_CHECKING:
     from interp_embed.core.chunk import Chunk
     from interp_embed.encode.isolate import EncodedDocuments
-    from interp_embed.encode.pieces import Piece
+    from interp_embed.encode.portions import Piece
     from interp_embed.sae.base import BaseSAE
     from interp_embed.store.write.writer import StoreWriter
 

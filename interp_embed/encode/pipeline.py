@@ -19,7 +19,7 @@ from interp_embed.encode.commits import ATTEMPTS, Committer
 from interp_embed.encode.interrupts import kept_interrupts
 from interp_embed.encode.isolate import encode_isolated, prepare_isolated
 from interp_embed.encode.monitor import Monitor
-from interp_embed.encode.pieces import commit_size, cut, retries
+from interp_embed.encode.portions import commit_size, cut, retries
 from interp_embed.encode.stage import Stage
 from interp_embed.inputs import check_positive
 from interp_embed.sae.batch_budget import Budget
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from interp_embed.encode.isolate import EncodedDocuments, PreparedDocuments
     from interp_embed.encode.monitor import Counts
-    from interp_embed.encode.pieces import Piece
+    from interp_embed.encode.portions import Piece
     from interp_embed.sae.base import BaseSAE
     from interp_embed.store.store import Store
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from typing_extensions import override
 
-from interp_embed.inputs.pieces import Piece, joined_frames, plain_where_whole
+from interp_embed.inputs.batches import Piece, joined_frames, plain_where_whole
 from interp_embed.inputs.records import typed
 from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.format.columns import column_names

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from typing_extensions import override
 
-from interp_embed.inputs.pieces import FramePiece
+from interp_embed.inputs.batches import FramePiece
 from interp_embed.store.format.document_blocks import document_sizes
 
 if TYPE_CHECKING:

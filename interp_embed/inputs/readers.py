@@ -7,16 +7,16 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.inputs.arrow import ArrowPiece, column_names_of, require_pyarrow, rows_a_piece
+from interp_embed.inputs.batches import RecordPiece
 from interp_embed.inputs.delimited import DelimitedReader
 from interp_embed.inputs.json_array import json_items
-from interp_embed.inputs.pieces import RecordPiece
 from interp_embed.store.format.document_blocks import value_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from interp_embed.inputs.batches import Piece
     from interp_embed.inputs.files import DocumentFile
-    from interp_embed.inputs.pieces import Piece
 
 __all__ = ["pieces_of_files", "pieces_of_records"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from interp_embed.inputs.arrow import pieces_of_tables, require_pyarrow, rows_a_piece
+from interp_embed.inputs.batches import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.files import find_files
 from interp_embed.inputs.frames import (
     MissingFieldError,
@@ -18,7 +19,6 @@ from interp_embed.inputs.frames import (
     no_documents,
     without_odd_texts,
 )
-from interp_embed.inputs.pieces import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.readers import pieces_of_files, pieces_of_records
 from interp_embed.inputs.records import with_plain_values
 from interp_embed.store.format.document_blocks import cut_frame

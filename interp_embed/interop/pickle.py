@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from interp_embed.errors import UnsafePickleError
-from interp_embed.interop import frames
+from interp_embed.interop import pickled_frames as frames
 
 __all__ = ["LegacyDataset", "is_pickle", "read_pickle", "write_pickle"]
 

@@ -7,7 +7,7 @@ value that checks its arguments (`Constructor`). No function of numpy, scipy or 
 written to rebuild their internals runs on a file's say-so, which matters: with numpy's own ``dtype`` a
 pickle can forge one that reads bytes as pointers, and any real class can have its methods replaced.
 What was noted is turned into arrays and matrices by `plain` here, and into frames by
-`interp_embed.interop.frames`.
+`interp_embed.interop.pickled_frames`.
 
 This says nothing about memory: a hostile file can still ask for a very large list.
 """
