@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp_embed.dataset import Dataset
     from interp_embed.lazy.densify import densify
-    from interp_embed.row import DatasetRow
     from interp_embed.saving.joining import merge
+    from interp_embed.selection.row import DatasetRow
 
 __version__ = "0.1.0"
 __all__ = ["Dataset", "DatasetRow", "__version__", "densify", "merge"]
 
 _HOME = {
     "Dataset": "interp_embed.dataset",
-    "DatasetRow": "interp_embed.row",
+    "DatasetRow": "interp_embed.selection.row",
     "densify": "interp_embed.lazy.densify",
     "merge": "interp_embed.saving.joining",
 }

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from interp_embed.row import DatasetRow
     from interp_embed.sae.base import BaseSAE
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["Dataset"]
 

@@ -12,9 +12,9 @@ import pandas as pd
 from interp_embed import saving
 from interp_embed.aggregate.execute import unavailable
 from interp_embed.core.chunk import DocumentStatus
-from interp_embed.row import DatasetRow
-from interp_embed.rows import Rows
-from interp_embed.selection import positions_of
+from interp_embed.selection.positions import positions_of
+from interp_embed.selection.row import DatasetRow
+from interp_embed.selection.rows import Rows
 from interp_embed.store import MISSING
 
 if TYPE_CHECKING:

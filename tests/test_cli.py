@@ -26,9 +26,9 @@ from interp_embed.cli.run import describe
 from interp_embed.cli.saes import best_device, build_sae
 from interp_embed.errors import NotAStoreError
 from interp_embed.inputs import as_documents
-from interp_embed.row import DatasetRow
 from interp_embed.sae import LocalSAE
 from interp_embed.sae.releases.embedded_release import embedded_sae_folder
+from interp_embed.selection.row import DatasetRow
 from interp_embed.testing import random_chunk, store_from_chunk
 
 TESTS = Path(__file__).parent

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset, DatasetRow
 from interp_embed.aggregate.reductions import REDUCTIONS
-from interp_embed.row import highlight
+from interp_embed.selection.row import highlight
 from interp_embed.testing import random_chunk, store_from_chunk
 
 TOKENS = ["The", " cat", " sat", " on", " the", " mat"]

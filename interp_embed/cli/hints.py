@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from interp_embed.row import DatasetRow
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["telling_words", "words_of_tokens"]
 

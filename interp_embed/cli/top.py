@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
-from interp_embed.row import highlight
+from interp_embed.selection.row import highlight
 
 if TYPE_CHECKING:
-    from interp_embed.row import DatasetRow
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["document_lines", "markers", "run_top"]
 

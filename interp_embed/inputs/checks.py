@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from interp_embed.row import DatasetRow
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["check_positive", "check_rows", "check_sae"]
 
@@ -34,7 +34,7 @@ def check_rows(rows: Sequence[DatasetRow | None], frame: pd.DataFrame, field: An
     ValueError
         If there are more or fewer than documents, or one is of another text than its document.
     """
-    from interp_embed.row import DatasetRow
+    from interp_embed.selection.row import DatasetRow
 
     if len(rows) != len(frame):
         raise ValueError(f"{len(rows)} rows for {len(frame)} documents")

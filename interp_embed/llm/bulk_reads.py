@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.row import DatasetRow
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["SharedReads"]
 

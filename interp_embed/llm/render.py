@@ -14,7 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.llm.request import Message
-from interp_embed.row import highlight
+from interp_embed.selection.row import highlight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,8 +13,8 @@ from interp_embed.store import Store, StoreWriter, finish
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from interp_embed.row import DatasetRow
     from interp_embed.sae.base import BaseSAE
+    from interp_embed.selection.row import DatasetRow
 
 __all__ = ["write_rows"]
 

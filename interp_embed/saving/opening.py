@@ -236,7 +236,7 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
     from interp_embed.core.spans import reason_not_text
     from interp_embed.dataset import _TemporaryFolder
     from interp_embed.interop.pickle import read_pickle
-    from interp_embed.row import DatasetRow
+    from interp_embed.selection.row import DatasetRow
 
     legacy = read_pickle(path)
     records = legacy.dataset.to_dict(orient="records")

@@ -1,0 +1,1 @@
+"""Which documents of a store, in which order, and their rows."""
