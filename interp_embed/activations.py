@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 import numpy as np
 
-from interp_embed import ranking
-from interp_embed.aggregate.columns import (
+from interp_embed.aggregate import ranking
+from interp_embed.aggregate.by_index import (
     feature_columns,
     holders,
     top_documents,
 )
-from interp_embed.aggregate.execute import (
+from interp_embed.aggregate.matrices import (
     feature_count,
     unavailable,
 )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from interp_embed.aggregate.columns import (
+from interp_embed.aggregate.by_index import (
     known_totals,
 )
-from interp_embed.aggregate.execute import (
+from interp_embed.aggregate.matrices import (
     aggregate_blocks,
     aggregate_dense,
     aggregate_sparse,

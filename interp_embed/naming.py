@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp_embed.aggregate.execute import feature_count
+from interp_embed.aggregate.matrices import feature_count
 from interp_embed.core.memory import memory_budget
 from interp_embed.inputs import check_positive
 from interp_embed.labels.record import FeatureLabel, best_labels

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from interp_embed import saving
-from interp_embed.aggregate.execute import unavailable
+from interp_embed.aggregate.matrices import unavailable
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.selection.positions import positions_of
 from interp_embed.selection.row import DatasetRow

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
-from interp_embed.aggregate import columns
-from interp_embed.aggregate.columns import feature_columns, holders, top_documents
-from interp_embed.aggregate.execute import aggregate_dense
+from interp_embed.aggregate import by_index as columns
+from interp_embed.aggregate.by_index import feature_columns, holders, top_documents
+from interp_embed.aggregate.matrices import aggregate_dense
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.store import Store, StoreWriter, compact, index_writer
 from interp_embed.store.index.build import build_index

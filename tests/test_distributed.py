@@ -21,7 +21,7 @@ import xarray as xr
 
 from interp_embed import Dataset
 from interp_embed.aggregate import blocks, scheduler
-from interp_embed.aggregate.execute import aggregate_sparse
+from interp_embed.aggregate.matrices import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.errors import NotAStoreError
 from interp_embed.testing import random_chunk, store_from_chunk
@@ -174,7 +174,7 @@ def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch):
     dataset = Dataset.load_from_file(path)
     store, documents = dataset._store, np.arange(300)
     here = aggregate_sparse(store, documents, REDUCTIONS["var"], 0.0)
-    monkeypatch.setattr("interp_embed.aggregate.execute.reduce_block", _slow)
+    monkeypatch.setattr("interp_embed.aggregate.matrices.reduce_block", _slow)
     with (
         dask.config.set({"distributed.worker.daemon": False}),
         distributed.LocalCluster(

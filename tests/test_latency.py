@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from interp_embed import Dataset
-from interp_embed.aggregate.execute import aggregate_sparse
+from interp_embed.aggregate.matrices import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.aggregate.statistics import count_features
 from interp_embed.core.threads import Flights

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.aggregate.blocks import clusters, cut_documents
-from interp_embed.aggregate.execute import feature_count, unavailable
+from interp_embed.aggregate.matrices import feature_count, unavailable
 from interp_embed.aggregate.scheduler import run_tasks, worker_count
 from interp_embed.aggregate.stream import stream_tokens
 from interp_embed.core.memory import require_memory

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp_embed.aggregate.execute import feature_count
+from interp_embed.aggregate.matrices import feature_count
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.lazy.array import Selection, stored_array

@@ -17,7 +17,7 @@ import numpy as np
 import sparse
 
 from interp_embed.aggregate.blocks import clusters
-from interp_embed.aggregate.execute import aggregate_sparse
+from interp_embed.aggregate.matrices import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.core.chunk import DocumentStatus, gather_ranges
 from interp_embed.core.memory import memory_budget

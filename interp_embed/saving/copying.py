@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed.aggregate.execute import entries
+from interp_embed.aggregate.matrices import entries
 from interp_embed.core.memory import require_memory
 from interp_embed.errors import StoreExistsError
 from interp_embed.inputs.batches import StoredPiece, cut

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from interp_embed.aggregate.execute import aggregate_dense, entries, unavailable
+from interp_embed.aggregate.matrices import aggregate_dense, entries, unavailable
 from interp_embed.aggregate.scheduler import worker_count
 from interp_embed.core.memory import require_memory
 from interp_embed.core.threads import bounded_map
