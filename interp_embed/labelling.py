@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from interp_embed.activations import Activations
     from interp_embed.llm import Prompts
-    from interp_embed.llm.bulk_labels import BulkLabels
-    from interp_embed.llm.bulk_plan import Asking, Estimate, Work
+    from interp_embed.llm.bulk.plan import Asking, Estimate, Work
+    from interp_embed.llm.bulk.result import BulkLabels
     from interp_embed.llm.score import Method
 
 __all__ = ["Labelling"]
@@ -114,11 +114,11 @@ class Labelling(FeatureLabelling):
             is in the table.
         """
         require_packages("aiolimiter")
-        from interp_embed.llm.budget import Budget, check_limit, check_prices
-        from interp_embed.llm.bulk import BulkRun
-        from interp_embed.llm.bulk_client import BulkClient
-        from interp_embed.llm.bulk_labels import bulk_result
-        from interp_embed.llm.bulk_plan import estimate
+        from interp_embed.llm.bulk.budget import Budget, check_limit, check_prices
+        from interp_embed.llm.bulk.budgeted_client import BulkClient
+        from interp_embed.llm.bulk.plan import estimate
+        from interp_embed.llm.bulk.result import bulk_result
+        from interp_embed.llm.bulk.run import BulkRun
 
         for name, value in (
             ("requests_per_minute", requests_per_minute),
@@ -212,8 +212,8 @@ class Labelling(FeatureLabelling):
             As `label_features`.
         """
         require_packages()
-        from interp_embed.llm.budget import check_prices
-        from interp_embed.llm.bulk_plan import estimate
+        from interp_embed.llm.bulk.budget import check_prices
+        from interp_embed.llm.bulk.plan import estimate
 
         paid = check_prices(prices, None)
         asking = _asking(
@@ -225,7 +225,7 @@ class Labelling(FeatureLabelling):
         return estimate(self, scored, work, asking, self._store.answers, paid)
 
     def _work(self, features: Sequence[int] | None, asking: Asking) -> list[Work]:
-        from interp_embed.llm.bulk_plan import check_features, plan_work
+        from interp_embed.llm.bulk.plan import check_features, plan_work
 
         if features is not None:
             return plan_work(check_features(features, self._width()), None, (), asking)
@@ -242,7 +242,7 @@ def _asking(
     prompts: str | os.PathLike[str] | Prompts | None,
     **choice: Any,
 ) -> Asking:
-    from interp_embed.llm.bulk_plan import Asking, check_methods
+    from interp_embed.llm.bulk.plan import Asking, check_methods
 
     return Asking(
         model=model, methods=check_methods(score), prompts=read_prompts(prompts), **choice

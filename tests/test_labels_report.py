@@ -15,9 +15,9 @@ from test_labels_store import RECORDS, label
 from interp_embed import Dataset
 from interp_embed.labels.record import best_labels
 from interp_embed.labels.report import NamedFeatures, Shown
-from interp_embed.llm.bulk_labels import BulkLabels
-from interp_embed.llm.bulk_plan import Estimate
-from interp_embed.llm.bulk_reasons import reasons
+from interp_embed.llm.bulk.failure_counts import reasons
+from interp_embed.llm.bulk.plan import Estimate
+from interp_embed.llm.bulk.result import BulkLabels
 from interp_embed.store.storage import LocalStorage
 
 

@@ -31,11 +31,11 @@ from interp_embed.llm import (
     Request,
     bulk_reads,
 )
-from interp_embed.llm.budget import Budget, BudgetReachedError, Prices, dollars
-from interp_embed.llm.bulk_plan import Asking
-from interp_embed.llm.bulk_reads import SharedReads
-from interp_embed.llm.request import Message
-from interp_embed.llm.schemas import FeatureLabelResponse
+from interp_embed.llm.ask.request import Message
+from interp_embed.llm.ask.schemas import FeatureLabelResponse
+from interp_embed.llm.bulk.budget import Budget, BudgetReachedError, Prices, dollars
+from interp_embed.llm.bulk.kept_reads import SharedReads
+from interp_embed.llm.bulk.plan import Asking
 from interp_embed.store.labels.collection import Answers
 from interp_embed.store.storage.local import LocalStorage
 from interp_embed.testing import LLMServer, Reply

@@ -16,7 +16,7 @@ from bulk_helpers import MODEL, NumberedSAE, judge, numbered_documents
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.llm.request import DEFAULT_SETTINGS, Message, canonical_digest
+from interp_embed.llm.ask.request import DEFAULT_SETTINGS, Message, canonical_digest
 from interp_embed.testing import LLMServer, Reply
 
 KEY = "sk-or-v1-fedcba9876543210"

@@ -31,9 +31,9 @@ from interp_embed.llm import (
     Request,
     errors,
 )
-from interp_embed.llm.answers import UnreadableAnswerError, read_answer
-from interp_embed.llm.endpoint import resolve_endpoint
-from interp_embed.llm.request import Message, check_settings
+from interp_embed.llm.ask.answers import UnreadableAnswerError, read_answer
+from interp_embed.llm.ask.endpoint import resolve_endpoint
+from interp_embed.llm.ask.request import Message, check_settings
 from interp_embed.testing import LLMServer, Reply
 
 KEY = "sk-or-v1-0123456789abcdef"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
 
 from interp_embed import Dataset
-from interp_embed.llm.examples import Example, choose, scattered
-from interp_embed.llm.neighbours import nearest
+from interp_embed.llm.samples.choice import Example, choose, scattered
+from interp_embed.llm.samples.neighbours import nearest
 
 WORDS = (
     "the cat sat on mat dogs are loyal pets python is a programming language machine learning "
@@ -333,7 +333,7 @@ def test_long_documents_are_read_one_after_the_other(monkeypatch):
     long = [" ".join(random.Random(seed).choices(WORDS, k=4_000)) for seed in range(30)]
     dataset = made(long + texts(30))
     expected = [chosen(dataset, k=10, seed=seed) for seed in range(3)]
-    monkeypatch.setattr("interp_embed.llm.examples._TOKENS", 6_000)
+    monkeypatch.setattr("interp_embed.llm.samples.choice._TOKENS", 6_000)
     read, sizes = dataset._read_rows, []
 
     def counted(positions):
@@ -354,7 +354,7 @@ import numpy as np
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_sae import WordSAE
 from interp_embed import Dataset
-from interp_embed.llm.examples import choose
+from interp_embed.llm.samples.choice import choose
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,8 +9,8 @@ from conftest import TEXTS
 from fake_sae import WordSAE, expected
 
 from interp_embed import Dataset
-from interp_embed.llm import errors
-from interp_embed.llm.prompt_files import Prompts
+from interp_embed.llm.ask import errors
+from interp_embed.llm.ask.prompt_files import Prompts
 from interp_embed.testing import LLMServer, samples_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "labels.md").read_text()

@@ -24,7 +24,7 @@ from interp_embed.llm import (
     Request,
     waiting,
 )
-from interp_embed.llm.request import Message
+from interp_embed.llm.ask.request import Message
 from interp_embed.testing import LLMServer, Reply
 
 MODEL = "some/model"
@@ -165,8 +165,8 @@ def within(*, place="top", usage=None, **error):
 def test_a_failure_within_an_answer_is_tried_again_as_its_status_would_be(
     error, place, monkeypatch
 ):
-    monkeypatch.setattr("interp_embed.llm.transport._SPREAD", 0.0)
-    monkeypatch.setattr("interp_embed.llm.transport._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("interp_embed.llm.ask.transport._SPREAD", 0.0)
+    monkeypatch.setattr("interp_embed.llm.ask.transport._FIRST_PAUSE", 0.01)
     failure = within(place=place, **error)
     with LLMServer(lambda body: GOOD, [failure, failure]) as server:
         found, usage = ask_one(server.url, max_retries=2)
@@ -189,7 +189,7 @@ def test_other_errors_within_an_answer_are_not(error):
 
 
 def test_what_a_failure_is_charged_for_is_counted(monkeypatch):
-    monkeypatch.setattr("interp_embed.llm.transport._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("interp_embed.llm.ask.transport._FIRST_PAUSE", 0.01)
     charged = within(code=502, usage={"prompt_tokens": 70, "completion_tokens": 3, "cost": 0.5})
     with LLMServer(lambda body: GOOD, [charged]) as server:
         _, usage = ask_one(server.url)
@@ -197,7 +197,7 @@ def test_what_a_failure_is_charged_for_is_counted(monkeypatch):
 
 
 def test_what_a_failure_is_charged_for_is_counted_although_a_parameter_is_refused_next(monkeypatch):
-    monkeypatch.setattr("interp_embed.llm.transport._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("interp_embed.llm.ask.transport._FIRST_PAUSE", 0.01)
     charged = within(code=502, usage={"prompt_tokens": 70, "completion_tokens": 3, "cost": 0.5})
     refused = Reply("response_format is not supported", 400)
     with LLMServer(lambda body: GOOD, [charged, refused]) as server:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from interp_embed import Dataset
 from interp_embed.llm import Prompts
+from interp_embed.llm.ask.prompt_files import TASKS
 from interp_embed.llm.label import label_task
-from interp_embed.llm.prompt_files import TASKS
-from interp_embed.llm.render import Marks, choose_marks, messages
+from interp_embed.llm.samples.render import Marks, choose_marks, messages
 from interp_embed.llm.score import score_task
 from interp_embed.testing import samples_of
 

@@ -19,7 +19,7 @@ from interp_embed.cli.interrupts import says
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
-    from interp_embed.llm.bulk_labels import BulkLabels
+    from interp_embed.llm.bulk.result import BulkLabels
 
 __all__ = ["read_features", "read_prices", "run_label"]
 
@@ -130,7 +130,7 @@ def run_label(
 @contextmanager
 def _in_words_of_the_command() -> Iterator[None]:
     """Have what the library says of an argument name the option; an answer that is lost is printed."""
-    from interp_embed.llm.errors import AnswersNotKeptError, LLMError
+    from interp_embed.llm.ask.errors import AnswersNotKeptError, LLMError
 
     try:
         yield
@@ -193,8 +193,8 @@ def _interruptibly(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _print(path: str, found: BulkLabels) -> None:
-    from interp_embed.llm.budget import dollars
-    from interp_embed.llm.bulk_reasons import lines_of
+    from interp_embed.llm.bulk.budget import dollars
+    from interp_embed.llm.bulk.failure_counts import lines_of
 
     labelled = int((found.table["label"] != "").sum())
     cost = "" if math.isnan(found.cost) else f", {dollars(found.cost)}"

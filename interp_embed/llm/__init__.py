@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp_embed.llm.answers import Answers
-    from interp_embed.llm.client import LLMClient, Usage
-    from interp_embed.llm.errors import (
+    from interp_embed.llm.ask.answers import Answers
+    from interp_embed.llm.ask.client import LLMClient, Usage
+    from interp_embed.llm.ask.errors import (
         AnswersNotKeptError,
         LLMAnswerError,
         LLMAuthenticationError,
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
         LLMStatusError,
         LLMTimeoutError,
     )
-    from interp_embed.llm.prompt_files import Prompts
-    from interp_embed.llm.request import Request
-    from interp_embed.llm.schemas import (
+    from interp_embed.llm.ask.prompt_files import Prompts
+    from interp_embed.llm.ask.request import Request
+    from interp_embed.llm.ask.schemas import (
         FeatureLabelResponse,
         ScoredSample,
         SingleSampleScoringResponse,
@@ -51,21 +51,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "Answers": "answers",
-    "FeatureLabelResponse": "schemas",
-    "LLMClient": "client",
-    "Prompts": "prompt_files",
-    "Request": "request",
-    "ScoredSample": "schemas",
-    "SingleSampleScoringResponse": "schemas",
-    "Usage": "client",
+    "Answers": "ask.answers",
+    "FeatureLabelResponse": "ask.schemas",
+    "LLMClient": "ask.client",
+    "Prompts": "ask.prompt_files",
+    "Request": "ask.request",
+    "ScoredSample": "ask.schemas",
+    "SingleSampleScoringResponse": "ask.schemas",
+    "Usage": "ask.client",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'ask.errors')}"), name)
     globals()[name] = value
     return value
 

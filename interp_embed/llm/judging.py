@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.analysis.diff import newcombe_interval
-from interp_embed.llm.errors import LLMAuthenticationError, LLMError, LLMStatusError
-from interp_embed.llm.schemas import BatchResponse, ScoredSample
+from interp_embed.llm.ask.errors import LLMAuthenticationError, LLMError, LLMStatusError
+from interp_embed.llm.ask.schemas import BatchResponse, ScoredSample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.llm.client import LLMClient
+    from interp_embed.llm.ask.client import LLMClient
     from interp_embed.llm.score import Question, Sample, ScoreTask
 
 __all__ = ["ask_score", "balanced_accuracy"]

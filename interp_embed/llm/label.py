@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.examples import Chosen, check_choice, choose
-from interp_embed.llm.prompt_files import Prompts
-from interp_embed.llm.render import choose_marks, messages
-from interp_embed.llm.request import Request, check_settings
-from interp_embed.llm.schemas import FeatureLabelResponse
+from interp_embed.llm.ask.prompt_files import Prompts
+from interp_embed.llm.ask.request import Request, check_settings
+from interp_embed.llm.ask.schemas import FeatureLabelResponse
+from interp_embed.llm.samples.choice import Chosen, check_choice, choose
+from interp_embed.llm.samples.render import choose_marks, messages
 
 if TYPE_CHECKING:
     from interp_embed.activations import Activations
-    from interp_embed.llm.client import LLMClient
-    from interp_embed.llm.examples import NegativeChoice, PositiveChoice
+    from interp_embed.llm.ask.client import LLMClient
+    from interp_embed.llm.samples.choice import NegativeChoice, PositiveChoice
 
 __all__ = ["LabelTask", "ask_label", "label_task"]
 

@@ -10,8 +10,8 @@ from interp_embed.labels.record import FeatureLabel, LabelExample, Score, utc_no
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from interp_embed.llm.ask.schemas import FeatureLabelResponse
     from interp_embed.llm.label import LabelTask
-    from interp_embed.llm.schemas import FeatureLabelResponse
 
 __all__ = ["label_record", "score_record"]
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.examples import check_choice, choose, scattered
-from interp_embed.llm.prompt_files import Prompts
-from interp_embed.llm.render import choose_marks, messages
-from interp_embed.llm.request import Request, check_settings
-from interp_embed.llm.schemas import BatchResponse, SingleSampleScoringResponse
+from interp_embed.llm.ask.prompt_files import Prompts
+from interp_embed.llm.ask.request import Request, check_settings
+from interp_embed.llm.ask.schemas import BatchResponse, SingleSampleScoringResponse
+from interp_embed.llm.samples.choice import check_choice, choose, scattered
+from interp_embed.llm.samples.render import choose_marks, messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from interp_embed.activations import Activations
-    from interp_embed.llm.examples import Example, NegativeChoice, PositiveChoice
+    from interp_embed.llm.samples.choice import Example, NegativeChoice, PositiveChoice
 
 __all__ = [
     "Method",

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from interp_embed.llm.errors import LLMAuthenticationError
+from interp_embed.llm.ask.errors import LLMAuthenticationError
 
 __all__ = ["Endpoint", "resolve_endpoint"]
 

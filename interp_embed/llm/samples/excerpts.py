@@ -1,6 +1,6 @@
 """Excerpts of documents: where they are cut, and marks on them.
 
-Owns the cutting; see `interp_embed.llm.examples` for which documents are looked at.
+Owns the cutting; see `interp_embed.llm.samples.choice` for which documents are looked at.
 """
 
 from __future__ import annotations

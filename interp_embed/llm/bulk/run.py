@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tqdm.auto import tqdm
 
-from interp_embed.llm.budget import BudgetReachedError, dollars
-from interp_embed.llm.bulk_client import held_for, spent_on
-from interp_embed.llm.bulk_labels import Outcome
-from interp_embed.llm.bulk_reads import SharedReads
-from interp_embed.llm.errors import LLMAnswerError, LLMError
+from interp_embed.llm.ask.errors import LLMAnswerError, LLMError
+from interp_embed.llm.bulk.budget import BudgetReachedError, dollars
+from interp_embed.llm.bulk.budgeted_client import held_for, spent_on
+from interp_embed.llm.bulk.kept_reads import SharedReads
+from interp_embed.llm.bulk.result import Outcome
 from interp_embed.llm.judging import ask_score
 from interp_embed.llm.label import ask_label
 from interp_embed.llm.records import label_record, score_record
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from interp_embed.activations import Activations
     from interp_embed.labels.record import FeatureLabel, Score
-    from interp_embed.llm.budget import Hold
-    from interp_embed.llm.bulk_client import BulkClient
-    from interp_embed.llm.bulk_plan import Asking, Work
+    from interp_embed.llm.ask.request import Request
+    from interp_embed.llm.bulk.budget import Hold
+    from interp_embed.llm.bulk.budgeted_client import BulkClient
+    from interp_embed.llm.bulk.plan import Asking, Work
     from interp_embed.llm.label import LabelTask
-    from interp_embed.llm.request import Request
     from interp_embed.llm.score import Method
 
 __all__ = ["BulkRun"]

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 import openai
 import tenacity
 
-from interp_embed.llm.errors import LLMConnectionError, LLMError, LLMTimeoutError
-from interp_embed.llm.failures import (
+from interp_embed.llm.ask.errors import LLMConnectionError, LLMError, LLMTimeoutError
+from interp_embed.llm.ask.failures import (
     LONGEST_PAUSE,
     error_within,
     explain,
     refused_parameter,
     wanted_pause,
 )
-from interp_embed.llm.waiting import Silence
+from interp_embed.llm.ask.waiting import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from openai.types.chat import ChatCompletion
 
-    from interp_embed.llm.endpoint import Endpoint
-    from interp_embed.llm.request import Message
-    from interp_embed.llm.waiting import Wait
+    from interp_embed.llm.ask.endpoint import Endpoint
+    from interp_embed.llm.ask.request import Message
+    from interp_embed.llm.ask.waiting import Wait
 
 __all__ = ["Outcome", "Transport", "check_patience"]
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp_embed.labels.record import FeatureLabel
-from interp_embed.llm.budget import dollars
-from interp_embed.llm.bulk_client import Spent
-from interp_embed.llm.bulk_reasons import bulk_html, lines_of
+from interp_embed.llm.bulk.budget import dollars
+from interp_embed.llm.bulk.budgeted_client import Spent
+from interp_embed.llm.bulk.failure_counts import bulk_html, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from interp_embed.labels.record import Score
-    from interp_embed.llm.bulk_client import BulkClient
-    from interp_embed.llm.bulk_plan import Estimate
+    from interp_embed.llm.bulk.budgeted_client import BulkClient
+    from interp_embed.llm.bulk.plan import Estimate
     from interp_embed.llm.score import Method
 
 __all__ = ["BulkLabels", "Outcome", "bulk_result"]

@@ -16,17 +16,17 @@ from aiolimiter import AsyncLimiter
 from typing_extensions import override
 
 from interp_embed.core.progress import say
-from interp_embed.llm.client import LLMClient
-from interp_embed.llm.errors import AnswersNotKeptError
-from interp_embed.llm.failures import one_line, sentence
+from interp_embed.llm.ask.client import LLMClient
+from interp_embed.llm.ask.errors import AnswersNotKeptError
+from interp_embed.llm.ask.failures import one_line, sentence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
-    from interp_embed.llm.answers import Answer
-    from interp_embed.llm.budget import Budget, Hold, Reserved
-    from interp_embed.llm.request import Request
+    from interp_embed.llm.ask.answers import Answer
+    from interp_embed.llm.ask.request import Request
+    from interp_embed.llm.bulk.budget import Budget, Hold, Reserved
 
 __all__ = ["BulkClient", "Spent", "held_for", "spent_on"]
 

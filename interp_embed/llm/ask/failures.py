@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 from pydantic import BaseModel
 
-from interp_embed.llm.errors import (
+from interp_embed.llm.ask.errors import (
     LLMAuthenticationError,
     LLMConnectionError,
     LLMError,
@@ -24,7 +24,7 @@ from interp_embed.llm.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.llm.endpoint import Endpoint
+    from interp_embed.llm.ask.endpoint import Endpoint
 
 __all__ = [
     "LONGEST_PAUSE",

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.budget import dollars, request_size, rough_tokens
-from interp_embed.llm.examples import check_choice
+from interp_embed.llm.ask.request import check_settings
+from interp_embed.llm.ask.schemas import BatchResponse
+from interp_embed.llm.bulk.budget import dollars, request_size, rough_tokens
 from interp_embed.llm.label import LabelTask, label_task
-from interp_embed.llm.request import check_settings
-from interp_embed.llm.schemas import BatchResponse
+from interp_embed.llm.samples.choice import check_choice
 from interp_embed.llm.score import Method, ScoreTask, method_prompt, score_task
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from interp_embed.activations import Activations
     from interp_embed.labels.record import FeatureLabel
-    from interp_embed.llm.answers import Answers
-    from interp_embed.llm.budget import Prices
-    from interp_embed.llm.examples import NegativeChoice, PositiveChoice
-    from interp_embed.llm.prompt_files import Prompts
-    from interp_embed.llm.request import Request
+    from interp_embed.llm.ask.answers import Answers
+    from interp_embed.llm.ask.prompt_files import Prompts
+    from interp_embed.llm.ask.request import Request
+    from interp_embed.llm.bulk.budget import Prices
+    from interp_embed.llm.samples.choice import NegativeChoice, PositiveChoice
 
 __all__ = ["Asking", "Estimate", "Work", "check_features", "check_methods", "estimate", "plan_work"]
 

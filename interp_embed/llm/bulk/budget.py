@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from interp_embed.llm.request import Request
+    from interp_embed.llm.ask.request import Request
 
 __all__ = [
     "Budget",

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.llm.request import Message
+from interp_embed.llm.ask.request import Message
 from interp_embed.selection.row import highlight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from interp_embed.llm.examples import Example
-    from interp_embed.llm.prompt_files import Prompts
+    from interp_embed.llm.ask.prompt_files import Prompts
+    from interp_embed.llm.samples.choice import Example
 
 __all__ = ["Marks", "choose_marks", "messages"]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from pydantic import BaseModel
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.answers import Answer, UnreadableAnswerError, read_answer
-from interp_embed.llm.endpoint import resolve_endpoint
-from interp_embed.llm.errors import AnswersNotKeptError, LLMAnswerError, LLMError
-from interp_embed.llm.failures import one_line, sentence, unanswered
-from interp_embed.llm.prompt_files import Prompts
-from interp_embed.llm.request import DEFAULT_SETTINGS, Message, Request
-from interp_embed.llm.transport import Transport, check_patience
+from interp_embed.llm.ask.answers import Answer, UnreadableAnswerError, read_answer
+from interp_embed.llm.ask.endpoint import resolve_endpoint
+from interp_embed.llm.ask.errors import AnswersNotKeptError, LLMAnswerError, LLMError
+from interp_embed.llm.ask.failures import one_line, sentence, unanswered
+from interp_embed.llm.ask.prompt_files import Prompts
+from interp_embed.llm.ask.request import DEFAULT_SETTINGS, Message, Request
+from interp_embed.llm.ask.transport import Transport, check_patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from openai.types.chat import ChatCompletion
 
-    from interp_embed.llm.answers import Answers
+    from interp_embed.llm.ask.answers import Answers
 
 __all__ = ["LLMClient", "Usage"]
 

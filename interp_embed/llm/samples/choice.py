@@ -1,6 +1,6 @@
 """Which excerpts of which documents a feature is shown by.
 
-Owns the choice of documents; `interp_embed.llm.examples_cut` cuts them, and `interp_embed.llm.render`
+Owns the choice of documents; `interp_embed.llm.samples.excerpts` cuts them, and `interp_embed.llm.samples.render`
 makes text of excerpts. Everything follows from the seed. A feature's documents come from the index where
 there is one, and only the documents that are looked at are read.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_embed.llm.examples_cut import Example, anywhere, around_peak, quiet, scattered
+from interp_embed.llm.samples.excerpts import Example, anywhere, around_peak, quiet, scattered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,7 +185,7 @@ def _nearest(
     k: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    from interp_embed.llm.neighbours import nearest
+    from interp_embed.llm.samples.neighbours import nearest
 
     return nearest(dataset, lacking, positive, np.array(sorted(examples)), _PATIENCE * k, rng)
 
