@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp_embed.dataset import Dataset
+    from interp_embed.exchange.joining import merge
     from interp_embed.lazy.densify import densify
-    from interp_embed.saving.joining import merge
     from interp_embed.selection.row import DatasetRow
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ _HOME = {
     "Dataset": "interp_embed.dataset",
     "DatasetRow": "interp_embed.selection.row",
     "densify": "interp_embed.lazy.densify",
-    "merge": "interp_embed.saving.joining",
+    "merge": "interp_embed.exchange.joining",
 }
 
 

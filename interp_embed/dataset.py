@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_embed import saving
+from interp_embed import exchange as saving
 from interp_embed.core.memory import parse_size
 from interp_embed.core.progress import show_progress
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae

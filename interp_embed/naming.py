@@ -11,11 +11,11 @@ import pandas as pd
 
 from interp_embed.aggregate.matrices import feature_count
 from interp_embed.core.memory import memory_budget
+from interp_embed.exchange.saving import expanded
 from interp_embed.inputs import check_positive
 from interp_embed.labels.record import FeatureLabel, best_labels
 from interp_embed.labels.report import LabelsAdded, NamedFeatures, Shown
 from interp_embed.latents import Latents
-from interp_embed.saving.copying import expanded
 
 if TYPE_CHECKING:
     import os
@@ -174,7 +174,7 @@ class Naming(Latents):
         ValueError
             If the name ends in something else.
         """
-        from interp_embed.label_files import check_writable, write_labels
+        from interp_embed.exchange.label_files import check_writable, write_labels
 
         target = expanded(path)
         check_writable(target)
@@ -221,7 +221,7 @@ class Naming(Latents):
         IndexError
             If the SAE has no such feature: the labels are of another one. Nothing is added then.
         """
-        from interp_embed.label_files import read_labels
+        from interp_embed.exchange.label_files import read_labels
 
         records = read_labels(expanded(path), source=source, only=only)
         self._check_labels(records, f"{path}: ")

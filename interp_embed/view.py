@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 import pandas as pd
 
-from interp_embed import saving
+from interp_embed import exchange as saving
 from interp_embed.aggregate.matrices import unavailable
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.selection.positions import positions_of

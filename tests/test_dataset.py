@@ -961,7 +961,7 @@ def test_several_saves_that_were_cut_off_are_named(dataset, tmp_path):
 
 
 def test_a_save_that_is_under_way_elsewhere_is_left_alone(dataset, tmp_path):
-    from interp_embed.saving import replacing
+    from interp_embed.exchange import replacing
 
     elsewhere = tmp_path / ".s-0123abcd"
     elsewhere.mkdir()

@@ -382,7 +382,7 @@ def test_merging_that_is_cut_off_is_no_store_and_goes_on(quick_path, data, monke
     made(quick_path / "b", data[5:])
     paths = [quick_path / "a", quick_path / "b"]
     whole = made(quick_path / "whole", data)
-    from interp_embed.saving import joining
+    from interp_embed.exchange import joining
 
     real = joining.open_storage
     counted = FaultyStorage(LocalStorage(quick_path / "count"))

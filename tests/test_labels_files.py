@@ -17,7 +17,7 @@ from test_labels_store import RECORDS, label, scored
 
 from interp_embed import Dataset
 from interp_embed.cli.run import run
-from interp_embed.label_files import read_labels, write_labels
+from interp_embed.exchange.label_files import read_labels, write_labels
 from interp_embed.labels.record import LabelExample, combined
 
 NEURONPEDIA = [

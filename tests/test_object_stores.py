@@ -21,7 +21,7 @@ import interp_embed
 from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
 from interp_embed.errors import DiskFullError, SingleWriterError, StoreExistsError
-from interp_embed.saving import copying
+from interp_embed.exchange import saving as copying
 from interp_embed.store import Store, StoreWriter, is_store
 from interp_embed.store.storage import FsspecStorage, LocalStorage, ObjectStorage, open_storage
 from interp_embed.store.storage.remote import object_store

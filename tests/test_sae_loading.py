@@ -14,10 +14,10 @@ from scipy.sparse import csr_matrix
 
 import interp_embed.sae
 from interp_embed import Dataset
+from interp_embed.exchange.opening import DEFAULT_DEVICE, choose_device
 from interp_embed.interop.pickle import LegacyDataset, write_pickle
 from interp_embed.sae import BaseSAE, GoodfireSAE, LocalSAE, SAEType
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
-from interp_embed.saving.opening import DEFAULT_DEVICE, choose_device
 
 EIGHT = "Llama-3.1-8B-Instruct-SAE-l19"
 # What the original library recorded of each kind, as far as both have the arguments.
@@ -211,7 +211,7 @@ class TestStores:
         ],
     )
     def test_a_model_that_was_spread_stays_spread(self, gpu, asked, found, monkeypatch):
-        monkeypatch.setattr("interp_embed.saving.opening._sees_gpu", lambda: gpu)
+        monkeypatch.setattr("interp_embed.exchange.opening._sees_gpu", lambda: gpu)
         sae = GoodfireSAE(device={"model": "auto", "sae": "cuda:1"})
         again = load_sae_from_metadata(sae_record(sae))
         assert (again.model_device, again.sae_device) == ("auto", "cuda:1")

@@ -352,7 +352,7 @@ def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkey
         assert cli("encode", planned, "--worker", "0/1")[0] == 0
         arguments = ["finish", planned]
     with monkeypatch.context() as patch:
-        patch.setattr("interp_embed.saving.plan_store", interrupted)
+        patch.setattr("interp_embed.exchange.plan_store", interrupted)
         patch.setattr("interp_embed.encode.planned.finish_chunks", interrupted)
         found, _, err = cli(*arguments)
     assert found == code

@@ -39,7 +39,7 @@ def run_labels(
     """Add labels to a store, write them to a file, or print them."""
     dataset = Dataset.load_from_file(path)
     if write is not None:
-        from interp_embed.label_files import check_writable
+        from interp_embed.exchange.label_files import check_writable
 
         check_writable(write)  # before anything is added
     _check_features(features, dataset.d_sae)

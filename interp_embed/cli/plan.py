@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_embed import saving
+from interp_embed import exchange as saving
 from interp_embed.cli.facts import open_store, thousands
 from interp_embed.cli.interrupts import resumable
 from interp_embed.cli.saes import build_sae

@@ -190,7 +190,7 @@ def _encode_run(where: _Where, start: int, stop: int, batch_size: int, device: s
 
 def _held(store: Store, device: str) -> BaseSAE:
     """Return the store's SAE, loaded: the one of the task before where it is the same."""
-    from interp_embed.saving import keep_labels
+    from interp_embed.exchange import keep_labels
 
     key = digest([store.attributes["sae"], device])
     if key not in _loaded:

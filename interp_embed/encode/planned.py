@@ -83,7 +83,7 @@ def encode(
         if finish is not False:
             finish_store(opened)
         return report
-    from interp_embed.saving import keep_labels
+    from interp_embed.exchange import keep_labels
 
     model = recorded_sae(opened, device) if sae is None else sae
     if number is None:

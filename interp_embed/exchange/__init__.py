@@ -1,9 +1,7 @@
 """Datasets come from a store, from memory or from the original's pickle, and go back there."""
 
-from interp_embed.saving.copying import save
-from interp_embed.saving.joining import append, merge, require_whole
-from interp_embed.saving.known import write_rows
-from interp_embed.saving.opening import (
+from interp_embed.exchange.joining import append, merge, require_whole
+from interp_embed.exchange.opening import (
     DEFAULT_DEVICE,
     choose_device,
     is_done,
@@ -12,6 +10,8 @@ from interp_embed.saving.opening import (
     plan_store,
     reopen,
 )
+from interp_embed.exchange.rows import write_rows
+from interp_embed.exchange.saving import save
 
 __all__ = [
     "DEFAULT_DEVICE",

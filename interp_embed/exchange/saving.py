@@ -14,8 +14,8 @@ import numpy as np
 from interp_embed.aggregate.matrices import entries
 from interp_embed.core.memory import require_memory
 from interp_embed.errors import StoreExistsError
+from interp_embed.exchange.replacing import clear_leftovers, locked, recover, replace
 from interp_embed.inputs.batches import StoredPiece, cut
-from interp_embed.saving.replacing import clear_leftovers, locked, recover, replace
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.format.layout import check_dtype

@@ -11,8 +11,8 @@ import numpy as np
 
 from interp_embed.core.progress import show_progress
 from interp_embed.errors import StoreExistsError
-from interp_embed.saving.copying import expanded
-from interp_embed.saving.opening import described, load
+from interp_embed.exchange.opening import described, load
+from interp_embed.exchange.saving import expanded
 from interp_embed.store import Store, is_store
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.fingerprint import merge as combined

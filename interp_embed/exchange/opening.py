@@ -13,9 +13,9 @@ import numpy as np
 
 from interp_embed.core.progress import show_progress
 from interp_embed.errors import NotAStoreError
-from interp_embed.saving.copying import expanded
-from interp_embed.saving.known import write_rows
-from interp_embed.saving.replacing import recover
+from interp_embed.exchange.replacing import recover
+from interp_embed.exchange.rows import write_rows
+from interp_embed.exchange.saving import expanded
 from interp_embed.store import Store, create_store, is_store
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.labels.collection import has_first_labels, put_first_labels
