@@ -75,23 +75,21 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except OSError:  # no Linux
         return
-    paths = {}
+    paths: dict[str, str] = {}
     for line in groups:
         _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))  # version 2 names no controller
+        paths.update(dict.fromkeys(controllers.split(","), path))
     for line in mounts:
         mount, _, source = line.partition(" - ")
         kind, _, options = source.split(" ", 2)
         if kind == "cgroup2":
-            path = paths.get("")
+            name = ""  # version 2 names no controller
         elif kind == "cgroup" and controller in options.split(","):
-            path = paths.get(controller)
+            name = controller
         else:
             continue
-        if path is None:
-            continue
         top, point = mount.split(" ")[3:5]
-        parts = _below(path, top)
+        parts = _below(paths.get(name, top), top)
         for depth in range(len(parts), -1, -1):
             yield root.joinpath(point.lstrip("/"), *parts[:depth])
 

@@ -85,7 +85,7 @@ def _address_space() -> float:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return math.inf
-    return max(0, limit - psutil.Process().memory_info().vms)
+    return max(0.0, limit - float(psutil.Process().memory_info().vms))
 
 
 def format_bytes(size: float) -> str:
