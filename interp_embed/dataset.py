@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed import exchange as saving
+from interp_embed.core.checks import check_dtype
 from interp_embed.core.memory import parse_size
 from interp_embed.core.progress import show_progress
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
 from interp_embed.labelling import Labelling
 from interp_embed.naming import Naming
-from interp_embed.store.format.layout import check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def _stored_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     try:
         return check_dtype(dtype)
     except TypeError:  # a name that numpy does not know
-        raise ValueError(f"dtype must be float32 or float16, got {dtype!r}") from None
+        raise ValueError(f"dtype must be float16 or float32, got {dtype!r}") from None
 
 
 def _remove(path: str, owner: int) -> None:

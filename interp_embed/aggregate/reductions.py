@@ -151,9 +151,8 @@ def check_threshold(threshold: float) -> float:
         If it is negative or NaN. Every feature is 0 on nearly every token, so a negative
         threshold would mark everything and nothing could stay sparse.
     """
-    if isinstance(
-        threshold, str | bytes | bool | np.bool_
-    ):  # what float() would take, but no number
+    # float() would take these too.
+    if isinstance(threshold, str | bytes | bool | np.bool_):
         raise TypeError(f"activated_threshold must be a number, got {threshold!r}")
     value = float(threshold)
     if not value >= 0:

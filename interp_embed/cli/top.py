@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
+from interp_embed.core.checks import check_feature
 from interp_embed.selection.row import highlight
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def run_top(path: str, feature: int, *, k: int, lowest: bool, by: str) -> None:
     """Print the documents in which a feature is strongest, or weakest."""
     dataset = Dataset.load_from_file(path)
     width = dataset.d_sae
-    if width is not None and feature >= width:
-        raise IndexError(f"feature {feature} is not among the {width} features of the SAE")
+    if width is not None:
+        check_feature(feature, width)
     active = dataset.sort_by_features(
         [feature], aggregation_type=by, descending=not lowest, include_nonactive_samples=False
     )

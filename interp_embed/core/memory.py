@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
+import resource
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
+from interp_embed.core.control_groups import memory_left
 from interp_embed.errors import ResultTooLargeError
 
 if TYPE_CHECKING:
@@ -18,28 +21,31 @@ __all__ = ["available_memory", "format_bytes", "memory_budget", "parse_size", "r
 
 _SHARE = 0.8
 _VARIABLE = "INTERP_EMBED_MEMORY"
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
 
 _budget: ContextVar[int | None] = ContextVar("budget", default=None)
 
 
-def parse_size(size: int | str, name: str = "memory") -> int:
-    """Return a number of bytes: ``parse_size("8G") == 8 * 2**30``.
+def parse_size(size: float | str, name: str = "memory") -> int:
+    """Return a number of bytes, as dask reads it: ``"8G"`` is 8e9 and ``"8GiB"`` 8 * 2**30.
 
     Raises
     ------
     ValueError
         If it is not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(size), re.IGNORECASE)
-    if not match or isinstance(size, bool) or _bytes(match) < 1:
-        raise ValueError(f"{name} must be a size such as 8G or a number of bytes, got {size!r}")
-    return _bytes(match)
+    from dask.utils import parse_bytes
 
-
-def _bytes(match: re.Match[str]) -> int:
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    try:
+        # dask takes no digit for a 1, and truth values for numbers.
+        known = not isinstance(size, bool) and any(c.isdigit() for c in str(size))
+        found = parse_bytes(str(size)) if known else 0
+    except (ValueError, OverflowError):  # no size, or an infinite one
+        found = 0
+    if found < 1:
+        raise ValueError(
+            f"{name} must be a size such as 8G (8e9 bytes) or 8GiB, or a number of bytes, got {size!r}"
+        )
+    return found
 
 
 @contextmanager
@@ -59,7 +65,8 @@ def available_memory() -> int:
     """Return how many bytes an operation may take.
 
     What `memory_budget` says; or ``INTERP_EMBED_MEMORY`` (bytes, or with a unit as in ``8G``); or
-    80 % of what the machine has free or, if that is less, of what the control group still allows.
+    80 % of what the machine has free or, if that is less, of what the control groups of the process
+    and its limit of address space leave to it.
 
     Raises
     ------
@@ -70,35 +77,15 @@ def available_memory() -> int:
         return budget
     if given := os.environ.get(_VARIABLE):
         return parse_size(given, _VARIABLE)
-    return int(_SHARE * min(_machine(), _control_group()))
+    return int(_SHARE * min(psutil.virtual_memory().available, memory_left(), _address_space()))
 
 
-def _machine() -> float:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        text = ""
-    if found := re.search(r"MemAvailable:\s+(\d+)", text):
-        return 1024.0 * int(found[1])
-    try:  # no figure for what is free: half of what there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    except (AttributeError, ValueError, OSError):
-        return 4.0 * 2**30
-
-
-def _control_group() -> float:
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            return float(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such control group, or "max"
-            continue
-    return float("inf")
+def _address_space() -> float:
+    """Return how much more this process may map, as ``ulimit -v`` and some batch systems bound it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    return max(0.0, limit - float(psutil.Process().memory_info().vms))
 
 
 def format_bytes(size: float) -> str:

@@ -8,6 +8,8 @@ import warnings
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from interp_embed.core.checks import check_one_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,8 +36,7 @@ def chosen_log(log: str | None = None) -> str:
     log = _log.get() if log is None else log
     if log is None:
         return "bar" if show_progress() else "none"
-    if log not in _LOGS:
-        raise ValueError(f"log must be one of {', '.join(_LOGS)}, got {log!r}")
+    check_one_of("log", log, _LOGS)
     return log
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from interp_embed.core.control_groups import cpu_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -22,11 +25,16 @@ REQUESTS = 32
 
 
 def available_cpus() -> int:
-    """Return how many cores this process may use, which on a cluster is not all that there are."""
+    """Return how many processors this process may use.
+
+    On a cluster and in a container that is not all that there are: both its affinity and the quota of
+    its control groups count. A part of a processor counts as one.
+    """
     try:
-        return len(os.sched_getaffinity(0)) or 1
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity
+        count = os.cpu_count() or 1
+    return math.ceil(min(count, cpu_limit()))
 
 
 class ProcessPool:

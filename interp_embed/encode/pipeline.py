@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp_embed.core.checks import check_positive
 from interp_embed.core.progress import chosen_log
 from interp_embed.encode.commits import ATTEMPTS, Committer
 from interp_embed.encode.interrupts import kept_interrupts
@@ -21,7 +22,6 @@ from interp_embed.encode.isolate import encode_isolated, prepare_isolated
 from interp_embed.encode.monitor import Monitor
 from interp_embed.encode.portions import commit_size, cut, retries
 from interp_embed.encode.stage import Stage
-from interp_embed.inputs import check_positive
 from interp_embed.sae.batch_budget import Budget
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest

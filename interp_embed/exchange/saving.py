@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_embed.aggregate.matrices import entries
+from interp_embed.core.checks import check_dtype
 from interp_embed.core.memory import require_memory
 from interp_embed.errors import StoreExistsError
 from interp_embed.exchange.replacing import clear_leftovers, locked, recover, replace
 from interp_embed.inputs.batches import StoredPiece, cut
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.format.document_blocks import describe_block
-from interp_embed.store.format.layout import check_dtype
 from interp_embed.store.labels.collection import copy_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.storage.unannounced import Unannounced

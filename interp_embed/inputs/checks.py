@@ -1,8 +1,7 @@
-"""What is checked of a call before any work starts."""
+"""Checks of data and SAEs before any work starts."""
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
     from interp_embed.selection.row import DatasetRow
 
-__all__ = ["check_positive", "check_rows", "check_sae"]
+__all__ = ["check_rows", "check_sae"]
 
 
 def check_sae(sae: object) -> None:
@@ -50,10 +49,3 @@ def check_rows(rows: Sequence[DatasetRow | None], frame: pd.DataFrame, field: An
                 f"rows[{number}] is of another text than document {number}: "
                 f"{row.data!r:.60} is not {text!r:.60}"
             )
-
-
-def check_positive(**numbers: Any) -> None:
-    """Raise ValueError unless every number is a positive integer."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"{name} must be a positive integer, got {number!r}")

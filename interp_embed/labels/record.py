@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.checks import check_one_of, is_integer
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -181,8 +183,7 @@ class FeatureLabel:
             raise ValueError(f"a feature is a number from 0 on, got {self.feature}")
         if not self.label.strip():
             raise ValueError(f"the label of feature {self.feature} is empty")
-        if self.source not in SOURCES:
-            raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
+        check_one_of("source", self.source, SOURCES)
         for name, kind in (("examples", LabelExample), ("scores", Score)):
             members = tuple(getattr(self, name))
             if bad := [m for m in members if not isinstance(m, kind)]:
@@ -343,7 +344,7 @@ def _whole(owner: object, *names: str, missing: bool = False) -> None:
         value = getattr(owner, name)
         if (value is None and missing) or (type(value) is int and -(2**63) <= value < 2**63):
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        if not is_integer(value):
             raise TypeError(f"{name} must be an integer, got {value!r:.80}")
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"{name} must be an integer of 64 bits")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from interp_embed.aggregate.reductions import check_method, check_threshold
+from interp_embed.core.checks import check_feature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -241,9 +241,7 @@ class DatasetRow:
         IndexError
             If there is no such feature.
         """
-        feature, d_sae = operator.index(feature), self.activations.shape[1]
-        if not 0 <= feature < d_sae:
-            raise IndexError(f"feature {feature} is not among the {d_sae} features of the SAE")
+        feature = check_feature(feature, self.activations.shape[1])
         values = self.activations[:, [feature]].toarray()[:, 0]
         hidden = self.special_tokens & (self.truncate_chat_template | (as_string & (values <= 0)))
         tokens = [t for t, h in zip(self.tokenized_document, hidden.tolist(), strict=True) if not h]

@@ -8,6 +8,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+from interp_embed.core.checks import check_positive
 from interp_embed.encode.interrupts import kept_interrupts
 from interp_embed.sae.http import TOKEN_VARIABLE
 from interp_embed.sae.remote.transport import key_from_environment
@@ -61,9 +62,7 @@ def serve(
     _require_no_loop()
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be between 0 and 65535, got {port}")
-    for name, value in (("queue", queue), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_positive(queue=queue, batch_size=batch_size)
     token = _token(host)
     listening = _listen(host, port)  # before the SAE is loaded, which may take minutes
     loaded_here = not sae.is_loaded()

@@ -610,7 +610,10 @@ def test_top_shows_a_part_of_a_long_document(cli, letters):
 
 def test_a_feature_that_is_not_there_is_refused(cli, store):
     code, _, err = cli("top", store, 32)
-    assert (code, err) == (1, "error: feature 32 is not among the 32 features of the SAE\n")
+    assert (code, err) == (
+        1,
+        "error: feature 32 is not among the 32 features of the SAE (0 to 31)\n",
+    )
 
 
 def test_top_reads_the_pickle_of_the_original_library(cli):

@@ -399,7 +399,7 @@ def test_creating_twice_gives_the_same_store_and_of_other_documents_is_refused(t
         create(tmp_path / "s", texts(5))
     with pytest.raises(StoreExistsError, match="it differs in dtype"):
         create(tmp_path / "s", texts(4), dtype=np.dtype(np.float16))
-    with pytest.raises(ValueError, match="dtype must be float32 or float16"):
+    with pytest.raises(ValueError, match="dtype must be float16 or float32"):
         create(tmp_path / "t", texts(4), dtype=np.dtype(np.int8))
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from interp_embed.core.chunk import feature_dtype
 from interp_embed.errors import UnsupportedFormatError
 from interp_embed.store.arrays.shard import ArraySpec
-
-if TYPE_CHECKING:
-    from numpy.typing import DTypeLike
 
 __all__ = [
     "BINDING",
@@ -30,7 +27,6 @@ __all__ = [
     "ROOT",
     "SAVING",
     "TARGET_CHUNK_NNZ",
-    "check_dtype",
     "check_version",
     "chunk_arrays",
     "index_arrays",
@@ -128,20 +124,6 @@ def index_arrays(
         "summary/top_document": ArraySpec(document.name, "zstd", "top"),
         "summary/top_max": ArraySpec(dtype.name, "lz4", "top"),
     }
-
-
-def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return the dtype of stored activations that is meant.
-
-    Raises
-    ------
-    ValueError
-        If it is neither float32 nor float16.
-    """
-    found = np.dtype(dtype)
-    if found not in (np.dtype(np.float32), np.dtype(np.float16)):
-        raise ValueError(f"dtype must be float32 or float16, got {found}")
-    return found
 
 
 def check_version(found: Any, where: str) -> None:

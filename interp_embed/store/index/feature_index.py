@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.checks import check_feature, check_features
 from interp_embed.errors import CorruptIndexError, CorruptStoreError
 from interp_embed.store.arrays.folder import OpenFolder
 from interp_embed.store.arrays.readahead import ReadAhead
@@ -175,15 +176,9 @@ class FeatureIndex:
 
     # Features
 
-    def _check(self, features: NDArray[np.int64]) -> None:
-        if len(features) and not 0 <= features.min() <= features.max() < self.d_sae:
-            wrong = features.min() if features.min() < 0 else features.max()
-            raise IndexError(f"feature {wrong} is not among the {self.d_sae} features of the SAE")
-
     def frequency(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of documents that have an entry of each feature."""
-        features = np.asarray(features, np.int64)
-        self._check(features)
+        features = check_features(features, self.d_sae)
         found = np.zeros(len(features), np.int64)
         if len(features):
             low, high = int(features.min()), int(features.max())
@@ -209,7 +204,7 @@ class FeatureIndex:
         """
         if unknown := set(columns) - set(COLUMNS):
             raise ValueError(f"the columns of postings are {COLUMNS}, got {sorted(unknown)[0]!r}")
-        self._check(np.array([feature]))
+        check_feature(feature, self.d_sae)
         documents: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         values: dict[str, list[NDArray[Any]]] = {
             name: [np.empty(0, np.float32 if name == "max" else np.uint32)] for name in columns
@@ -267,7 +262,7 @@ class FeatureIndex:
 
         Or None, where the index does not cover all documents or lists fewer than asked for.
         """
-        self._check(np.array([feature]))
+        check_feature(feature, self.d_sae)
         if self._summary is None:
             return None
         with self._ahead([self._steps_of_top(self._summary, feature, k)]):

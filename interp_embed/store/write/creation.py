@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from interp_embed.core.checks import check_dtype
 from interp_embed.errors import (
     CorruptStoreError,
     FingerprintMismatchError,
@@ -33,7 +34,6 @@ from interp_embed.store.format.layout import (
     PLANNING,
     ROOT,
     SAVING,
-    check_dtype,
     library_versions,
 )
 from interp_embed.store.format.root import read_root, root_document
