@@ -122,7 +122,7 @@ async def retrying(
         before_sleep=tell,
         retry_error_callback=_last,
     )
-    return await caller(once)  # type: ignore[no-any-return]
+    return await caller(once)
 
 
 def _outcome(state: tenacity.RetryCallState) -> Any:

@@ -145,8 +145,11 @@ class Transport:
 
             def tell(pause: Pause[Outcome]) -> None:
                 error = pause.outcome.error if isinstance(pause.outcome, Outcome) else None
-                gone = isinstance(error, LLMConnectionError)
-                waiting.pauses(wait, _trouble(error), pause.seconds, pause.left, gone=gone)
+                reached = not isinstance(error, LLMConnectionError)
+                late = isinstance(error, LLMTimeoutError)
+                waiting.pauses(
+                    wait, _trouble(error), pause.seconds, pause.left, gone=not (reached or late)
+                )
 
             backoff = Backoff(self._max_retries, _FIRST_PAUSE, _LAST_PAUSE, _SPREAD)
             found = await retrying(attempt, _wait, backoff, tell)
