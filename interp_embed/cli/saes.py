@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from interp_embed.encode.recorded import recorded_sae
-from interp_embed.sae.kinds import device_problem
+from interp_embed.sae import device as devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,12 +156,8 @@ def best_device(device: str) -> str:
         If torch cannot use the device here.
     """
     if device == "auto":
-        try:
-            import torch
-        except ImportError:  # whether torch is needed is for the SAE to say
-            return "cpu"
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if (problem := device_problem(device)) is not None:
+        return devices.best_device()
+    if (problem := devices.device_problem(device)) is not None:
         raise ValueError(f"--device {device}: {problem}. Use --device cpu, or auto")
     return device
 

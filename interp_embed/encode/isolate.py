@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.bisect import Worklist
 from interp_embed.core.chunk import Chunk
 from interp_embed.core.spans import reason_not_text
 from interp_embed.errors import SAEUnavailableError
@@ -104,7 +105,7 @@ def prepare_isolated(
     wanted = [i for i in range(len(texts)) if i not in reasons]
     items: dict[int, Any] = {}
 
-    def prepare(batch: list[int]) -> None:
+    def prepare(batch: Sequence[int]) -> None:
         found = sae.prepare([texts[i] for i in batch])
         _require_count(len(found), len(batch))
         items.update(zip(batch, found, strict=True))
@@ -112,11 +113,10 @@ def prepare_isolated(
     if _encodes_texts(sae):
         items = {i: texts[i] for i in wanted}
     else:
-        before = np.concatenate([[0], np.cumsum([len(texts[i]) for i in wanted], dtype=np.int64)])
 
-        def most(begin: int) -> int:
-            end = np.searchsorted(before, before[begin] + _CHARACTERS_AT_ONCE, side="right") - 1
-            return max(1, min(_PREPARED_AT_ONCE, int(end) - begin))
+        def most(left: Sequence[int]) -> int:
+            lengths = [len(texts[i]) for i in left[:_PREPARED_AT_ONCE]]
+            return sum(total <= _CHARACTERS_AT_ONCE for total in accumulate(lengths))
 
         _in_batches(wanted, most, prepare, reasons, check)
     # Neighbours in length waste least on padding.
@@ -147,7 +147,7 @@ def encode_isolated(
     reasons = dict(prepared.reasons)
     parts: list[tuple[Chunk, list[int]]] = []
 
-    def run(batch: list[int]) -> None:
+    def run(batch: Sequence[int]) -> None:
         try:
             chunk = encode([prepared.items[i] for i in batch])
         except Exception as error:
@@ -156,10 +156,10 @@ def encode_isolated(
             raise
         _require_count(chunk.n_documents, len(batch))
         budget.sufficed(len(batch))
-        parts.append((chunk, batch))
+        parts.append((chunk, list(batch)))
 
-    def most(_: int) -> int:
-        return len(prepared.order) if sae.makes_batches else budget.now
+    def most(left: Sequence[int]) -> int:
+        return len(left) if sae.makes_batches else budget.now
 
     _in_batches(prepared.order, most, run, reasons, check)
     return EncodedDocuments(parts, reasons)
@@ -167,8 +167,8 @@ def encode_isolated(
 
 def _in_batches(
     order: list[int],
-    most: Callable[[int], int],
-    run: Callable[[list[int]], None],
+    most: Callable[[Sequence[int]], int],
+    run: Callable[[Sequence[int]], None],
     reasons: dict[int, str],
     check: Callable[[], None],
 ) -> None:
@@ -179,7 +179,7 @@ def _in_batches(
     order
         Positions of documents.
     most
-        Returns how many a batch may have now that begins at an index of ``order``.
+        Returns how many of the positions that are left the next batch may have.
     run
         Does the work.
     reasons
@@ -187,17 +187,12 @@ def _in_batches(
     check
         Called before each batch.
     """
-    todo = deque([(0, len(order))])
+    todo = Worklist(order)
     while todo:
         check()
-        begin, stop = todo.popleft()
-        end = min(stop, begin + most(begin))
-        if end < stop:
-            todo.appendleft((end, stop))
-        if begin == end:
-            continue
+        batch = todo.take(most(todo.front))
         try:
-            run(order[begin:end])
+            run(batch)
         except SAEUnavailableError:
             raise  # no document is to blame, and the next ones would fail too
         except Exception as error:  # noqa: BLE001 - whatever is raised is this batch's failure
@@ -207,11 +202,8 @@ def _in_batches(
             continue
         if no_memory:
             free_cached()  # now that the error, which held the batch's tensors, is gone
-        if end - begin == 1:
-            reasons[order[begin]] = reason
-        else:
-            middle = begin + (end - begin) // 2
-            todo.extendleft([(middle, end), (begin, middle)])
+        if not todo.split(batch):
+            reasons[batch[0]] = reason
 
 
 def _encodes_texts(sae: BaseSAE) -> bool:

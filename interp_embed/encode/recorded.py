@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interp_embed.sae.device import device_problem
 from interp_embed.sae.hooked import HookedSAE
-from interp_embed.sae.kinds import device_problem
 from interp_embed.sae.loading import load_sae_from_metadata
 
 if TYPE_CHECKING:

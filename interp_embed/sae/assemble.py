@@ -1,7 +1,7 @@
 """Building a chunk from an SAE that offers only `tokenize` and `encode`.
 
-Each document stands for itself: if a batch fails its documents are tried one by one, and what does
-not fit together (tokens and rows, values that are not finite) fails that document alone.
+Each document stands for itself: a batch that fails is tried again in halves, and what does not fit
+together (tokens and rows, values that are not finite) fails that document alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from interp_embed.core.bisect import Worklist
 from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable
 from interp_embed.core.spans import align_strings, reason_not_text
 from interp_embed.errors import SAENotLoadedError, SAEUnavailableError
@@ -101,21 +102,22 @@ def _mismatch(matrix: Any, tokens: Any, width: int | None) -> str | None:
 
 
 def _isolated(call: Callable[[list[str]], Any], inputs: list[str]) -> list[Any]:
-    """Call with all inputs, or with each by itself if that fails; exceptions stand for results."""
-    if not inputs:
-        return []
-    try:
-        results = list(call(inputs))
-        if len(results) != len(inputs):
-            raise ValueError(f"{len(results)} results for {len(inputs)} documents")
-    except (SAENotLoadedError, SAEUnavailableError):
-        raise  # no document is to blame
-    except Exception as error:
-        if len(inputs) == 1:
-            return [error]
-        if is_out_of_memory(error):
-            raise  # no document is to blame; whoever called makes the batches smaller
-        return [result for text in inputs for result in _isolated(call, [text])]
+    """Call with all inputs, or with ever fewer where that fails; exceptions stand for results."""
+    results: list[Any] = []
+    todo = Worklist(inputs)
+    while todo:
+        batch = list(todo.take(len(inputs)))
+        try:
+            found = list(call(batch))
+            if len(found) != len(batch):
+                raise ValueError(f"{len(found)} results for {len(batch)} documents")
+        except (SAENotLoadedError, SAEUnavailableError):
+            raise  # no document is to blame
+        except Exception as error:
+            if len(batch) > 1 and is_out_of_memory(error):
+                raise  # no document is to blame; whoever called makes the batches smaller
+            found = [] if todo.split(batch) else [error]
+        results += found
     return results
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from interp_embed.core.spans import partition_spans
 from interp_embed.errors import SAENotLoadedError
-from interp_embed.sae.kinds import parse_device, plain_json
+from interp_embed.sae.device import parse_device
+from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.model.template import render_chat
 
 if TYPE_CHECKING:

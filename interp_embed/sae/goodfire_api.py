@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from interp_embed.net.keys import read_key
+from interp_embed.net.urls import checked_url
 from interp_embed.sae.api import ApiDocument, ApiSAE
 from interp_embed.sae.kinds import SAEType
 from interp_embed.sae.remote.base import require_number
@@ -21,8 +23,6 @@ from interp_embed.sae.remote.retries import retrying
 from interp_embed.sae.remote.transport import (
     BadAnswerError,
     HttpTransport,
-    checked_url,
-    key_from_environment,
     require_http,
 )
 from interp_embed.sae.remote.wire import JSON, parse_json
@@ -110,7 +110,7 @@ class GoodfireApiSAE(ApiSAE):
         if timeout <= 0:
             raise ValueError(f"timeout must be above 0, got {timeout}")
         self.variant_name = variant_name
-        self.base_url = checked_url(base_url)
+        self.base_url = checked_url(base_url, "base_url")
         self.timeout = timeout
         self._d_sae = int(width)
         self._http: HttpTransport | None = None
@@ -155,7 +155,7 @@ class GoodfireApiSAE(ApiSAE):
             If the environment has no key.
         """
         require_http("GoodfireApiSAE")
-        key = key_from_environment(KEY_VARIABLE)
+        key = read_key(KEY_VARIABLE)
         if key is None:
             raise ValueError(
                 f"GoodfireApiSAE needs a key in the environment variable {KEY_VARIABLE}, which is not "

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed.core.progress import quiet_progress
 from interp_embed.sae.base import BaseSAE
+from interp_embed.sae.device import device_problem
 from interp_embed.sae.identity import hash_loaded, located, recordable, what_was_asked
-from interp_embed.sae.kinds import device_problem
 from interp_embed.sae.model.tokenizing import (
     DocumentTokenizer,
     bos_token_id,

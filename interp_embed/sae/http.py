@@ -7,19 +7,20 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.errors import SAEUnavailableError
+from interp_embed.net.keys import read_key
+from interp_embed.net.retries import http_status
+from interp_embed.net.urls import checked_url
 from interp_embed.sae.assemble import one_line
 from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.remote.arrow_form import decode_arrow, has_arrow
 from interp_embed.sae.remote.base import RemoteSAE, require_number
 from interp_embed.sae.remote.json_form import decode_json
-from interp_embed.sae.remote.retries import Trouble, http_status, retrying
+from interp_embed.sae.remote.retries import Trouble, retrying
 from interp_embed.sae.remote.transport import (
     AnswerError,
     BadAnswerError,
     ForeignAnswerError,
     HttpTransport,
-    checked_url,
-    key_from_environment,
     require_http,
 )
 from interp_embed.sae.remote.wire import ARROW, JSON, PROTOCOL, parse_json, strings
@@ -151,7 +152,7 @@ class HttpSAE(RemoteSAE):
         require_http("HttpSAE")
         if self.form == "arrow":
             _require_arrow()
-        key = key_from_environment(TOKEN_VARIABLE)
+        key = read_key(TOKEN_VARIABLE)
         self._http = HttpTransport(self.url, key=key, timeout=self.timeout)
         said = await self._document("/v1/info", _INFO_SECONDS)
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ class Rows(Sequence["DatasetRow | None"]):
     ) -> None:
         self._n = n
         self._read = read
-        self._held: OrderedDict[int, DatasetRow | None] = OrderedDict()
+        self._held: LRUCache[int, DatasetRow | None] = LRUCache(_HELD)
 
     def __len__(self) -> int:
         return self._n
@@ -56,8 +56,6 @@ class Rows(Sequence["DatasetRow | None"]):
         position %= self._n
         if position not in self._held:
             self._held[position] = self._read(np.array([position]))[0]
-            while len(self._held) > _HELD:
-                self._held.popitem(last=False)
         return self._held[position]
 
     def __iter__(self) -> Iterator[DatasetRow | None]:

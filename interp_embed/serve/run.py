@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed.core.checks import check_positive
 from interp_embed.encode.interrupts import kept_interrupts
+from interp_embed.net.keys import read_key
 from interp_embed.sae.http import TOKEN_VARIABLE
-from interp_embed.sae.remote.transport import key_from_environment
 
 if TYPE_CHECKING:
     from interp_embed.sae.base import BaseSAE
@@ -125,7 +125,7 @@ def _token(host: str) -> str | None:
     ValueError
         If there is none where there has to be one, or it is easily guessed.
     """
-    token = key_from_environment(TOKEN_VARIABLE)
+    token = read_key(TOKEN_VARIABLE)
     make = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
     if token is not None and len(token) < _SHORTEST_TOKEN:
         raise ValueError(

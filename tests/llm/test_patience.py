@@ -22,8 +22,8 @@ from interp_embed.llm import (
     LLMStatusError,
     LLMTimeoutError,
     Request,
-    waiting,
 )
+from interp_embed.llm.ask import transport
 from interp_embed.llm.ask.request import Message
 from interp_embed.testing import LLMServer, Reply
 
@@ -242,7 +242,7 @@ def lines(capsys, server):
 def test_a_server_that_hangs_is_spoken_of_with_how_long_and_what_comes(
     capsys, monkeypatch, retries, coming
 ):
-    monkeypatch.setattr(waiting, "_FIRST", 0.2)
+    monkeypatch.setattr(transport, "_PATIENCE_SECONDS", 0.2)
     with LLMServer(lambda body: Reply(SAID, delay=9)) as server:
         found, _ = ask(server.url, "a", "b", timeout=1.5, max_retries=retries)
         assert [type(f) for f in found] == [LLMTimeoutError] * 2
@@ -256,7 +256,7 @@ def test_a_server_that_hangs_is_spoken_of_with_how_long_and_what_comes(
 
 
 def test_a_pause_that_a_server_asks_for_is_spoken_of(capsys, monkeypatch):
-    monkeypatch.setattr(waiting, "_FIRST", 0.3)
+    monkeypatch.setattr(transport, "_PATIENCE_SECONDS", 0.3)
     with LLMServer(lambda body: GOOD, [Reply.rate_limited(0.8)]) as server:
         ask_one(server.url)
         said = lines(capsys, server)
@@ -265,7 +265,7 @@ def test_a_pause_that_a_server_asks_for_is_spoken_of(capsys, monkeypatch):
 
 
 def test_nothing_is_said_where_others_are_answered_or_nobody_wants_to_know(capsys, monkeypatch):
-    monkeypatch.setattr(waiting, "_FIRST", 1.0)
+    monkeypatch.setattr(transport, "_PATIENCE_SECONDS", 1.0)
     with LLMServer(lambda body: Reply(SAID, delay=0.25)) as server:
         ask(server.url, *"abcdef", concurrency=1)  # the last one comes after 1.5 s
         with log_as("none"):
@@ -275,7 +275,7 @@ def test_nothing_is_said_where_others_are_answered_or_nobody_wants_to_know(capsy
 
 
 def test_no_timer_is_left_and_a_client_that_is_opened_again_speaks_again(capsys, monkeypatch):
-    monkeypatch.setattr(waiting, "_FIRST", 0.1)
+    monkeypatch.setattr(transport, "_PATIENCE_SECONDS", 0.1)
     with LLMServer(lambda body: Reply(SAID, delay=0.25)) as server:
         client = LLMClient(MODEL, server.url)
 

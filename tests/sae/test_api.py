@@ -20,17 +20,18 @@ from scipy.sparse import csr_matrix
 from interp_embed import Dataset
 from interp_embed.core.chunk import DocumentStatus, TokenTable
 from interp_embed.errors import SAENotLoadedError, SAEUnavailableError
+from interp_embed.net.keys import read_key
+from interp_embed.net.retries import asked_pause
+from interp_embed.net.urls import checked_url
 from interp_embed.sae import BaseSAE
 from interp_embed.sae.api import ApiDocument, ApiSAE
 from interp_embed.sae.goodfire_api import GoodfireApiSAE
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
 from interp_embed.sae.remote.retries import (
     Trouble,
-    parse_retry_after,
     seconds_to_wait,
     trouble,
 )
-from interp_embed.sae.remote.transport import checked_url, key_from_environment
 from tests.support.fake_sae import D_SAE, expected, words
 from tests.support.http_servers import TOKEN, Said, Scripted, one_document, refusing
 from tests.support.waiting import PATIENCE
@@ -480,14 +481,20 @@ def test_what_to_make_of_an_error(error, kind):
 def test_retry_after_is_seconds_or_a_date():
     from email.utils import formatdate
 
-    assert parse_retry_after("17") == 17
-    assert 50 < parse_retry_after(formatdate(time.time() + 60, usegmt=True)) <= 61
-    assert parse_retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
+    def asked(value):
+        return asked_pause({"Retry-After": value})
+
+    assert asked("17") == 17
+    assert asked("1.5") == 1.5
+    assert 50 < asked(formatdate(time.time() + 60, usegmt=True)) <= 61
+    assert asked("Thu, 01 Jan 1970 00:00:00 GMT") == 0
+    assert asked_pause({}) is None
     for other in (
-        None, "", "soon", "-1", "1.5", "²",
+        "", "soon", "-1", "²", "inf", "nan",
         f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT", f"Mon, 01 Jan 2035 00:00:00 +{'9' * 30}",
     ):  # fmt: skip
-        assert parse_retry_after(other) is None
+        assert asked(other) is None
+    assert asked_pause({"retry-after-ms": "250", "Retry-After": "1"}) == 0.25
 
 
 def test_the_pause_that_is_asked_for_is_found_on_the_answer_and_on_the_error():
@@ -512,10 +519,10 @@ def test_a_url_that_may_hold_a_key_is_refused_without_repeating_it(url):
 def test_a_key_that_cannot_be_sent_is_refused_without_repeating_it(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret\nkey")
     with pytest.raises(ValueError, match="SOME_KEY") as e:
-        key_from_environment("SOME_KEY")
+        read_key("SOME_KEY")
     assert "secret" not in str(e.value)
     monkeypatch.setenv("SOME_KEY", "  ")
-    assert key_from_environment("SOME_KEY") is None
+    assert read_key("SOME_KEY") is None
 
 
 def test_importing_and_making_one_imports_no_http_client():

@@ -11,8 +11,9 @@ pytest.importorskip("sae_lens")
 
 from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError
-from interp_embed.sae import LocalSAE, template
+from interp_embed.sae import LocalSAE
 from interp_embed.sae.hashing import hash_json
+from interp_embed.sae.model import template
 from interp_embed.sae.model.template import ChatTemplate, render_chat
 from tests.support.tiny_models import (
     CHAT_TEMPLATE,
@@ -175,6 +176,14 @@ def test_others_who_render_templates_meanwhile_are_told_the_time():
     assert said[0] in {year, str(dt.datetime.now().year)}
     assert said[1] == "2024"
     assert chat_template_utils.datetime is before
+
+
+def test_transformers_takes_no_function_for_a_template():
+    """It would shadow ``strftime_now``; no clock would have to be replaced."""
+    tokenizer = tiny_tokenizer(chat_template=DATED)
+    chat = [{"role": "user", "content": ""}]
+    with pytest.raises(TypeError, match="'str' object is not callable"):
+        tokenizer.apply_chat_template(chat, tokenize=False, strftime_now=lambda form: "then")
 
 
 def interrupt_after(sae, calls):

@@ -19,10 +19,11 @@ from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
 from interp_embed.core.progress import log_as
 from interp_embed.errors import SAEUnavailableError
+from interp_embed.net import waiting
 from interp_embed.sae.api import ApiDocument, ApiSAE
 from interp_embed.sae.http import HttpSAE
-from interp_embed.sae.remote import silence
-from interp_embed.sae.remote.retries import Pause, retrying, trouble
+from interp_embed.sae.remote import base
+from interp_embed.sae.remote.retries import retrying, trouble
 from tests.support.fake_sae import WordSAE, expected, words
 from tests.support.http_servers import (
     INFO,
@@ -108,7 +109,7 @@ def test_nothing_is_said_where_nothing_is_to_be_said(capfd):
 
 
 def test_a_server_that_is_busy_for_long_is_said_to_be(capfd, monkeypatch):
-    monkeypatch.setattr(silence, "_BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "_BUSY_SECONDS", 0.5)
     refusals = [Said(429, {"error": "full"}, {"Retry-After": "1"})]
     busy = when_encoding(lambda texts: refusals.pop() if refusals else None)
     with Scripted(busy) as server, loaded(HttpSAE(server.url, **FAST)) as sae:
@@ -130,19 +131,19 @@ def test_a_short_pause_of_a_busy_server_is_nothing_to_speak_of(capfd):
 
 
 def test_a_server_that_is_silent_is_said_to_be(capfd, monkeypatch):
-    monkeypatch.setattr(silence, "_HUNG_SECONDS", 1.0)
+    monkeypatch.setattr(base, "_PATIENCE_SECONDS", 1.0)
     slow = when_encoding(lambda texts: Said(delay=3) if "slow" in texts else None)
-    with Scripted(slow) as server, loaded(HttpSAE(server.url, timeout=2)) as sae:
+    with Scripted(slow) as server, loaded(HttpSAE(server.url, timeout=1.8)) as sae:
         assert sae.encode_chunk(["slow"]).status.tolist() == [2]
     (line,) = capfd.readouterr().err.splitlines()
     assert line == (
-        f"the SAE server at {server.url} has not answered for 1 s: it may be encoding; it is given up "
-        "when nothing comes for 2 s"
+        f"the SAE server at {server.url} has not answered for 1 s (1 request waits): it may be "
+        "encoding; it is given up when nothing comes for 2 s"
     )
 
 
 def test_a_server_that_answers_others_meanwhile_is_not_silent(capfd, monkeypatch):
-    monkeypatch.setattr(silence, "_HUNG_SECONDS", 1.0)
+    monkeypatch.setattr(base, "_PATIENCE_SECONDS", 1.0)
 
     async def answer(text):
         await asyncio.sleep(1.6 if text == "slow" else 0.2)
@@ -154,7 +155,7 @@ def test_a_server_that_answers_others_meanwhile_is_not_silent(capfd, monkeypatch
 
 
 def test_pauses_are_announced_with_what_is_left_of_them():
-    found: list[Pause] = []
+    found = []
 
     async def fail():
         raise ConnectionError("gone")
@@ -163,7 +164,7 @@ def test_pauses_are_announced_with_what_is_left_of_them():
         asyncio.run(
             retrying(fail, trouble, max_retries=3, base_delay=0.01, before_pause=found.append)
         )
-    assert [str(pause.error) for pause in found] == ["gone"] * 3
+    assert [str(pause.outcome) for pause in found] == ["gone"] * 3
     for number, pause in enumerate(found):
         assert 0.01 * 2**number <= pause.seconds <= 0.01 * (2**number + 1)
         later = sum(0.01 * 2**n + 0.005 for n in range(number + 1, 3))

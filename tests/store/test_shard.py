@@ -217,4 +217,4 @@ def test_threads_share_a_cache(storage):
 
     with ThreadPoolExecutor(8) as executor:
         list(executor.map(read, range(8)))
-    assert cache._held == sum(b.nbytes for b in cache._blocks.values()) <= cache.limit
+    assert cache.held == sum(b.nbytes for b in cache._blocks.values()) <= cache.limit

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from interp_embed.llm.ask.errors import LLMAuthenticationError
+from interp_embed.net.keys import read_key, without_key
+from interp_embed.net.urls import checked_url
 
 __all__ = ["Endpoint", "resolve_endpoint"]
 
@@ -62,22 +63,16 @@ class Endpoint:
         LLMAuthenticationError
             If the server needs a key and there is none, or what is set cannot be a key.
         """
-        # No variable here holds the key where an error is raised: some tracebacks show variables.
-        state = _state(os.environ.get(self.key_variable, ""))
-        if state == "empty":
-            if self.needs_key:
-                raise LLMAuthenticationError(
-                    f"{self.base_url} needs a key: set the environment variable "
-                    f"{self.key_variable}, or name another server by its base URL"
-                )
-            return None
-        if state == "broken":
-            # An HTTP library would say so with the key in its message.
+        try:
+            key = read_key(self.key_variable)
+        except ValueError as error:
+            raise LLMAuthenticationError(str(error)) from None
+        if key is None and self.needs_key:
             raise LLMAuthenticationError(
-                f"the environment variable {self.key_variable} holds characters that cannot be in a "
-                "key, such as spaces or line breaks (it is not shown here): set it to the key alone"
+                f"{self.base_url} needs a key: set the environment variable "
+                f"{self.key_variable}, or name another server by its base URL"
             )
-        return os.environ[self.key_variable].strip()
+        return key
 
     def without_secrets(self, text: str, least: int = 4) -> str:
         """Return a text without the key, wherever a server has repeated it.
@@ -85,8 +80,7 @@ class Endpoint:
         What has fewer than ``least`` characters is no secret but a word such as "none", that servers
         without keys are given.
         """
-        key = os.environ.get(self.key_variable, "").strip()
-        return text.replace(key, "[key]") if len(key) >= least else text
+        return without_key(text, os.environ.get(self.key_variable, "").strip(), least)
 
 
 def resolve_endpoint(model: str, base_url: str | None = None) -> Endpoint:
@@ -120,30 +114,11 @@ def resolve_endpoint(model: str, base_url: str | None = None) -> Endpoint:
         given = os.environ.get(provider.url_variable, "").strip() or None
     if given is None:
         return Endpoint(provider.url, name, provider.key_variable, True, provider.url_variable)
-    try:
-        parts = urlsplit(given)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        bare = not (parts.username or parts.password or parts.query or parts.fragment)
-        _ = parts.port
-    except (ValueError, AttributeError, TypeError):
-        valid = bare = False
-    if valid and not bare:  # not shown: logs of HTTP libraries would show it
-        raise ValueError(
-            f"{origin} must have no user, password, query or fragment; a key belongs in the "
-            f"environment variable {provider.key_variable}"
-        )
-    if not valid:
-        shown = given.rpartition("@")[2] if isinstance(given, str) else given
-        raise ValueError(
-            f"{origin} must be a URL such as http://localhost:8000/v1, got {shown!r:.100}"
-        )
-    given = given.rstrip("/")
+    given = checked_url(
+        given,
+        origin,
+        example="http://localhost:8000/v1",
+        keys=f"the environment variable {provider.key_variable}",
+    )
     same = given == provider.url
     return Endpoint(given, name, provider.key_variable, same, provider.url_variable)
-
-
-def _state(key: str) -> str:
-    key = key.strip()
-    if not key:
-        return "empty"
-    return "sound" if key.isascii() and key.isprintable() and " " not in key else "broken"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import time
-from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -20,6 +17,7 @@ from interp_embed.llm.ask.errors import (
     LLMStatusError,
     LLMTimeoutError,
 )
+from interp_embed.net.retries import asked_pause
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,26 +137,10 @@ def status_error(
 
 
 def wanted_pause(error: Exception) -> float | None:
-    """Return the seconds that a server asks to wait; None where it does not.
-
-    It says so in ``retry-after-ms`` (OpenAI's), or in ``Retry-After``, as seconds or as a date (RFC
-    9110, 10.2.3).
-    """
+    """Return the seconds that a server asks to wait; None where it does not."""
     if not isinstance(error, openai.APIStatusError):
         return None
-    headers = error.response.headers
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            found = float(headers.get(name, "")) * unit
-        except ValueError:  # none, or a date
-            continue
-        return found if 0 < found < math.inf else None
-    try:
-        moment = parsedate_tz(headers.get("retry-after", ""))
-        left = None if moment is None else mktime_tz(moment) - time.time()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return left if left is not None and left > 0 else None
+    return asked_pause(error.response.headers) or None
 
 
 def error_within(completion: Any, endpoint: Endpoint, attempts: int = 1) -> LLMStatusError | None:

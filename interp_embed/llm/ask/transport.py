@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import openai
-import tenacity
 
 from interp_embed.llm.ask.errors import LLMConnectionError, LLMError, LLMTimeoutError
 from interp_embed.llm.ask.failures import (
@@ -22,7 +21,8 @@ from interp_embed.llm.ask.failures import (
     refused_parameter,
     wanted_pause,
 )
-from interp_embed.llm.ask.waiting import Silence
+from interp_embed.net.retries import Backoff, retrying
+from interp_embed.net.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
     from interp_embed.llm.ask.endpoint import Endpoint
     from interp_embed.llm.ask.request import Message
-    from interp_embed.llm.ask.waiting import Wait
+    from interp_embed.net.retries import Pause
 
 __all__ = ["Outcome", "Transport", "check_patience"]
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
 _SPREAD = 0.5
 """Seconds at most that are added to a pause, so that many requests do not come back at once."""
+_PATIENCE_SECONDS = 20.0
 _PASSING = (408, 409, 429)
 """Statuses that may be others the next time, beside those of failures of the server."""
 
@@ -86,9 +87,9 @@ class Transport:
     def __init__(self, endpoint: Endpoint, timeout: float, max_retries: int) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
-        self._attempts = max_retries + 1
+        self._max_retries = max_retries
         self._openai: openai.AsyncOpenAI | None = None
-        self._silence = Silence(endpoint.base_url, self._attempts)
+        self._waiting = self._patience()
 
     @property
     def is_open(self) -> bool:
@@ -107,7 +108,7 @@ class Transport:
         if self.endpoint.key_variable != "OPENAI_API_KEY":
             # Taken from the environment by the client, and nobody else's business.
             self._openai.organization = self._openai.project = None
-        self._silence = Silence(self.endpoint.base_url, self._attempts)  # belongs to the loop
+        self._waiting = self._patience()  # belongs to the loop
 
     async def close(self) -> None:
         """Close connections; may be called twice."""
@@ -132,24 +133,33 @@ class Transport:
         if self._openai is None:
             raise RuntimeError("the connections are not open")
         charged: tuple[Any, ...] = ()
-        with self._silence.request() as wait:
+        waiting = self._waiting
+        with waiting.request() as wait:
 
             async def attempt() -> Outcome:
                 nonlocal charged
-                wait.attempts(self._timeout)
+                waiting.attempts(wait, self._timeout)
                 came = await self._attempt(messages, body, negotiable, wait.attempt)
                 charged += came.charged
                 return came
 
-            caller = tenacity.AsyncRetrying(
-                stop=tenacity.stop_after_attempt(self._attempts),
-                wait=_pause,
-                retry=tenacity.retry_if_result(lambda outcome: outcome.again),
-                before_sleep=lambda state: _note(wait, state),
-                retry_error_callback=_outcome,
-            )
-            found: Outcome = await caller(attempt)
+            def tell(pause: Pause[Outcome]) -> None:
+                error = pause.outcome.error if isinstance(pause.outcome, Outcome) else None
+                reached = not isinstance(error, LLMConnectionError)
+                late = isinstance(error, LLMTimeoutError)
+                waiting.pauses(
+                    wait, _trouble(error), pause.seconds, pause.left, gone=not (reached or late)
+                )
+
+            backoff = Backoff(self._max_retries, _FIRST_PAUSE, _LAST_PAUSE, _SPREAD)
+            found = await retrying(attempt, _wait, backoff, tell)
+            if not isinstance(found.error, LLMConnectionError):
+                waiting.answers(wait)
         return replace(found, charged=charged)
+
+    def _patience(self) -> Waiting:
+        server = self.endpoint.base_url
+        return Waiting(lambda: server, self._max_retries + 1, patience=_PATIENCE_SECONDS)
 
     async def _attempt(
         self,
@@ -210,28 +220,17 @@ def _passes(found: LLMError, error: Exception | None, pause: float | None) -> bo
     return isinstance(found, LLMConnectionError)
 
 
-def _outcome(state: tenacity.RetryCallState) -> Outcome:
-    assert state.outcome is not None
-    outcome: Outcome = state.outcome.result()
-    return outcome
+def _wait(outcome: Outcome | Exception, growing: float) -> float | None:
+    """Return how long to wait before the next attempt, in seconds; None where none makes sense."""
+    if not isinstance(outcome, Outcome) or not outcome.again:
+        return None
+    return growing if outcome.pause is None else outcome.pause
 
 
-def _pause(state: tenacity.RetryCallState) -> float:
-    """Return how long to wait before the next attempt, in seconds."""
-    asked = _outcome(state).pause
-    if asked is not None:
-        return asked
-    growing = tenacity.wait_exponential(multiplier=_FIRST_PAUSE, max=_LAST_PAUSE)
-    return growing(state) + tenacity.wait_random(0, _SPREAD)(state)
-
-
-def _note(wait: Wait, state: tenacity.RetryCallState) -> None:
-    """Have it said why there is a pause, if anything is said."""
-    error = _outcome(state).error
+def _trouble(error: LLMError | None) -> str:
+    """Return why there is a pause."""
     if isinstance(error, LLMTimeoutError):
-        trouble = "it did not answer in time"
-    elif isinstance(error, LLMConnectionError):
-        trouble = "it is out of reach, or broke off"
-    else:
-        trouble = f"it said {getattr(error, 'status', None)}"
-    wait.pauses(state.upcoming_sleep, trouble)
+        return "it did not answer in time"
+    if isinstance(error, LLMConnectionError):
+        return "it is out of reach, or broke off"
+    return f"it said {getattr(error, 'status', None)}"

@@ -6,12 +6,12 @@ is in flight: its results are waited for when the next one has been launched.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.core.bisect import Worklist
 from interp_embed.core.chunk import Chunk, DocumentStatus, TokenTable, feature_dtype
 from interp_embed.sae.assemble import NOT_FINITE, one_line
 from interp_embed.sae.batch_budget import Budget, free_cached, is_out_of_memory
@@ -119,10 +119,10 @@ class ChunkEncoder:
         self, runs: Sequence[_Run]
     ) -> Iterator[tuple[Sequence[_Run], SparseTokens | str]]:
         """Yield batches with their activations, and single runs with why they failed."""
-        todo = deque([deque(runs)] if runs else [])
-        flying: tuple[list[_Run], PendingTokens] | None = None
+        todo = Worklist(runs)
+        flying: tuple[Sequence[_Run], PendingTokens] | None = None
         while todo or flying is not None:
-            batch: list[_Run] = []
+            batch: Sequence[_Run] = []
             pending: PendingTokens | None = None
             problem: Exception | None = None
             if todo:
@@ -139,34 +139,28 @@ class ChunkEncoder:
                 continue
             if crowded and len(batch) == 1 and is_out_of_memory(problem):
                 free_cached()
-                todo.appendleft(
-                    deque(batch)
-                )  # there is more room without the one that was in flight
+                todo.put_back(batch)  # there is more room without the one that was in flight
             else:
                 yield from self._blame(batch, problem, todo)
 
-    def _next_batch(self, todo: deque[deque[_Run]]) -> list[_Run]:
+    def _next_batch(self, todo: Worklist[_Run]) -> Sequence[_Run]:
         """Take runs of similar length, the longest first, within the budget of tokens.
 
         A batch is closed when its padding would cost more than running another one.
         """
-        group = todo[0]
-        batch = [group.popleft()]
-        longest, padding = len(batch[0]), 0
-        while group:
-            padding += longest - len(group[0])
-            if (len(batch) + 1) * longest > self.budget.now or padding > self._most_padding:
+        longest, padding, most = len(todo.front[0]), 0, 0
+        for run in todo.front:
+            padding += longest - len(run)
+            if (most + 1) * longest > self.budget.now or padding > self._most_padding:
                 break
-            batch.append(group.popleft())
-        if not group:
-            todo.popleft()
-        return batch
+            most += 1
+        return todo.take(most)
 
     def _launch(self, batch: Sequence[_Run]) -> PendingTokens:
         return self._sparse(self._runner([r.window.id for r in batch]), [len(r) for r in batch])
 
     def _land(
-        self, batch: Sequence[_Run], pending: PendingTokens, todo: deque[deque[_Run]]
+        self, batch: Sequence[_Run], pending: PendingTokens, todo: Worklist[_Run]
     ) -> Iterator[tuple[Sequence[_Run], SparseTokens | str]]:
         try:
             sparse = pending.result()
@@ -179,18 +173,14 @@ class ChunkEncoder:
         yield from self._blame(batch, problem, todo)
 
     def _blame(
-        self, batch: Sequence[_Run], problem: Exception, todo: deque[deque[_Run]]
+        self, batch: Sequence[_Run], problem: Exception, todo: Worklist[_Run]
     ) -> Iterator[tuple[Sequence[_Run], str]]:
         """Have the halves of a batch that failed tried again; alone, a run is to blame."""
         if is_out_of_memory(problem):
             self.budget.fell_short(_size(batch))
             free_cached()
-        if len(batch) == 1:
+        if not todo.split(batch):
             yield batch, one_line(problem)
-            return
-        middle = len(batch) // 2
-        todo.appendleft(deque(batch[middle:]))
-        todo.appendleft(deque(batch[:middle]))
 
     def _share_out(
         self,

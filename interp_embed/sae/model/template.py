@@ -141,8 +141,9 @@ class _Clock(datetime):
 def _templates_at(now: datetime) -> Iterator[None]:
     """Have transformers tell templates that it is ``now``.
 
-    It takes no function for ``strftime_now`` from whoever renders a template: its own reads the
-    ``datetime`` of its module.
+    It takes no function for ``strftime_now`` from its caller: arguments of a template are made plain
+    values, so that a function arrives as a string. Its own function reads the ``datetime`` of its
+    module. That is replaced for one call, under a lock, by a class that tells other threads the time.
     """
     module: Any = sys.modules.get("transformers.utils.chat_template_utils")
     if module is None:  # no template of transformers, then

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_embed.net.retries import http_status
+from interp_embed.net.waiting import Waiting
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.outputs import chunk_matrices, id_rows, string_rows
 from interp_embed.sae.remote.call import Call
 from interp_embed.sae.remote.loop import LoopThread
 from interp_embed.sae.remote.retries import Trouble, retrying, trouble
-from interp_embed.sae.remote.silence import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.core.chunk import Chunk
+    from interp_embed.net.retries import Pause
 
 __all__ = ["RemoteSAE", "require_number"]
 
 _CLOSE_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
+"""A service may take long to encode."""
 
 
 class RemoteSAE(BaseSAE):
@@ -85,7 +89,7 @@ class RemoteSAE(BaseSAE):
         self.base_delay = base_delay
         self._loop: LoopThread | None = None
         self._slots: asyncio.Semaphore | None = None
-        self._silence: Silence | None = None
+        self._waiting: Waiting | None = None
 
     # What a subclass says
 
@@ -175,7 +179,14 @@ class RemoteSAE(BaseSAE):
 
     async def _open(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
-        self._silence = Silence(self.service, self.answer_seconds())
+        limit = self.answer_seconds()
+        given_up = "" if limit is None else f"; it is given up when nothing comes for {limit:.0f} s"
+        self._waiting = Waiting(
+            self.service,
+            self.max_retries + 1,
+            patience=_PATIENCE_SECONDS,
+            under_way=f"it may be encoding{given_up}",
+        )
         await self.open()
 
     def destroy_models(self) -> None:
@@ -183,7 +194,7 @@ class RemoteSAE(BaseSAE):
         if self._loop is None:
             return
         loop, self._loop = self._loop, None
-        self._slots = self._silence = None
+        self._slots = self._waiting = None
         if not loop.is_alive():  # in a forked process, whose parent goes on with the client
             return
         try:
@@ -266,28 +277,30 @@ class RemoteSAE(BaseSAE):
 
     async def request(self, texts: Sequence[str]) -> Chunk:
         """Return the documents of one request, which is repeated where that is worth it."""
-        slots, silence = self._slots, self._silence
-        if slots is None or silence is None:
+        slots, waiting = self._slots, self._waiting
+        if slots is None or waiting is None:
             raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
-
-        async def ask() -> Chunk:
-            with silence.request():
-                chunk = await self.encode_batch(texts)
-            silence.heard()
-            return chunk
-
         async with slots:
-            try:
-                return await retrying(
+            with waiting.request() as wait:
+
+                async def ask() -> Chunk:
+                    waiting.attempts(wait)
+                    return await self.encode_batch(texts)
+
+                def tell(pause: Pause[Chunk]) -> None:
+                    why = " ".join(str(pause.outcome).split()) or type(pause.outcome).__name__
+                    gone = http_status(pause.outcome) is None
+                    waiting.pauses(wait, why, pause.seconds, pause.left, gone=gone)
+
+                chunk = await retrying(
                     ask,
                     self.classify,
                     max_retries=self.max_retries,
                     base_delay=self.base_delay,
-                    before_pause=silence.pauses,
+                    before_pause=tell,
                 )
-            except Exception:
-                silence.given_up()
-                raise
+                waiting.answers(wait)
+                return chunk
 
 
 def require_number(name: str, value: object, least: float, *, whole: bool = False) -> None:

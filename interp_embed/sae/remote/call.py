@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp_embed.core.bisect import halves
 from interp_embed.core.chunk import Chunk
 from interp_embed.core.spans import reason_not_text
 from interp_embed.errors import SAEUnavailableError
@@ -14,6 +15,8 @@ from interp_embed.sae.assemble import one_line
 from interp_embed.sae.remote.retries import Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from interp_embed.sae.remote.base import RemoteSAE
 
 __all__ = ["Call"]
@@ -50,7 +53,7 @@ class Call:
         batches = self._sae.batches([self._texts[i] for i in wanted])
         await self._side_by_side([[wanted[k] for k in batch] for batch in batches])
 
-    async def _side_by_side(self, batches: list[list[int]]) -> None:
+    async def _side_by_side(self, batches: Sequence[Sequence[int]]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for batch in batches:
@@ -58,7 +61,7 @@ class Call:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
 
-    async def _ask(self, batch: list[int]) -> None:
+    async def _ask(self, batch: Sequence[int]) -> None:
         """Ask for some documents, and for each half of them if that fails because of them."""
         sae, before = self._sae, self._answers
         try:
@@ -90,10 +93,9 @@ class Call:
                 return
         else:
             self._answers += 1
-            self._parts.append((chunk, batch))
+            self._parts.append((chunk, list(batch)))
             return
-        middle = len(batch) // 2
-        await self._side_by_side([batch[:middle], batch[middle:]])
+        await self._side_by_side(halves(batch))
 
     def _require_width(self, chunk: Chunk) -> None:
         known = self._sae.d_sae

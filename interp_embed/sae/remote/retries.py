@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from interp_embed.errors import SAEUnavailableError
+from interp_embed.net.retries import Backoff, asked_pause, http_status
+from interp_embed.net.retries import retrying as net_retrying
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = [
-    "Pause", "Trouble", "http_status", "parse_retry_after", "retrying", "seconds_to_wait", "trouble",
-]  # fmt: skip
+    from interp_embed.net.retries import Pause
+
+__all__ = ["Trouble", "retrying", "seconds_to_wait", "trouble"]
 
 T = TypeVar("T")
 _LONGEST_PAUSE = 60.0
@@ -46,28 +47,6 @@ class Trouble(Enum):
     """Anything else: the same request would fail again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Between a request that failed and its repetition.
-
-    Attributes
-    ----------
-    error : BaseException
-        What it failed with.
-    since : float
-        Seconds since the request was first made.
-    seconds : float
-        Until it is repeated.
-    left : float
-        Seconds until it is given up, if it fails at once each time and nobody asks for longer pauses.
-    """
-
-    error: BaseException
-    since: float
-    seconds: float
-    left: float
-
-
 def trouble(error: BaseException) -> Trouble:
     """Return what kind of failure an error is, by its HTTP status or its class.
 
@@ -91,41 +70,6 @@ def trouble(error: BaseException) -> Trouble:
     return Trouble.DOCUMENT
 
 
-def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error stands for, where it has one."""
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "status"):
-            status = getattr(holder, name, None)
-            if isinstance(status, int) and 100 <= status < 600:
-                return int(status)
-    return None
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for (RFC 9110, 10.2.3).
-
-    Parameters
-    ----------
-    value : str or None
-        A number of seconds or a date; anything else counts as absent.
-    """
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    if value is None:
-        return None
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        moment = parsedate_to_datetime(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-    except (ValueError, OverflowError):  # years and offsets beyond what a number can be
-        return None
-
-
 def seconds_to_wait(error: BaseException | None) -> float:
     """Return the pause that the service itself asked for; 0 where it did not."""
     asked = getattr(error, "retry_after", None)
@@ -134,7 +78,7 @@ def seconds_to_wait(error: BaseException | None) -> float:
         for holder in (getattr(error, "response", None), error):
             headers = getattr(holder, "headers", None)
             if headers is not None:
-                asked = parse_retry_after(headers.get("Retry-After"))
+                asked = asked_pause(headers)
                 break
     if not isinstance(asked, int | float):
         return 0.0
@@ -147,7 +91,7 @@ async def retrying(
     *,
     max_retries: int,
     base_delay: float,
-    before_pause: Callable[[Pause], None] = lambda pause: None,
+    before_pause: Callable[[Pause[T]], None] = lambda pause: None,
 ) -> T:
     """Await a request, and again while its failure is worth it.
 
@@ -155,43 +99,13 @@ async def retrying(
     service asks for if that is longer, and up to ``base_delay`` more, so that many clients do not
     come back at once. ``before_pause`` is told of each pause before it begins.
     """
-    import tenacity
 
-    growing = tenacity.wait_exponential(multiplier=base_delay, max=_LONGEST_PAUSE)
-    spread = tenacity.wait_random(0, base_delay)
+    def wait(outcome: T | Exception, growing: float) -> float | None:
+        if not isinstance(outcome, Exception):
+            return None
+        if classify(outcome) not in (Trouble.UNREACHABLE, Trouble.BROKEN):
+            return None
+        return max(growing, seconds_to_wait(outcome))
 
-    def pause(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome is not None else None
-        return max(growing(state), seconds_to_wait(error)) + spread(state)
-
-    def again(error: BaseException) -> bool:
-        worth: Any = (Trouble.UNREACHABLE, Trouble.BROKEN)
-        return isinstance(error, Exception) and classify(error) in worth
-
-    def tell(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        if error is None:
-            return
-        seconds = state.upcoming_sleep
-        left = seconds + _pauses(base_delay, state.attempt_number, max_retries)
-        before_pause(Pause(error, state.seconds_since_start or 0.0, seconds, left))
-
-    caller = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(max_retries + 1),
-        wait=pause,
-        retry=tenacity.retry_if_exception(again),
-        before_sleep=tell,
-        reraise=True,
-    )
-
-    async def attempt() -> T:  # tenacity awaits coroutine functions only
-        return await request()
-
-    return await caller(attempt)
-
-
-def _pauses(base_delay: float, done: int, max_retries: int) -> float:
-    """Return the seconds of all pauses after the first ``done``, as long as they are on average."""
-    doubled = [min(base_delay * 2.0**n, _LONGEST_PAUSE) for n in range(done, min(max_retries, 64))]
-    rest = max(0, max_retries - max(done, 64)) * min(base_delay * 2.0**64, _LONGEST_PAUSE)
-    return sum(doubled) + rest + max(0, max_retries - done) * base_delay / 2
+    backoff = Backoff(max_retries, base_delay, _LONGEST_PAUSE, base_delay)
+    return await net_retrying(request, wait, backoff, before_pause)

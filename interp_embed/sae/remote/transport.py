@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from interp_embed.sae.remote.retries import parse_retry_after
+from interp_embed.net.keys import without_key
+from interp_embed.net.retries import asked_pause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +20,6 @@ __all__ = [
     "BadAnswerError",
     "ForeignAnswerError",
     "HttpTransport",
-    "checked_url",
-    "key_from_environment",
     "require_http",
 ]
 
@@ -30,7 +28,6 @@ LONGEST_ANSWER = 2**31
 _LONGEST_REFUSAL = 2**16
 _LONGEST_SAID = 300
 _CONNECT_SECONDS = 10.0
-_HIDDEN = "(key)"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -84,63 +81,13 @@ def require_http(what: str) -> None:
         ) from error
 
 
-def checked_url(url: object) -> str:
-    """Return a base URL without the slash at its end.
-
-    Raises
-    ------
-    TypeError
-        If it is no string.
-    ValueError
-        If it is no ``http`` or ``https`` URL, or has a user, password, query or fragment, which are
-        where keys are put. The message does not repeat them.
-    """
-    if not isinstance(url, str):
-        raise TypeError(f"url must be a string, got {type(url).__name__}")
-    expected = "expected something like 'http://127.0.0.1:8765'"
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"url is not a URL ({error}); {expected}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(
-            "url must not hold a user or password, since it is written into stores; give keys in "
-            f"the environment. {expected.capitalize()}"
-        )
-    if parts.query or parts.fragment:
-        raise ValueError(f"url must not have a query or fragment; {expected}")
-    if parts.scheme not in ("http", "https") or not host or url != url.strip():
-        raise ValueError(f"url must begin with http:// or https:// and a host, got {url!r}")
-    return url.rstrip("/")
-
-
-def key_from_environment(variable: str) -> str | None:
-    """Return the key in an environment variable; None where it is not set, or empty.
-
-    Raises
-    ------
-    ValueError
-        If it cannot stand in a header. The message does not repeat it.
-    """
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        return None
-    if not all("!" <= c <= "~" for c in key):
-        raise ValueError(
-            f"the key in {variable} has characters that cannot stand in an HTTP header (spaces, line "
-            "breaks, or what is not ASCII)"
-        )
-    return key
-
-
 class HttpTransport:
     """An HTTP client for one server. It is made on the event loop that uses it.
 
     Parameters
     ----------
     url : str
-        From `checked_url`.
+        From `net.urls.checked_url`.
     key : str or None
         Sent as a bearer token, and nowhere shown.
     timeout : float
@@ -231,7 +178,7 @@ class HttpTransport:
         return AnswerError(
             self._said(f"{response.url} answered {reason}" + (f": {said}" if said else "")),
             response.status_code,
-            parse_retry_after(response.headers.get("retry-after")),
+            asked_pause(response.headers),
         )
 
     def refuse_echo(self, url: str, sent: bytes | str) -> None:
@@ -244,7 +191,7 @@ class HttpTransport:
     def _said(self, message: str) -> str:
         """Return a message in one line, without the key should a server have repeated it."""
         line = " ".join(message.split()).rstrip(": ")
-        return line if self._key is None else line.replace(self._key, _HIDDEN)
+        return without_key(line, self._key)
 
 
 def _message(body: bytes) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections import OrderedDict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from interp_embed.core.allocation import roomy_array
 from interp_embed.core.threads import Flights, bounded_map
@@ -66,38 +67,34 @@ class BlockCache:
     """
 
     def __init__(self, limit: int = 2**26) -> None:
-        self.limit = limit
-        self._blocks: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
-        self._sizes: dict[tuple[str, int], int] = {}
-        self._held = 0
+        self._blocks: LRUCache[tuple[str, int], NDArray[Any]] = LRUCache(limit, _size)
         self._lock = threading.Lock()
+
+    @property
+    def limit(self) -> int:
+        """Bytes to hold at most."""
+        return int(self._blocks.maxsize)
 
     @property
     def held(self) -> int:
         """Bytes that are held."""
-        return self._held
+        return int(self._blocks.currsize)
 
     def get(self, key: tuple[str, int]) -> NDArray[Any] | None:
         """Return the block, or None where it is not held."""
         with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-                return self._blocks[key]
-        return None
+            return self._blocks.get(key)
 
     def put(self, key: tuple[str, int], block: NDArray[Any]) -> None:
-        """Hold ``block``."""
-        # The pointers of an object array say nothing of its strings: count 100 bytes for each.
-        size = block.nbytes if block.dtype != object else 100 * len(block) + sum(map(len, block))
-        with self._lock:
-            if key in self._blocks or size > self.limit:
-                return
-            self._blocks[key] = block
-            self._held += size
-            self._sizes[key] = size
-            while self._held > self.limit:
-                old, _ = self._blocks.popitem(last=False)
-                self._held -= self._sizes.pop(old)
+        """Hold ``block``, unless it is too large."""
+        with self._lock, contextlib.suppress(ValueError):
+            if key not in self._blocks:
+                self._blocks[key] = block
+
+
+def _size(block: NDArray[Any]) -> int:
+    # The pointers of an object array say nothing of its strings: count 100 bytes for each.
+    return block.nbytes if block.dtype != object else 100 * len(block) + sum(map(len, block))
 
 
 class ShardedArray:

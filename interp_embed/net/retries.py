@@ -1,0 +1,171 @@
+"""Asking again: after which pause, how often, and what a server says of it. Knows no service."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import tenacity
+
+__all__ = ["Backoff", "Pause", "asked_pause", "http_status", "retrying"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often a request is repeated, and after which pauses.
+
+    Attributes
+    ----------
+    max_retries : int
+        Attempts after the first.
+    first : float
+        Seconds of the first pause. The next ones are twice as long each,
+    longest : float
+        but not longer than so many seconds.
+    spread : float
+        Seconds at most that are added to a pause, so that many clients do not come back at once.
+    """
+
+    max_retries: int
+    first: float
+    longest: float
+    spread: float
+
+    def left(self, done: int) -> float:
+        """Return the seconds of all pauses after the first ``done``, as long as they are on average."""
+        pauses = self.max_retries - done
+        # Beyond the sixty-fourth doubling a pause is as long as the longest.
+        doubled = range(done, min(self.max_retries, max(done, 64)))
+        growing = sum(min(self.first * 2.0**n, self.longest) for n in doubled)
+        rest = (pauses - len(doubled)) * min(self.first * 2.0**64, self.longest)
+        return growing + rest + max(0, pauses) * self.spread / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Generic[T]):
+    """Between a request that failed and its repetition.
+
+    Attributes
+    ----------
+    outcome : T or Exception
+        What came of the request.
+    since : float
+        Seconds since the request was first made.
+    seconds : float
+        Until it is repeated.
+    left : float
+        Seconds until it is given up, if it fails at once each time and nobody asks for longer pauses.
+    """
+
+    outcome: T | Exception
+    since: float
+    seconds: float
+    left: float
+
+
+async def retrying(
+    attempt: Callable[[], Awaitable[T]],
+    wait: Callable[[T | Exception, float], float | None],
+    backoff: Backoff,
+    before_pause: Callable[[Pause[T]], None] = lambda pause: None,
+) -> T:
+    """Await an attempt, and again while that is worth it; return or raise what came of the last one.
+
+    Parameters
+    ----------
+    attempt
+        Makes a request.
+    wait
+        Is given what came of an attempt, a value or an error, and the pause that would come next.
+        Returns the seconds to wait, or None where another attempt is not worth it.
+    backoff
+        How often, and which pauses.
+    before_pause
+        Is told of each pause before it begins.
+    """
+    import tenacity
+
+    growing = tenacity.wait_exponential(multiplier=backoff.first, max=backoff.longest)
+
+    def again(state: tenacity.RetryCallState) -> bool:
+        outcome = _outcome(state)
+        ended = isinstance(outcome, BaseException) and not isinstance(outcome, Exception)
+        return not ended and wait(outcome, 0.0) is not None
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        seconds = wait(_outcome(state), growing(state)) or 0.0
+        return seconds + random.uniform(0, min(backoff.spread, seconds))
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        seconds = state.upcoming_sleep
+        left = seconds + backoff.left(state.attempt_number)
+        before_pause(Pause(_outcome(state), state.seconds_since_start or 0.0, seconds, left))
+
+    async def once() -> T:  # tenacity awaits coroutine functions only
+        return await attempt()
+
+    caller = tenacity.AsyncRetrying(
+        sleep=asyncio.sleep,
+        stop=tenacity.stop_after_attempt(backoff.max_retries + 1),
+        wait=pause,
+        retry=again,
+        before_sleep=tell,
+        retry_error_callback=_last,
+    )
+    return await caller(once)
+
+
+def _outcome(state: tenacity.RetryCallState) -> Any:
+    """Return what came of an attempt."""
+    done = state.outcome
+    assert done is not None
+    return done.exception() or done.result()
+
+
+def _last(state: tenacity.RetryCallState) -> Any:
+    assert state.outcome is not None
+    return state.outcome.result()
+
+
+def http_status(error: object) -> int | None:
+    """Return the HTTP status that an error stands for, where it has one."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int) and 100 <= status < 600:
+                return int(status)
+    return None
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that an answer's headers ask to wait; None where they do not.
+
+    They do so in ``retry-after-ms`` (OpenAI's), or in ``Retry-After``, as seconds or as a date (RFC
+    9110, 10.2.3). Anything else counts as absent, and a date that is past as 0.
+    """
+    for name, unit in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            continue
+        return seconds if 0 <= seconds < math.inf else None
+    try:
+        moment = parsedate_to_datetime(headers.get("Retry-After", ""))
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError, OverflowError):  # years and offsets beyond what a number can be
+        return None
