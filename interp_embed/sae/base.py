@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from interp_embed.core.spans import partition_spans
 from interp_embed.errors import SAENotLoadedError
+from interp_embed.sae.assemble import chunk_from_encode
 from interp_embed.sae.kinds import parse_device, plain_json
 from interp_embed.sae.model.template import render_chat
 
@@ -230,8 +231,6 @@ class BaseSAE(ABC):
         MemoryError or torch.OutOfMemoryError
             If there is no memory for several documents at once: give it fewer.
         """
-        from interp_embed.sae.assemble import chunk_from_encode
-
         self._require_loaded()
         chunk = chunk_from_encode(self, texts)
         if self._d_sae is None and chunk.d_sae:

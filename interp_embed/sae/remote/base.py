@@ -264,6 +264,22 @@ class RemoteSAE(BaseSAE):
         await call.run()
         return call.chunk()
 
+    def require_width(self, chunk: Chunk) -> None:
+        """Take over the number of features of the first documents; those of others must be as wide.
+
+        Raises
+        ------
+        ValueError
+            If a chunk has another number of features than those before.
+        """
+        known = self.d_sae
+        if chunk.d_sae and known and chunk.d_sae != known:
+            raise ValueError(
+                f"{self.service()} returned {chunk.d_sae} features, and {known} before"
+            )
+        if chunk.d_sae and not known:
+            self._d_sae = chunk.d_sae
+
     async def request(self, texts: Sequence[str]) -> Chunk:
         """Return the documents of one request, which is repeated where that is worth it."""
         slots, silence = self._slots, self._silence
