@@ -73,6 +73,7 @@ class GoodfireApiSAE(ApiSAE):
         If an argument is out of range, or it is not known how many features the variant has.
     """
 
+    recorded_as = "interp_embed.sae:GoodfireApiSAE"
     _transport = (*ApiSAE._transport, "base_url", "timeout")
 
     def __init__(

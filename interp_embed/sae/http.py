@@ -82,6 +82,7 @@ class HttpSAE(RemoteSAE):
         If an argument is out of range, or the URL holds what may be a key.
     """
 
+    recorded_as = "interp_embed.sae:HttpSAE"
     _transport = (
         *RemoteSAE._transport, "url", "timeout", "request_characters", "request_documents", "form",
     )  # fmt: skip

@@ -87,6 +87,8 @@ class LocalSAE(HookedSAE):
     ('interp-embed-smollm2-135m', 'blocks.9.hook_resid_post', 4096)
     """
 
+    recorded_as = "interp_embed.sae:LocalSAE"
+
     def __init__(
         self,
         sae_id: str = "blocks.8.hook_resid_pre",

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from interp_embed.core.threads import REQUESTS, bounded_map
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
 from interp_embed.store.arrays.folder import group_metadata
-from interp_embed.store.fingerprint import fingerprint_differences
+from interp_embed.store.fingerprint import encoder_digest, fingerprint_differences
 from interp_embed.store.format.columns import Column
 from interp_embed.store.format.document_hash import combined_hashes
 from interp_embed.store.format.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, PLAN, ROOT
@@ -139,6 +139,7 @@ def merge_stores(
                 start=commit.start + shift,
                 stop=commit.stop + shift,
                 shift=commit.shift + shift,
+                encoder=_encoder(commit, source, writer),
             )
             if moved.key not in done:
                 folder = _copy(
@@ -153,6 +154,16 @@ def merge_stores(
         if store.is_complete:
             publish_manifest(store)
     return store
+
+
+def _encoder(commit: Commit, source: Store, writer: StoreWriter) -> str:
+    """Return what a commit says in the new store of the settings that its documents have.
+
+    The settings of two stores are the same and may be written differently: a class has had several
+    names. A commit that was made under other settings than its own store's keeps what it says.
+    """
+    regular = commit.encoder == encoder_digest(source.attributes["fingerprint"])
+    return writer.encoder if regular else commit.encoder
 
 
 def _begun(target: Storage) -> StoreExistsError:
