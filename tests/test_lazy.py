@@ -32,7 +32,7 @@ from interp_embed import Dataset, densify
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.lazy import convert, sources
 from interp_embed.lazy.array import Selection, selection_of, stored_array
-from interp_embed.lazy.backend import InterpEmbedBackend
+from interp_embed.xarray_engine import InterpEmbedBackend
 from interp_embed.lazy.partition import BYTES_AN_ENTRY, as_positions, block_edges
 from interp_embed.store import Store, StoreWriter, finish
 from interp_embed.store.arrays.folder import Folder
