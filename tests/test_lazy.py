@@ -32,7 +32,6 @@ from interp_embed import Dataset, densify
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.lazy import convert, sources
 from interp_embed.lazy.array import Selection, selection_of, stored_array
-from interp_embed.xarray_engine import InterpEmbedBackend
 from interp_embed.lazy.partition import BYTES_AN_ENTRY, as_positions, block_edges
 from interp_embed.store import Store, StoreWriter, finish
 from interp_embed.store.arrays.folder import Folder
@@ -40,6 +39,7 @@ from interp_embed.store.ledger import Commit, Ledger
 from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk
 from interp_embed.testing.faults import WrappedStorage
 from interp_embed.testing.strategies import chunks, frames
+from interp_embed.xarray_engine import InterpEmbedBackend
 
 ROOT = Path(__file__).parent.parent
 METHODS = list(REDUCTIONS)

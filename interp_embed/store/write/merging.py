@@ -22,7 +22,6 @@ from interp_embed.store.format.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, 
 from interp_embed.store.format.root import read_root, root_document
 from interp_embed.store.format.schema import unified_schema
 from interp_embed.store.format.sealed import seal
-from interp_embed.store.index.build import build_index
 from interp_embed.store.index.records import read_index_commits
 from interp_embed.store.labels.collection import copy_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
@@ -30,6 +29,7 @@ from interp_embed.store.storage import LocalStorage
 from interp_embed.store.storage.wrapped import WrappedStorage
 from interp_embed.store.store import Store
 from interp_embed.store.write.compaction import publish_manifest, wants_index
+from interp_embed.store.write.indexing import build_index
 from interp_embed.store.write.writer import StoreWriter
 
 if TYPE_CHECKING:
