@@ -35,9 +35,10 @@ test: lint types ## Lint, types and all tests (ARGS="-k store" to choose among t
 
 check: test ## The same as test
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy

@@ -74,7 +74,7 @@ class GoodfireApiSAE(ApiSAE):
     """
 
     recorded_as = "interp_embed.sae:GoodfireApiSAE"
-    _transport = (*ApiSAE._transport, "base_url", "timeout")
+    transport_settings = (*ApiSAE.transport_settings, "base_url", "timeout")
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class RemoteSAE(BaseSAE):
     """
 
     makes_batches = True
-    _transport: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
+    transport_settings: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
     """Settings on which activations do not depend."""
 
     def __init__(
@@ -136,12 +136,12 @@ class RemoteSAE(BaseSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; there is no key among them."""
-        settings = {name: getattr(self, name) for name in RemoteSAE._transport}
+        settings = {name: getattr(self, name) for name in RemoteSAE.transport_settings}
         return {**super().metadata(), **settings}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on; how requests are made is left out."""
-        return {k: v for k, v in super().fingerprint().items() if k not in self._transport}
+        return {k: v for k, v in super().fingerprint().items() if k not in self.transport_settings}
 
     def load_models(self) -> None:
         """Start the event loop and make the client.
