@@ -113,7 +113,7 @@ def _has(module: Any, name: str) -> bool:
     return True
 
 
-def _subclasses(cls: type[BaseSAE]) -> Iterator[type[BaseSAE]]:
+def _subclasses(cls: type) -> Iterator[type[BaseSAE]]:
     """Yield all classes below one, those that were defined last first."""
     for subclass in reversed(cls.__subclasses__()):
         yield subclass
@@ -131,7 +131,8 @@ def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
             "goes on where an SAE of the class is passed"
         )
     for cls in _subclasses(BaseSAE):
-        if cls.recorded_as == path:
+        # A class lives on when its module was unloaded, and is not the one that is meant then.
+        if cls.recorded_as == path and cls.__module__ in sys.modules:
             return cls
     if module_name == "__main__" and not _has(module, name):
         raise ValueError(
