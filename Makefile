@@ -43,9 +43,10 @@ soak: $(STAMP) ## Kill encodings and labellings thousands of times at random mom
 
 check: test ## The same as test
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy

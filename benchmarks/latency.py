@@ -20,8 +20,8 @@ from corpus import Corpus
 
 from interp_embed import Dataset
 from interp_embed.store import Store, StoreWriter, create_store, finish, is_store
-from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage
+from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import SlowStorage
 
 if TYPE_CHECKING:

@@ -237,7 +237,7 @@ class Dataset(Labelling, Naming):
         ValueError
             If nothing was encoded yet, or ``memory`` is no size.
         """
-        from interp_embed.store.index.build import DEFAULT_MEMORY, build_index
+        from interp_embed.store.write.indexing import DEFAULT_MEMORY, build_index
 
         room = DEFAULT_MEMORY if memory is None else parse_size(memory)
         build_index(self._store, memory=room, rebuild=rebuild, progress=show_progress())

@@ -62,7 +62,7 @@ def run_compact(path: str) -> None:
 
 def run_index(path: str, *, rebuild: bool, memory: str) -> None:
     """Index a store by feature and print what that took."""
-    from interp_embed.store.index.build import build_index
+    from interp_embed.store.write.indexing import build_index
 
     room = parse_size(memory, "--memory")
     store = open_store(path)

@@ -18,9 +18,9 @@ from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.fingerprint import merge as combined
 from interp_embed.store.format.layout import FORMAT_VERSION, SAVING, library_versions
 from interp_embed.store.storage import open_storage
-from interp_embed.store.storage.unannounced import Unannounced
 from interp_embed.store.write.creation import add_documents, check_place
 from interp_embed.store.write.merging import check_mergeable, merge_stores
+from interp_embed.store.write.unannounced import Unannounced
 
 if TYPE_CHECKING:
     import os

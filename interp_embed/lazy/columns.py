@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from xarray.backends import BackendArray
-from xarray.core import indexing
 
 from interp_embed.lazy.partition import chosen
+from interp_embed.lazy.xarray_internals import read_when_indexed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interp_embed.lazy.partition import Positions
+    from interp_embed.lazy.xarray_internals import ExplicitIndexer
     from interp_embed.store import Store
     from interp_embed.store.format.columns import Column
 
@@ -38,9 +39,7 @@ def column_variable(
         What must live as long as the variable does.
     """
     stored = _StoredColumn(store, column, documents, keep)
-    lazy: Any = indexing.LazilyIndexedArray(stored)
-    kept: Any = indexing.MemoryCachedArray
-    return xr.Variable(("doc",), kept(indexing.CopyOnWriteArray(lazy)))
+    return xr.Variable(("doc",), read_when_indexed(stored))
 
 
 class _StoredColumn(BackendArray):
@@ -59,7 +58,7 @@ class _StoredColumn(BackendArray):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_keep": None}
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
+    def __getitem__(self, key: ExplicitIndexer) -> NDArray[Any]:
         # One axis: an integer, a slice or an array, which is the same to every kind of indexer.
         (index,) = key.tuple
         wanted = index if isinstance(index, slice) else np.ravel(index)

@@ -8,6 +8,9 @@ import dask.array as da
 import numpy as np
 import sparse
 import xarray as xr
+from dask.array.utils import meta_from_array
+
+from interp_embed.lazy.xarray_internals import held
 
 __all__ = ["densify"]
 
@@ -36,11 +39,10 @@ def densify(obj: T) -> T:
         changed = {n: v for n, v in variables.items() if v is not obj.variables[n]}
         return obj.assign(changed)
     if isinstance(obj, xr.DataArray):
-        return obj.copy(data=_dense(obj.variable._data))
+        return obj.copy(data=_dense(held(obj.variable)))
     if isinstance(obj, xr.Variable):
-        # Not .data, which would read a column.
-        data = _dense(obj._data)
-        return obj if data is obj._data else obj.copy(data=data)
+        data = _dense(held(obj))
+        return obj if data is held(obj) else obj.copy(data=data)
     if isinstance(obj, da.Array):
         return _dense(obj)
     raise TypeError(
@@ -52,7 +54,7 @@ def densify(obj: T) -> T:
 def _dense(data: Any) -> Any:
     if isinstance(data, sparse.SparseArray):
         return data.todense()
-    if isinstance(data, da.Array) and not isinstance(data._meta, np.ndarray):
+    if isinstance(data, da.Array) and not isinstance(meta_from_array(data), np.ndarray):
         return data.map_blocks(
             _dense_block, dtype=data.dtype, meta=np.empty((0,) * data.ndim, data.dtype)
         )

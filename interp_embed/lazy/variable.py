@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import sparse
 import xarray as xr
+from dask.array import Array
+from dask.array.utils import meta_from_array
 from typing_extensions import override
-from xarray.core.indexing import ExplicitlyIndexed
 
 from interp_embed.lazy.array import Selection, selection_of, stored_array
 from interp_embed.lazy.partition import chosen
+from interp_embed.lazy.xarray_internals import ExplicitlyIndexed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +50,7 @@ class StoredVariable(xr.Variable):
     def __getitem__(self, key: Any) -> Self:
         if isinstance(key, tuple) and len(key) == self.ndim:
             key = tuple(_empty_as_such(part, n) for part, n in zip(key, self.shape, strict=True))
-        held = selection_of(self._data)
+        held = selection_of(self.data)
         parts = None if held is None else _parts(key, self.dims)
         if held is None or parts is None:
             return super().__getitem__(key)
@@ -68,7 +70,7 @@ class StoredVariable(xr.Variable):
         narrowed = self
         if documents is not held.documents or features is not held.features:
             array = stored_array(Selection(held.source, documents, features))
-            narrowed = type(self)(self.dims, array, self._attrs, self._encoding, fastpath=True)
+            narrowed = type(self)(self.dims, array, self.attrs, self.encoding, fastpath=True)
         return xr.Variable.__getitem__(narrowed, tuple(left))
 
     @override
@@ -80,10 +82,11 @@ class StoredVariable(xr.Variable):
         """
         skips = kwargs.get("skipna") in (None, True) and kwargs.get("min_count") is None
         sums = getattr(func, "__name__", "") == "sum" and skips
-        array: Any = self._data
-        if not (sums and isinstance(getattr(array, "_meta", None), sparse.COO)):
+        array: Any = self.data
+        lazy = isinstance(array, Array) and isinstance(meta_from_array(array), sparse.COO)
+        if not (sums and lazy):
             return super().reduce(func, *args, **kwargs)
-        summed = xr.Variable(self.dims, array.map_blocks(_without_nan), self._attrs)
+        summed = xr.Variable(self.dims, array.map_blocks(_without_nan), self.attrs)
         return summed.reduce(func, *args, **{**kwargs, "skipna": False})
 
 

@@ -93,6 +93,8 @@ class ApiSAE(RemoteSAE):
     >>> sae.destroy()
     """
 
+    recorded_as = "interp_embed.sae:ApiSAE"
+
     @abstractmethod
     async def encode_document(self, text: str) -> ApiDocument:
         """Return the activations and tokens of one document.

@@ -6,7 +6,7 @@ together (tokens and rows, values that are not finite) fails that document alone
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -21,11 +21,23 @@ from interp_embed.sae.batch_budget import is_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from interp_embed.sae.base import BaseSAE
-
-__all__ = ["NOT_FINITE", "chunk_from_encode", "one_line"]
+__all__ = ["NOT_FINITE", "TextEncoder", "chunk_from_encode", "one_line"]
 
 NOT_FINITE = "activations are not finite (NaN or infinity in the model or the SAE)"
+
+
+class TextEncoder(Protocol):
+    """What a chunk is made from; see `interp_embed.sae.BaseSAE`, whose methods these are."""
+
+    @property
+    def d_sae(self) -> int | None:
+        """Number of features; None as long as it is not known."""
+
+    def encode(self, texts: Sequence[str], /) -> Sequence[csr_matrix | None]:
+        """Return one (n_tokens, d_sae) matrix per text; None for a text that failed."""
+
+    def tokenize(self, documents: Sequence[str], /, as_tokens: bool = True) -> Any:
+        """Return the tokens of each document as strings, or the tokenizer's output."""
 
 
 def one_line(error: BaseException) -> str:
@@ -34,7 +46,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def chunk_from_encode(sae: BaseSAE, texts: Sequence[object]) -> Chunk:
+def chunk_from_encode(sae: TextEncoder, texts: Sequence[object]) -> Chunk:
     """Return a chunk made from ``sae.encode`` and ``sae.tokenize``; see `BaseSAE.encode_chunk`."""
     reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
     wanted = {i: t for i, t in enumerate(texts) if isinstance(t, str) and t}
@@ -121,7 +133,7 @@ def _isolated(call: Callable[[list[str]], Any], inputs: list[str]) -> list[Any]:
     return results
 
 
-def _token_ids(sae: BaseSAE, inputs: list[str]) -> list[Sequence[int]] | None:
+def _token_ids(sae: TextEncoder, inputs: list[str]) -> list[Sequence[int]] | None:
     """Return token ids, if the SAE has any to give."""
     try:
         ids = sae.tokenize(inputs, as_tokens=False)["input_ids"]

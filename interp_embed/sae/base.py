@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from interp_embed.core.spans import partition_spans
 from interp_embed.errors import SAENotLoadedError
+from interp_embed.sae.assemble import chunk_from_encode
 from interp_embed.sae.device import parse_device
 from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.model.template import render_chat
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
 
     from interp_embed.core.chunk import Chunk
 
-__all__ = ["BaseSAE", "class_path"]
-
-
-def class_path(cls: type) -> str:
-    """Return where a class can be imported from, as ``module:name``."""
-    return f"{cls.__module__}:{cls.__qualname__}"
+__all__ = ["BaseSAE"]
 
 
 class BaseSAE(ABC):
@@ -52,12 +48,28 @@ class BaseSAE(ABC):
     tokenizer : PreTrainedTokenizerBase or None
         Set by `load_models`.
     model_device, sae_device : str
+    recorded_as : str
+        Of the class: the name, ``module:name``, by which stores record the class, compare it with
+        that of the SAE that a run goes on with, and find it again. By default it says where the class
+        is defined. A class that moves keeps its stores if it sets ``recorded_as`` in its own body to
+        the name that they recorded. Subclasses have names of their own and do not inherit it.
     makes_batches : bool
         Of the class: whether `encode_prepared` takes any number of documents and makes batches of
         them by itself. Otherwise it is given ``batch_size`` at once, or fewer where memory is short.
     """
 
+    recorded_as: ClassVar[str] = "interp_embed.sae:BaseSAE"
     makes_batches = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("recorded_as", f"{cls.__module__}:{cls.__qualname__}")
+        if not isinstance(own, str) or not all(own.partition(":")):
+            raise ValueError(
+                f"recorded_as of the class {cls.__qualname__} must have the form 'module:name', "
+                f"got {own!r:.100}"
+            )
+        cls.recorded_as = own
 
     def __init__(
         self,
@@ -141,7 +153,7 @@ class BaseSAE(ABC):
         loading; what is in that part does not change by loading.
         """
         settings = {k: v for k, v in self.metadata().items() if k != "device"}
-        return {"class": class_path(type(self)), **plain_json(settings)}
+        return {"class": type(self).recorded_as, **plain_json(settings)}
 
     def chat_template_exists(self) -> bool:
         """Return whether the tokenizer has a chat template."""
@@ -231,8 +243,6 @@ class BaseSAE(ABC):
         MemoryError or torch.OutOfMemoryError
             If there is no memory for several documents at once: give it fewer.
         """
-        from interp_embed.sae.assemble import chunk_from_encode
-
         self._require_loaded()
         chunk = chunk_from_encode(self, texts)
         if self._d_sae is None and chunk.d_sae:

@@ -79,6 +79,8 @@ class GoodfireSAE(HookedSAE):
     (50, False)
     """
 
+    recorded_as = "interp_embed.sae:GoodfireSAE"
+
     def __init__(
         self,
         variant_name: str = _DEFAULT,

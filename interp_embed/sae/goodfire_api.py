@@ -73,7 +73,8 @@ class GoodfireApiSAE(ApiSAE):
         If an argument is out of range, or it is not known how many features the variant has.
     """
 
-    _transport = (*ApiSAE._transport, "base_url", "timeout")
+    recorded_as = "interp_embed.sae:GoodfireApiSAE"
+    transport_settings = (*ApiSAE.transport_settings, "base_url", "timeout")
 
     def __init__(
         self,

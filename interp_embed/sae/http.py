@@ -83,8 +83,9 @@ class HttpSAE(RemoteSAE):
         If an argument is out of range, or the URL holds what may be a key.
     """
 
-    _transport = (
-        *RemoteSAE._transport, "url", "timeout", "request_characters", "request_documents", "form",
+    recorded_as = "interp_embed.sae:HttpSAE"
+    transport_settings = (
+        *RemoteSAE.transport_settings, "url", "timeout", "request_characters", "request_documents", "form",
     )  # fmt: skip
 
     def __init__(
@@ -131,7 +132,7 @@ class HttpSAE(RemoteSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; the token is not among them."""
-        return {name: getattr(self, name) for name in self._transport}
+        return {name: getattr(self, name) for name in self.transport_settings}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on: once loaded, the server's SAE.

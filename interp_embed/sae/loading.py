@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.sae.base import BaseSAE, class_path
+from interp_embed.core.recorded_names import current_name
+from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.hooked import HookedSAE
 from interp_embed.sae.kinds import SAEType, plain_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["load_sae_from_metadata", "sae_record"]
 
@@ -29,7 +30,7 @@ _CLASSES = {
 
 def sae_record(sae: BaseSAE) -> dict[str, Any]:
     """Return what `load_sae_from_metadata` needs to find the SAE again, as values for JSON."""
-    found: dict[str, Any] = plain_json({**sae.metadata(), "sae_class": class_path(type(sae))})
+    found: dict[str, Any] = plain_json({**sae.metadata(), "sae_class": type(sae).recorded_as})
     return found
 
 
@@ -44,8 +45,8 @@ def load_sae_from_metadata(
     Parameters
     ----------
     metadata : mapping
-        An SAE's `metadata`, with the import path of its class under ``sae_class`` (or ``class``,
-        as in a fingerprint). Without one, as in a pickle of the original library, ``sae_type`` says
+        An SAE's `metadata`, with `BaseSAE.recorded_as` of its class under ``sae_class`` (or
+        ``class``, as in a fingerprint). Without one, as in a pickle of the original library, ``sae_type`` says
         what it is: a `SAEType`.
     import_modules : bool
         Import the module of the class where it is not imported yet. That runs the module's code, so
@@ -63,7 +64,7 @@ def load_sae_from_metadata(
     path = metadata.get("sae_class", metadata.get("class"))
     kind = metadata.get("sae_type")
     if path is not None:
-        cls = _find_class(str(path), import_modules)
+        cls = _find_class(current_name(str(path)), import_modules)
     elif isinstance(kind, str) and kind in _CLASSES:
         cls = _class_of(SAEType(kind))
     elif kind is None:
@@ -81,10 +82,10 @@ def load_sae_from_metadata(
         sae = cls.from_metadata(settings)
     except TypeError as error:
         raise ValueError(
-            f"{class_path(cls)} does not take the recorded settings: {error}"
+            f"{cls.recorded_as} does not take the recorded settings: {error}"
         ) from error
     from_folder = fingerprint is not None and fingerprint.get("release") == "folder"
-    if from_folder and isinstance(sae, HookedSAE) and sae._own_folder() is None:
+    if from_folder and isinstance(sae, HookedSAE) and sae.own_folder() is None:
         # Records hold whole paths; those of older versions, what was given.
         raise ValueError(
             f"it was read from a folder that is recorded as {settings.get('release')!r}, and there is "
@@ -112,7 +113,15 @@ def _has(module: Any, name: str) -> bool:
     return True
 
 
+def _subclasses(cls: type) -> Iterator[type[BaseSAE]]:
+    """Yield all classes below one, those that were defined last first."""
+    for subclass in reversed(cls.__subclasses__()):
+        yield subclass
+        yield from _subclasses(subclass)
+
+
 def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
+    """Return the class that is recorded under a name, or else the one that the name leads to."""
     module_name, _, name = path.partition(":")
     module = sys.modules.get(module_name)
     if "<locals>" in name:
@@ -121,6 +130,10 @@ def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
             "finds it again. Define it at the top of a module, and make stores with that; this one "
             "goes on where an SAE of the class is passed"
         )
+    for cls in _subclasses(BaseSAE):
+        # A class lives on when its module was unloaded, and is not the one that is meant then.
+        if cls.recorded_as == path and cls.__module__ in sys.modules:
+            return cls
     if module_name == "__main__" and not _has(module, name):
         raise ValueError(
             f"its class {name} was defined in a script or a notebook (its module is __main__), which "

@@ -87,6 +87,8 @@ class LocalSAE(HookedSAE):
     ('interp-embed-smollm2-135m', 'blocks.9.hook_resid_post', 4096)
     """
 
+    recorded_as = "interp_embed.sae:LocalSAE"
+
     def __init__(
         self,
         sae_id: str = "blocks.8.hook_resid_pre",
@@ -183,11 +185,12 @@ class LocalSAE(HookedSAE):
         A folder's place does not matter: its files are hashed.
         """
         known = super().fingerprint()
-        if self._own_folder() is not None:
+        if self.own_folder() is not None:
             known["release"] = known["sae_id"] = "folder"
         return known
 
-    def _own_folder(self) -> Path | None:
+    def own_folder(self) -> Path | None:
+        """Return the SAE's folder; None where it is in a registry or the embedded one."""
         return self._folder if self.release != EMBEDDED_RELEASE else None
 
     def _load_sae(self) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from interp_embed.core.recorded_names import current_name
 from interp_embed.errors import FingerprintMismatchError
+from interp_embed.store.format.sealed import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from interp_embed.store.format.document_blocks import DocumentBlock
     from interp_embed.store.store import Store
 
-__all__ = ["check_fingerprint", "fingerprint_differences", "merge"]
+__all__ = ["check_fingerprint", "encoder_digest", "fingerprint_differences", "merge"]
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
@@ -21,13 +23,27 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 def fingerprint_differences(
     stored: Mapping[str, Any], given: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-    """Return the parts that both fingerprints have and that differ: name, stored, given."""
+    """Return the parts that both fingerprints have and that differ: name, stored, given.
+
+    Two names of one class, see `interp_embed.core.recorded_names`, are no difference.
+    """
     flat_stored, flat_given = _flatten(stored), _flatten(given)
     return [
         (name, flat_stored[name], value)
         for name, value in flat_given.items()
-        if name in flat_stored and flat_stored[name] != value
+        if name in flat_stored and _compared(name, flat_stored[name]) != _compared(name, value)
     ]
+
+
+def _compared(name: str, value: Any) -> Any:
+    """Return a part of a fingerprint in the form in which it is compared."""
+    names_class = name.rpartition(".")[2] == "class" and isinstance(value, str)
+    return current_name(value) if names_class else value
+
+
+def encoder_digest(fingerprint: Mapping[str, Any]) -> str:
+    """Return what a commit says of the settings under which its documents were encoded."""
+    return digest({name: value for name, value in fingerprint.items() if name != "documents"})
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

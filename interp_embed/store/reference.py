@@ -1,18 +1,10 @@
-"""A store that travels to another process: as where it is, opened there once, when it is asked for.
-
-Not when it arrives: what cannot be opened is an error of the task that wanted to read, and no reason
-why a scheduler or a worker could not take part.
-"""
+"""What names a store in another process; see `interp_embed.store.snapshot.Snapshots.__reduce__`."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from interp_embed.store.store import Store
-
-__all__ = ["Reference", "opened"]
+__all__ = ["Reference"]
 
 
 class Reference(NamedTuple):
@@ -32,21 +24,3 @@ class Reference(NamedTuple):
     url: str
     identity: str
     state: str
-
-
-@lru_cache(maxsize=8)
-def opened(reference: Reference) -> Store:
-    """Return the store, opened once in this process for each state of its ledger.
-
-    Raises
-    ------
-    CorruptStoreError
-        If another store is there.
-    """
-    from interp_embed.store.store import Store
-
-    store = Store(reference.url)
-    store.require_identity(reference.identity)
-    if store.ledger.state != reference.state:  # an older manifest, or chunks were merged meanwhile
-        store.refresh(manifest=False)
-    return store

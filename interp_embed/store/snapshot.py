@@ -7,7 +7,7 @@ reading notices that a folder has gone and looks at the ledger again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ from interp_embed.store.ledger import (
     read_manifest,
     read_plan,
 )
-from interp_embed.store.reference import Reference, opened
+from interp_embed.store.reference import Reference
 from interp_embed.store.storage import open_storage
 from interp_embed.store.storage.wrapped import AtOnce
 
@@ -68,6 +68,22 @@ def _referred(cls: type[Snapshots], reference: Reference) -> Snapshots:
     return store
 
 
+@lru_cache(maxsize=8)
+def _opened(cls: type[Snapshots], reference: Reference) -> Snapshots:
+    """Return a store that was referred to, opened once in this process for each state of its ledger.
+
+    Raises
+    ------
+    CorruptStoreError
+        If another store is there.
+    """
+    store = cls(reference.url)
+    store.require_identity(reference.identity)
+    if store.ledger.state != reference.state:  # an older manifest, or chunks were merged meanwhile
+        store.refresh(manifest=False)
+    return store
+
+
 class Snapshots:
     """A store's plan and ledger, as they were when they were last looked at; see `Store`."""
 
@@ -84,7 +100,12 @@ class Snapshots:
         self._take_ledger(read_manifest(first))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a reference; see `interp_embed.store.reference`."""
+        """Pickle as a reference: as where the store is, to be opened there once.
+
+        The store is opened when it is first asked for something, and not when it arrives. A store
+        that cannot be opened is an error of the task that wanted to read, and no reason why a
+        scheduler or a worker could not take part.
+        """
         reference = vars(self).get("_reference")
         if reference is None:
             reference = Reference(self.storage.url, self.identity, self.ledger.state)
@@ -97,7 +118,7 @@ class Snapshots:
             reference = vars(self).get("_reference")
             if reference is None or name.startswith("__"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            vars(self).update(vars(opened(reference)))
+            vars(self).update(vars(_opened(type(self), reference)))
             vars(self).pop("_reference", None)  # unless another thread was first
             return object.__getattribute__(self, name)
 

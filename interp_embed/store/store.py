@@ -13,6 +13,7 @@ import numpy as np
 
 from interp_embed.core.chunk import Chunk, DocumentStatus
 from interp_embed.store.documents import DocumentReader
+from interp_embed.store.index.feature_index import read_index
 from interp_embed.store.labels.collection import Answers, LabelStore
 from interp_embed.store.snapshot import Snapshots
 
@@ -104,9 +105,8 @@ class Store(Snapshots):
         """
         ledger, known = self.ledger, self._index
         if known is None or known[0] is not ledger:
-            from interp_embed.store.index.feature_index import read_index
-
-            known = self._index = (ledger, read_index(self, ledger))
+            found = read_index(self.storage, self.cache, ledger)
+            known = self._index = (ledger, found)
         return known[1]
 
     def locate(self, document: int) -> tuple[StoredChunk, int] | None:

@@ -33,6 +33,7 @@ class ReplaySAE(BaseSAE):
         and asked for its metadata, but not loaded.
     """
 
+    recorded_as = "interp_embed.testing:ReplaySAE"
     makes_batches = True
 
     def __init__(self, chunk: Chunk | None = None, **kwargs: Any) -> None:

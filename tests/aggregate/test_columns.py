@@ -18,8 +18,8 @@ from interp_embed.aggregate.by_index import feature_columns, holders, top_docume
 from interp_embed.aggregate.matrices import aggregate_dense
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.store import Store, StoreWriter, compact, index_writer
-from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import open_storage
+from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import (
     FaultyStorage,
     dense,

@@ -30,7 +30,6 @@ from interp_embed import Dataset, densify
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.lazy import convert, sources
 from interp_embed.lazy.array import Selection, selection_of, stored_array
-from interp_embed.lazy.backend import InterpEmbedBackend
 from interp_embed.lazy.partition import BYTES_AN_ENTRY, as_positions, block_edges
 from interp_embed.store import Store, StoreWriter, finish
 from interp_embed.store.arrays.folder import Folder
@@ -38,6 +37,7 @@ from interp_embed.store.ledger import Commit, Ledger
 from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk
 from interp_embed.testing.faults import WrappedStorage
 from interp_embed.testing.strategies import chunks, frames
+from interp_embed.xarray_engine import InterpEmbedBackend
 from tests.docs.test_readme import run_blocks
 from tests.support.fake_sae import WideSAE, WordSAE
 from tests.support.hypotheses import examples

@@ -30,10 +30,10 @@ from interp_embed.store import (
 from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.format.layout import index_arrays
 from interp_embed.store.format.sealed import seal, unseal
-from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.compaction import leftovers
+from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

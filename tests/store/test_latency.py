@@ -18,9 +18,9 @@ from interp_embed.core.threads import Flights
 from interp_embed.errors import CorruptStoreError
 from interp_embed.store import Store, StoreWriter
 from interp_embed.store.arrays.readahead import NEAR, ReadAhead, joined
-from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import (
     CountingStorage,
     SlowStorage,

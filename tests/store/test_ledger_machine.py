@@ -30,10 +30,10 @@ from scipy.sparse import csr_matrix
 
 from interp_embed.core.chunk import Chunk, TokenTable
 from interp_embed.store import Store, StoreWriter, collect_garbage, compact, create_store, finish
-from interp_embed.store.index.build import build_index
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.compaction import leftovers
+from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import FaultyStorage, InjectedError, LostResponseStorage
 from tests.support.hypotheses import examples
 

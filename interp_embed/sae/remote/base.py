@@ -67,7 +67,7 @@ class RemoteSAE(BaseSAE):
     """
 
     makes_batches = True
-    _transport: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
+    transport_settings: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
     """Settings on which activations do not depend."""
 
     def __init__(
@@ -140,12 +140,12 @@ class RemoteSAE(BaseSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; there is no key among them."""
-        settings = {name: getattr(self, name) for name in RemoteSAE._transport}
+        settings = {name: getattr(self, name) for name in RemoteSAE.transport_settings}
         return {**super().metadata(), **settings}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on; how requests are made is left out."""
-        return {k: v for k, v in super().fingerprint().items() if k not in self._transport}
+        return {k: v for k, v in super().fingerprint().items() if k not in self.transport_settings}
 
     def load_models(self) -> None:
         """Start the event loop and make the client.
@@ -274,6 +274,22 @@ class RemoteSAE(BaseSAE):
         call = Call(self, texts)
         await call.run()
         return call.chunk()
+
+    def require_width(self, chunk: Chunk) -> None:
+        """Take over the number of features of the first documents; those of others must be as wide.
+
+        Raises
+        ------
+        ValueError
+            If a chunk has another number of features than those before.
+        """
+        known = self.d_sae
+        if chunk.d_sae and known and chunk.d_sae != known:
+            raise ValueError(
+                f"{self.service()} returned {chunk.d_sae} features, and {known} before"
+            )
+        if chunk.d_sae and not known:
+            self._d_sae = chunk.d_sae
 
     async def request(self, texts: Sequence[str]) -> Chunk:
         """Return the documents of one request, which is repeated where that is worth it."""

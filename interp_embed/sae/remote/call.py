@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,9 +17,36 @@ from interp_embed.sae.remote.retries import Trouble
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interp_embed.sae.remote.base import RemoteSAE
+__all__ = ["Call", "Service"]
 
-__all__ = ["Call"]
+
+class Service(Protocol):
+    """What a call asks of an SAE that runs elsewhere; see `interp_embed.sae.remote.base.RemoteSAE`."""
+
+    @property
+    def d_sae(self) -> int | None:
+        """Number of features; None as long as it is not known."""
+
+    def service(self) -> str:
+        """Return what messages call the service."""
+
+    def batches(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the positions of the texts of each request."""
+
+    async def request(self, texts: Sequence[str]) -> Chunk:
+        """Return the documents of one request, which is repeated where that is worth it."""
+
+    def require_width(self, chunk: Chunk) -> None:
+        """Raise ValueError if a chunk has another number of features than those before."""
+
+    def classify(self, error: BaseException) -> Trouble:
+        """Return what to make of an error of `request`."""
+
+    async def check_service(self) -> None:
+        """Raise `SAEUnavailableError` if the service is gone."""
+
+    async def check_encoding(self) -> None:
+        """Raise `SAEUnavailableError` if the service encodes nothing at all."""
 
 
 class Call:
@@ -33,7 +60,7 @@ class Call:
         The documents.
     """
 
-    def __init__(self, sae: RemoteSAE, texts: list[str]) -> None:
+    def __init__(self, sae: Service, texts: list[str]) -> None:
         self._sae = sae
         self._texts = texts
         self._reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
@@ -70,7 +97,7 @@ class Call:
                 raise ValueError(
                     f"{sae.service()} returned {chunk.n_documents} documents for {len(batch)}"
                 )
-            self._require_width(chunk)
+            sae.require_width(chunk)
         except SAEUnavailableError:
             raise
         except Exception as error:
@@ -96,15 +123,6 @@ class Call:
             self._parts.append((chunk, list(batch)))
             return
         await self._side_by_side(halves(batch))
-
-    def _require_width(self, chunk: Chunk) -> None:
-        known = self._sae.d_sae
-        if chunk.d_sae and known and chunk.d_sae != known:
-            raise ValueError(
-                f"{self._sae.service()} returned {chunk.d_sae} features, and {known} before"
-            )
-        if chunk.d_sae and not known:
-            self._sae._d_sae = chunk.d_sae
 
     def chunk(self) -> Chunk:
         """Return all documents, in order."""

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from interp_embed.store.index.records import IndexCommit, Segment
     from interp_embed.store.ledger import Ledger
     from interp_embed.store.storage import Storage
-    from interp_embed.store.store import Store
 
 __all__ = ["FeatureIndex", "Postings", "read_index"]
 
@@ -317,22 +316,28 @@ def _stored(arrays: _Arrays, name: str) -> str:
     return "count" if name == "positive" and name not in arrays else name
 
 
-def read_index(store: Store, ledger: Ledger) -> FeatureIndex | None:
+def read_index(storage: Storage, cache: BlockCache, ledger: Ledger) -> FeatureIndex | None:
     """Return the index of a store's documents as a ledger has them; see `Store.index`.
 
     Where there is none of the ledger as it is, the one that covers most of it: documents were added
     or tried again since it was made. None where no index covers anything.
+
+    Parameters
+    ----------
+    storage, cache
+        Where the store is, and where decoded inner chunks are kept.
+    ledger
+        The commits that are to be covered.
     """
-    storage = store.storage
     commit = read_index_commit(storage, ledger.state)
     if commit is not None:
-        return FeatureIndex(storage, store.cache, commit, commit.segments, is_complete=True)
+        return FeatureIndex(storage, cache, commit, commit.segments, is_complete=True)
     best: FeatureIndex | None = None
     for found in read_index_commits(storage).values():
         segments = [] if found is None else valid_segments(found, ledger)
         if found is None or not segments:
             continue
-        index = FeatureIndex(storage, store.cache, found, segments, is_complete=False)
+        index = FeatureIndex(storage, cache, found, segments, is_complete=False)
         if best is None or index.documents_covered > best.documents_covered:
             best = index
     return best

@@ -341,14 +341,17 @@ class FsspecStorage(Storage):
 
     @override
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        base = len(self.fs._strip_protocol(self._path("x"))) - 1
+        top: str | None = None
         self.fs.invalidate_cache()
         # Not `find`, which leaves out what it could not list.
         folders = self.fs.walk(self._path(prefix), detail=True, on_error=unless_missing)
-        for _, _, files in folders:
+        for folder, _, files in folders:
+            # The first is the one that was asked for, in the file system's own spelling.
+            top = folder if top is None else top
+            parent = "/".join(filter(None, (prefix.strip("/"), folder[len(top) :].strip("/"))))
             for name, info in files.items():
                 if name:  # else the folder itself
-                    yield info["name"][base:], int(info["size"])
+                    yield (f"{parent}/{name}" if parent else name), int(info["size"])
 
     @override
     def delete(self, key: str) -> None:

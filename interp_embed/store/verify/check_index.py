@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.store.verify.verifier import Verifier
+    from interp_embed.store.verify.check_folders import Folders
 
 __all__ = ["check_indexes"]
 
@@ -40,22 +40,37 @@ _SUMMARY = frozenset(
 )  # fmt: skip
 
 
-def check_indexes(verifier: Verifier) -> None:
-    """Check every index of a store, the one of its present state first."""
-    intervals = _intervals(verifier)
+def check_indexes(
+    folders: Folders, commits: Sequence[Mapping[str, Any]], winners: NDArray[np.int32]
+) -> None:
+    """Check every index of a store, the one of its present state first.
+
+    Parameters
+    ----------
+    folders
+        What reads the folders, and where findings go.
+    commits
+        All commits of the store.
+    winners
+        The place in ``commits`` of the one that each document is read from, -1 where none holds it.
+    """
+    intervals = _intervals(commits, winners)
     current = f"index/{_digest(intervals)}.json"
     keys = sorted(
-        (key for key in verifier.present if _NAME.fullmatch(key)), key=lambda k: (k != current, k)
+        (key for key in folders.present if _NAME.fullmatch(key)), key=lambda k: (k != current, k)
     )
     done: set[str] = set()
     for key in keys:
-        document = verifier.sealed(key)
+        document = folders.sealed(key)
         if document is not None:
-            verifier.guarded(key, lambda k=key, d=document: _Index(verifier, k, d).check(intervals, done))  # type: ignore[misc]  # fmt: skip
+            folders.guarded(
+                key,
+                lambda k=key, d=document: _Index(folders, commits, k, d).check(intervals, done),  # type: ignore[misc]
+            )
         if key != current and current in keys:
-            verifier.note(key, "is of an earlier state: 'interp-embed compact' deletes it")
+            folders.note(key, "is of an earlier state: 'interp-embed compact' deletes it")
         elif key != current:
-            verifier.note(key, "is of an earlier state: 'interp-embed index' adds what is missing")
+            folders.note(key, "is of an earlier state: 'interp-embed index' adds what is missing")
 
 
 def _digest(parts: Sequence[Any]) -> str:
@@ -63,28 +78,35 @@ def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _intervals(verifier: Verifier) -> list[tuple[int, int, str]]:
+def _intervals(
+    commits: Sequence[Mapping[str, Any]], winners: NDArray[np.int32]
+) -> list[tuple[int, int, str]]:
     """Return the runs of documents that are read from one folder."""
-    winner = verifier.winners()
-    folders = [c["folder"]["key"] for c in verifier.ranked()]
-    cuts = [0, *(np.flatnonzero(np.diff(winner)) + 1).tolist(), len(winner)]
+    names = [c["folder"]["key"] for c in commits]
+    cuts = [0, *(np.flatnonzero(np.diff(winners)) + 1).tolist(), len(winners)]
     runs = itertools.pairwise(cuts)
-    return [(a, b, folders[winner[a]]) for a, b in runs if a < b and winner[a] >= 0]
+    return [(a, b, names[winners[a]]) for a, b in runs if a < b and winners[a] >= 0]
 
 
 class _Index:
     """One index commit."""
 
-    def __init__(self, verifier: Verifier, key: str, document: dict[str, Any]) -> None:
-        self.verifier = verifier
+    def __init__(
+        self,
+        folders: Folders,
+        commits: Sequence[Mapping[str, Any]],
+        key: str,
+        document: dict[str, Any],
+    ) -> None:
+        self.folders = folders
         self.key = key
         self.d_sae = int(document["d_sae"])
         self.document = document
         self.segments = document["segments"]
-        self.chunks = {c["folder"]["key"]: c for c in verifier.commits.values()}
+        self.chunks = {c["folder"]["key"]: c for c in commits}
 
     def error(self, key: str, what: str) -> None:
-        self.verifier.error(key, what)
+        self.folders.error(key, what)
 
     def check(self, intervals: Sequence[tuple[int, int, str]], done: set[str]) -> None:
         """Check the commit and its folders; ``done`` are the folders that need no second look."""
@@ -141,20 +163,20 @@ class _Index:
 
     def _folder(self, folder: Mapping[str, Any]) -> bool:
         """Check sizes, hashes and metadata of a folder; return whether it can be read."""
-        verifier, base, before = self.verifier, folder["key"], len(self.verifier.problems)
+        reader, base, before = self.folders, folder["key"], len(self.folders.problems)
         held = {}
         for relative, (size, sha256) in folder["objects"].items():
-            data = verifier.hashed(f"{base}/{relative}", self.key, size, sha256)
+            data = reader.hashed(f"{base}/{relative}", self.key, size, sha256)
             if data is not None and relative.endswith("zarr.json"):
                 held[relative] = data
-        verifier.unnamed(base, self.key)
-        verifier.structure(self.key, folder, held)
+        reader.unnamed(base, self.key)
+        reader.structure(self.key, folder, held)
         for name, entry in folder["arrays"].items():
             data = held.get(f"{name}/zarr.json")
             why = data and metadata_differs(json.loads(data), entry)
             if why:
                 self.error(f"{base}/{name}/zarr.json", f"{why}, unlike what {self.key} says")
-        return len(verifier.problems) == before
+        return len(reader.problems) == before
 
     def open(self, folder: str, name: str) -> Any:
         """Open an array with plain Zarr."""
@@ -162,7 +184,7 @@ class _Index:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*[Nn]umcodecs.*")
-            store = self.verifier.storage.zarr_store()
+            store = self.folders.storage.zarr_store()
             return zarr.open_array(store=store, path=f"{folder}/{name}", mode="r")
 
     # Content

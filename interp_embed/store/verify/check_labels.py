@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from interp_embed.store.verify.verifier import Verifier
+    from interp_embed.store.verify.check_objects import Objects
 
 __all__ = ["check_labels"]
 
@@ -22,38 +22,45 @@ _SCORE_TEXTS = ("model", "prompt_version", "created")
 _OBJECT = re.compile(r"labels/(records|answers)/(packs/)?([0-9a-f]{64})\.json")
 
 
-def check_labels(verifier: Verifier) -> None:
-    """Check every object below ``labels`` that is part of the format."""
-    width = (verifier.attributes or {}).get("d_sae")
-    for key in sorted(k for k in verifier.present if k.startswith("labels/")):
+def check_labels(objects: Objects, width: int | None) -> None:
+    """Check every object below ``labels`` that is part of the format.
+
+    Parameters
+    ----------
+    objects
+        What reads the objects, and where findings go.
+    width
+        Number of features, where it is known.
+    """
+    for key in sorted(k for k in objects.present if k.startswith("labels/")):
         place = _OBJECT.fullmatch(key)
         if key in ("labels/records/packed.json", "labels/answers/packed.json"):
-            verifier.sealed(key)
+            objects.sealed(key)
             continue
         if place is None and key != "labels/labels.json":
             continue  # nothing that the format knows: reported with the rest
-        document = verifier.sealed(key)
+        document = objects.sealed(key)
         if document is None:
             continue
         if place is None:
-            _check_first(verifier, key, document, width)
+            _check_first(objects, key, document, width)
             continue
         kind, packed, name = place.groups()
         for what in _odd(kind, bool(packed), name, document, width):
-            verifier.error(key, what)
+            objects.error(key, what)
 
 
-def _check_first(verifier: Verifier, key: str, document: dict[str, Any], width: Any) -> None:
+def _check_first(objects: Objects, key: str, document: dict[str, Any], width: Any) -> None:
     labels = document.get("labels")
     if not isinstance(labels, dict):
-        verifier.error(key, "has no labels")
+        objects.error(key, "has no labels")
         return
     for feature, label in labels.items():
         if not (feature.isascii() and feature.isdigit()) or not isinstance(label, str):
-            verifier.error(key, f"says of feature {feature!r} that it is {label!r:.60}")
+            objects.error(key, f"says of feature {feature!r} that it is {label!r:.60}")
         elif width is not None and int(feature) >= width:
             # What a user gave is not checked against the SAE when it is given.
-            verifier.note(key, f"names feature {feature} of {width}")
+            objects.note(key, f"names feature {feature} of {width}")
 
 
 def _odd(kind: str, packed: bool, name: str, document: dict[str, Any], width: Any) -> Iterator[str]:

@@ -88,7 +88,7 @@ class Verifier(Folders):
         self._plan()
         self._read_commits()
         self._binding()
-        self.guarded("labels", lambda: check_labels(self))
+        self.guarded("labels", lambda: check_labels(self, (self.attributes or {}).get("d_sae")))
         self._manifest()
         if not (self.attributes or self.plan or self.commits):
             return self.problems  # nothing says what else there should be
@@ -105,7 +105,7 @@ class Verifier(Folders):
             for key, commit in commits:
                 self.guarded(key, lambda k=key, c=commit: self._commit(k, c))  # type: ignore[misc]
                 bar.update()
-        self.guarded("index", lambda: check_indexes(self))
+        self.guarded("index", lambda: check_indexes(self, self.ranked(), self.winners()))
         self._coverage()
         self._unexpected()
         return self.problems

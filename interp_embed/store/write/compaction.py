@@ -22,9 +22,9 @@ from interp_embed.store.format.layout import (
     PLANNING,
     TARGET_CHUNK_NNZ,
 )
-from interp_embed.store.index.build import build_index, delete_superseded
 from interp_embed.store.index.records import index_leftovers, read_index_commits
 from interp_embed.store.ledger import Interval, Ledger, commit_keys, read_commits, write_manifest
+from interp_embed.store.write.indexing import build_index, delete_superseded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

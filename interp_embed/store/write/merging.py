@@ -15,14 +15,13 @@ from tqdm.auto import tqdm
 from interp_embed.core.threads import REQUESTS, bounded_map
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
 from interp_embed.store.arrays.folder import group_metadata
-from interp_embed.store.fingerprint import fingerprint_differences
+from interp_embed.store.fingerprint import encoder_digest, fingerprint_differences
 from interp_embed.store.format.columns import Column
 from interp_embed.store.format.document_hash import combined_hashes
 from interp_embed.store.format.layout import CHUNKS, DOCUMENTS, FORMAT_VERSION, PLAN, ROOT
 from interp_embed.store.format.root import read_root, root_document
 from interp_embed.store.format.schema import unified_schema
 from interp_embed.store.format.sealed import seal
-from interp_embed.store.index.build import build_index
 from interp_embed.store.index.records import read_index_commits
 from interp_embed.store.labels.collection import copy_labels
 from interp_embed.store.ledger import Plan, PlannedBlock, read_commits, read_plan
@@ -30,6 +29,7 @@ from interp_embed.store.storage import LocalStorage
 from interp_embed.store.storage.wrapped import WrappedStorage
 from interp_embed.store.store import Store
 from interp_embed.store.write.compaction import publish_manifest, wants_index
+from interp_embed.store.write.indexing import build_index
 from interp_embed.store.write.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def merge_stores(
                 start=commit.start + shift,
                 stop=commit.stop + shift,
                 shift=commit.shift + shift,
+                encoder=_encoder(commit, source, writer),
             )
             if moved.key not in done:
                 folder = _copy(
@@ -153,6 +154,16 @@ def merge_stores(
         if store.is_complete:
             publish_manifest(store)
     return store
+
+
+def _encoder(commit: Commit, source: Store, writer: StoreWriter) -> str:
+    """Return what a commit says in the new store of the settings that its documents have.
+
+    The settings of two stores are the same and may be written differently: a class has had several
+    names. A commit that was made under other settings than its own store's keeps what it says.
+    """
+    regular = commit.encoder == encoder_digest(source.attributes["fingerprint"])
+    return writer.encoder if regular else commit.encoder
 
 
 def _begun(target: Storage) -> StoreExistsError:

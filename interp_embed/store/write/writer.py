@@ -17,13 +17,13 @@ from interp_embed.errors import (
 )
 from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.chunks import write_chunk
-from interp_embed.store.fingerprint import check_fingerprint, merge
+from interp_embed.store.fingerprint import check_fingerprint, encoder_digest, merge
 from interp_embed.store.format.layout import (
     BINDING,
     CHUNKS,
     MANIFEST,
 )
-from interp_embed.store.format.sealed import digest, seal, unseal
+from interp_embed.store.format.sealed import seal, unseal
 from interp_embed.store.ledger import Commit
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class StoreWriter:
         if bound:
             merged = self.store.attributes["fingerprint"]
         self._fingerprint = merged
-        self.encoder = digest({k: v for k, v in merged.items() if k != "documents"})
+        self.encoder = encoder_digest(merged)
 
     def _check(self, fingerprint: Mapping[str, Any], d_sae: int | None) -> None:
         check_fingerprint(self.store, fingerprint)
