@@ -123,7 +123,7 @@ def run(source: str, store: str, until: str = "") -> None:
         "seconds": total,
         **{f"seconds until {name}": at for name, at in clock.seen.items()},
         **{f"memory until {name}": held for name, held in clock.memory.items()},
-        "nonzeros": sum(c.nnz for c in dataset._store.ledger.live),
+        "nonzeros": sum(c.nnz for c in dataset.selection.store.ledger.live),
     }
     print(json.dumps(found))
 

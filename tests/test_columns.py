@@ -330,6 +330,6 @@ def test_a_dataset_builds_its_index(tmp_path, eager):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset[:7].build_index()
-    assert dataset._store.index().documents_covered == N
+    assert dataset.selection.store.index().documents_covered == N
     with pytest.raises(ValueError, match="memory must be a size"):
         dataset.build_index(memory="much")

@@ -61,7 +61,9 @@ def client(monkeypatch, tmp_path):
 def assert_same(path, n=120):
     assert verify(path) == []
     found, expected = Dataset.load_from_file(path), Dataset(records(n), WordSAE())
-    assert_chunks_equal(read_everything(found._store), read_everything(expected._store))
+    assert_chunks_equal(
+        read_everything(found.selection.store), read_everything(expected.selection.store)
+    )
     assert found.failures().equals(expected.failures())
     np.testing.assert_array_equal(found.latents("sum"), expected.latents("sum"))
 

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from fake_sae import FAIL, WideSAE
 
-from interp_embed import exchange as saving
 from interp_embed.encode import encode, finish_store
 from interp_embed.errors import CorruptStoreError
+from interp_embed.exchange import opening as saving
 from interp_embed.store import Store, blocks, compaction
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.verify.verifier import verify
