@@ -19,6 +19,7 @@ from common import machine
 from corpus import Corpus
 
 from interp_embed import Dataset
+from interp_embed.selection.selection import Selection
 from interp_embed.store import Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.write.indexing import build_index
@@ -54,10 +55,7 @@ def opened(path: Path, latency: float | None) -> tuple[Dataset, SlowStorage | No
     if latency is None:
         return Dataset.load_from_file(path), None
     storage = SlowStorage(LocalStorage(path), latency)
-    dataset = Dataset.__new__(Dataset)
-    store = Store(storage)
-    dataset._bind(store, None, np.arange(store.n_documents), {}, None, None)
-    return dataset, storage
+    return Dataset.from_selection(Selection.whole(Store(storage))), storage
 
 
 def questions(threshold: float) -> dict[str, Callable[[Dataset], Any]]:

@@ -101,7 +101,7 @@ def run(source: str, store: str, until: str = "") -> None:
     """Stream, write and encode in this process; print what it took."""
     from interp_embed import Dataset
     from interp_embed.encode import pipeline
-    from interp_embed.store import compaction, creation
+    from interp_embed.store.write import compaction, creation
     from interp_embed.testing.saes import ReplaySAE
 
     sae = replay()
@@ -123,7 +123,7 @@ def run(source: str, store: str, until: str = "") -> None:
         "seconds": total,
         **{f"seconds until {name}": at for name, at in clock.seen.items()},
         **{f"memory until {name}": held for name, held in clock.memory.items()},
-        "nonzeros": sum(c.nnz for c in dataset._store.ledger.live),
+        "nonzeros": sum(c.nnz for c in dataset.selection.store.ledger.live),
     }
     print(json.dumps(found))
 

@@ -9,8 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp_embed.dataset import Dataset
-    from interp_embed.exchange.joining import merge
+    from interp_embed.dataset import Dataset, merge
     from interp_embed.lazy.densify import densify
     from interp_embed.selection.row import DatasetRow
 
@@ -21,7 +20,7 @@ _HOME = {
     "Dataset": "interp_embed.dataset",
     "DatasetRow": "interp_embed.selection.row",
     "densify": "interp_embed.lazy.densify",
-    "merge": "interp_embed.exchange.joining",
+    "merge": "interp_embed.dataset",
 }
 
 

@@ -1,41 +1,73 @@
-"""`Dataset`: making, continuing, saving and opening the store behind a view of documents."""
+"""`Dataset`: the page that users read. What a method does is in the module that it calls.
+
+A dataset is a `Selection` of a store, the SAE that encodes its documents, and a few words about both.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import weakref
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import copy
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
+import pandas as pd
 
-from interp_embed import exchange as saving
+from interp_embed.aggregate.by_index import known_totals
+from interp_embed.aggregate.matrices import (
+    aggregate_blocks,
+    aggregate_dense,
+    aggregate_sparse,
+    feature_count,
+    unavailable,
+)
+from interp_embed.aggregate.reductions import REDUCTIONS, check_method, check_threshold
+from interp_embed.aggregate.summary import (
+    DEFAULT_STATISTICS,
+    check_statistics,
+    feature_statistics,
+)
 from interp_embed.core.checks import check_dtype
-from interp_embed.core.memory import parse_size
+from interp_embed.core.chunk import DocumentStatus
+from interp_embed.core.memory import memory_budget, parse_size
 from interp_embed.core.progress import show_progress
+from interp_embed.exchange import joining, opening, saving
+from interp_embed.exchange.labels import SeenLabels, label_records
+from interp_embed.exchange.rows import write_rows
+from interp_embed.exchange.temporary import TemporaryFolder
 from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
-from interp_embed.labelling import Labelling
-from interp_embed.naming import Naming
+from interp_embed.labels.report import LabelsAdded, NamedFeatures
+from interp_embed.llm.defaults import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT
+from interp_embed.selection import by_feature
+from interp_embed.selection.positions import positions_of
+from interp_embed.selection.rows import Rows
+from interp_embed.selection.selection import Selection
+from interp_embed.selection.sorting import sorted_by_columns
+from interp_embed.selection.tokens import dense_tokens, sparse_tokens
+from interp_embed.store import MISSING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import os
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from numpy.typing import DTypeLike
+    import xarray as xr
+    from numpy.typing import DTypeLike, NDArray
+    from scipy.sparse import csr_matrix
 
+    from interp_embed.labels.record import FeatureLabel
+    from interp_embed.llm import Answers, FeatureLabelResponse, LLMClient, Prompts
+    from interp_embed.llm.asking import Asking
+    from interp_embed.llm.bulk.plan import BulkAsking, Estimate
+    from interp_embed.llm.bulk.result import BulkLabels
+    from interp_embed.llm.labelling import Kept
+    from interp_embed.llm.samples.samples import SelectedSamples
+    from interp_embed.llm.score import Method
     from interp_embed.sae.base import BaseSAE
     from interp_embed.selection.row import DatasetRow
+    from interp_embed.store.labels.paid_answers import Answers as StoredAnswers
 
-__all__ = ["Dataset"]
-
-
-class _TemporaryFolder:
-    """A folder that goes with the last view that uses it, and at the latest with the process."""
-
-    def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="interp-embed-")
-        weakref.finalize(self, _remove, self.path, os.getpid())
+__all__ = ["Dataset", "merge"]
 
 
 def _stored_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -45,12 +77,7 @@ def _stored_dtype(dtype: DTypeLike) -> np.dtype[Any]:
         raise ValueError(f"dtype must be float16 or float32, got {dtype!r}") from None
 
 
-def _remove(path: str, owner: int) -> None:
-    if os.getpid() == owner:  # a forked child ends before its parent does
-        shutil.rmtree(path, ignore_errors=True)
-
-
-class Dataset(Labelling, Naming):
+class Dataset:
     """Documents and their feature activations.
 
     The activations live in a store on disk; this object selects documents of it. Slicing, masking,
@@ -126,14 +153,14 @@ class Dataset(Labelling, Naming):
         stored_dtype = _stored_dtype(dtype)
         if rows is not None:
             check_rows(rows, documents.frame(), field)
-        folder = None
+        keep = None
         if save_path is None:
-            folder = _TemporaryFolder()
-            save_path = folder.path
+            keep = TemporaryFolder()
+            save_path = keep.path
         needed = compute_activations and (rows is None or any(row is None for row in rows))
         was_loaded = sae.is_loaded()
         try:
-            store = saving.plan_store(
+            store = opening.plan_store(
                 documents,
                 save_path,
                 sae,
@@ -144,32 +171,111 @@ class Dataset(Labelling, Naming):
                 feature_labels=feature_labels,
                 load=needed,
             )
-            self._bind(store, sae, np.arange(store.n_documents), {}, feature_labels, folder)
+            self._bind(Selection.whole(store, keep), sae, feature_labels, store.attributes["id"])
             if dataset_description:
                 self.dataset_description = dataset_description
-            self.id = store.attributes["id"]
             if rows is not None:
-                saving.write_rows(store, sae, rows)
+                write_rows(store, sae, rows)
             if compute_activations:
                 self._compute(int(batch_size), int(save_every_batch) * int(batch_size))
         finally:
             if sae.is_loaded() and not was_loaded:
                 sae.destroy()
 
+    def _bind(
+        self,
+        selection: Selection,
+        sae: BaseSAE | None,
+        labels: Mapping[int, str] | None,
+        identifier: str | None = None,
+    ) -> None:
+        self._selection = selection
+        self._labels = None if labels is None else {int(k): v for k, v in labels.items()}
+        self._why_no_sae = ""
+        self._frame: pd.DataFrame | None = None
+        self._rows: Rows | None = None
+        self._schema = selection.store.schema
+        self.sae: BaseSAE | None = sae
+        self.field: Any = selection.store.field
+        self.dataset_description = selection.store.attributes["description"]
+        self.id: str = identifier or uuid.uuid4().hex[:6]
+
+    @classmethod
+    def from_selection(cls, selection: Selection, sae: BaseSAE | None = None) -> Self:
+        """Make a dataset of some documents of a store that is open.
+
+        Parameters
+        ----------
+        selection
+            Which documents. ``Selection.whole(store)`` is all of them.
+        sae
+            Encodes documents that are added or missing.
+        """
+        dataset = cls.__new__(cls)
+        dataset._bind(selection, sae, None)
+        return dataset
+
+    @classmethod
+    def _of(cls, opened: opening.Opened) -> Self:
+        dataset = cls.__new__(cls)
+        dataset._bind(opened.selection, opened.sae, opened.labels, opened.identifier)
+        dataset._why_no_sae = opened.why_no_sae
+        return dataset
+
+    def _view(self, selection: Selection) -> Self:
+        view = type(self).__new__(type(self))
+        view._bind(selection, self.sae, self._labels)
+        view.dataset_description = self.dataset_description
+        view._why_no_sae = self._why_no_sae
+        return view
+
+    def __copy__(self) -> Self:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return copy.copy(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as which documents of which store, so that it can be sent to another process.
+
+        A temporary store lives as long as the process that made it.
+        """
+        chosen = {"documents": self._selection.documents, "columns": self._selection.columns}
+        words = {"labels": self._labels, "description": self.dataset_description, "id": self.id}
+        return type(self)._reopened, (self.path, chosen, words)
+
+    @classmethod
+    def _reopened(cls, path: str, chosen: Mapping[str, Any], words: Mapping[str, Any]) -> Self:
+        opened = opening.open_store(path)
+        dataset = cls._of(
+            replace(
+                opened,
+                selection=Selection(opened.selection.store, **chosen),
+                labels=words["labels"],
+                identifier=words["id"],
+            )
+        )
+        dataset.dataset_description = words["description"]
+        return dataset
+
     def _compute(self, batch_size: int, documents_per_commit: int | None = None) -> None:
         from interp_embed.encode import encode_store
+        from interp_embed.encode.recorded import keep_labels
 
+        store = self._selection.store
         if self.sae is None:
-            if saving.is_done(self._store):
+            if opening.is_done(store):
                 return
             raise ValueError(self._cannot_encode())
         report = encode_store(
-            self._store, self.sae, batch_size=batch_size, documents_per_commit=documents_per_commit
+            store, self.sae, batch_size=batch_size, documents_per_commit=documents_per_commit
         )
-        saving.keep_labels(self._store, self.sae, wrote=report.encoded > 0)
+        keep_labels(store, self.sae, wrote=report.encoded > 0)
 
     def _cannot_encode(self, instead: str = "") -> str:
-        reason = f": {self._no_sae.rstrip('.')}" if self._no_sae else ""
+        reason = f": {self._why_no_sae.rstrip('.')}" if self._why_no_sae else ""
         return (
             f"the SAE that made {self.path} cannot be rebuilt from its metadata, so nothing can be "
             f"encoded{reason}. "
@@ -201,73 +307,22 @@ class Dataset(Labelling, Naming):
             If the SAE is not what the store was made with.
         """
         check_positive(batch_size=batch_size)
-        saving.require_whole(self, "added to")
+        joining.require_whole(self._selection, "added to")
         if compute_activations and self.sae is None:
-            raise ValueError(self._cannot_encode("Or set the dataset's sae to the SAE"))
-        sae = self.sae
+            raise ValueError(self._cannot_encode("Set `dataset.sae` before appending"))
+        sae, store = self.sae, self._selection.store
         was_loaded = sae is not None and sae.is_loaded()
         try:
-            saving.append(self._store, data, sae, load=compute_activations)
-            self._bind_documents(np.arange(self._store.n_documents))
+            joining.append(store, data, sae, load=compute_activations)
+            self._selection = Selection.whole(store, self._selection.keep)
+            self._frame = self._rows = None
             if compute_activations:
                 self._compute(int(batch_size))
         finally:
             if sae is not None and sae.is_loaded() and not was_loaded:
                 sae.destroy()
 
-    # Disk
-
-    def build_index(self, memory: int | str | None = None, *, rebuild: bool = False) -> None:
-        """Index the whole store by feature, so that questions about a few features are quick.
-
-        Finding a feature's documents then takes a few reads instead of a pass over the corpus. A
-        store of some size gets an index when its encoding is complete; this is for one that was
-        encoded in part, or lost its index. What is right already is kept.
-
-        Parameters
-        ----------
-        memory
-            Bytes that this may take beside what the process holds, or a size such as ``"4G"``;
-            512 MiB by default.
-        rebuild
-            Delete the index that there is first: it may be damaged.
-
-        Raises
-        ------
-        ValueError
-            If nothing was encoded yet, or ``memory`` is no size.
-        """
-        from interp_embed.store.write.indexing import DEFAULT_MEMORY, build_index
-
-        room = DEFAULT_MEMORY if memory is None else parse_size(memory)
-        build_index(self._store, memory=room, rebuild=rebuild, progress=show_progress())
-
-    def save_to_file(
-        self, file_path: str | os.PathLike[str] | None = None, dtype: DTypeLike = np.float32
-    ) -> None:
-        """Save this view's documents and activations.
-
-        Parameters
-        ----------
-        file_path
-            Where; by default ``dataset_{id}.zarr``. A path that ends in ``.pkl`` or ``.pickle``
-            gets the one-file pickle of the original library, for exchange; any other a store. A
-            pickle keeps neither why documents failed nor which were truncated: read back, one that
-            failed is not encoded yet, unless it has no text. A
-            dataset that is there already is replaced; a process that has the replaced store open
-            then fails to read from it, and has to open it again.
-        dtype
-            Of the saved activations, float32 or float16.
-
-        Raises
-        ------
-        ValueError
-            If ``dtype`` is neither float32 nor float16.
-        OverflowError
-            If an activation is beyond the range of ``dtype``.
-        """
-        path = Path(f"dataset_{self.id}.zarr") if file_path is None else file_path
-        saving.save(self, path, _stored_dtype(dtype))
+    # ---- Disk
 
     @classmethod
     def load_from_file(
@@ -275,7 +330,7 @@ class Dataset(Labelling, Naming):
         file_path: str | os.PathLike[str],
         resume: bool = False,
         batch_size: int = 8,
-        device: str | Mapping[str, str] = saving.DEFAULT_DEVICE,
+        device: str | Mapping[str, str] = opening.DEFAULT_DEVICE,
     ) -> Dataset:
         """Open a saved dataset. Neither a model nor a GPU is needed to read it.
 
@@ -301,13 +356,1118 @@ class Dataset(Labelling, Naming):
             If a pickle holds anything but arrays, frames and plain values.
         """
         check_positive(batch_size=batch_size)
-        loaded = saving.load(cls, file_path, import_modules=resume)
+        loaded = cls._of(opening.open_saved(file_path, import_modules=resume))
         if resume:
-            saving.choose_device(loaded.sae, device)
+            opening.choose_device(loaded.sae, device)
             loaded._compute(batch_size)
         return loaded
 
-    # Display
+    def save_to_file(
+        self, file_path: str | os.PathLike[str] | None = None, dtype: DTypeLike = np.float32
+    ) -> None:
+        """Save this view's documents and activations.
+
+        Parameters
+        ----------
+        file_path
+            Where; by default ``dataset_{id}.zarr``. A path that ends in ``.pkl`` or ``.pickle``
+            gets the one-file pickle of the original library, for exchange; any other a store. A
+            pickle keeps neither why documents failed nor which were truncated: read back, one that
+            failed is not encoded yet, unless it has no text. A
+            dataset that is there already is replaced; a process that has the replaced store open
+            then fails to read from it, and has to open it again.
+        dtype
+            Of the saved activations, float32 or float16.
+
+        Raises
+        ------
+        ValueError
+            If ``dtype`` is neither float32 nor float16.
+        OverflowError
+            If an activation is beyond the range of ``dtype``.
+        """
+        path = f"dataset_{self.id}.zarr" if file_path is None else file_path
+        words = saving.Words(self.id, self.dataset_description, self._seen_labels())
+        saving.save(self._selection, words, path, _stored_dtype(dtype))
+
+    def build_index(self, memory: int | str | None = None, *, rebuild: bool = False) -> None:
+        """Index the whole store by feature, so that questions about a few features are quick.
+
+        Finding a feature's documents then takes a few reads instead of a pass over the corpus. A
+        store of some size gets an index when its encoding is complete; this is for one that was
+        encoded in part, or lost its index. What is right already is kept.
+
+        Parameters
+        ----------
+        memory
+            Bytes that this may take beside what the process holds, or a size such as ``"4G"``;
+            512 MiB by default.
+        rebuild
+            Delete the index that there is first: it may be damaged.
+
+        Raises
+        ------
+        ValueError
+            If nothing was encoded yet, or ``memory`` is no size.
+        """
+        from interp_embed.store.write.indexing import DEFAULT_MEMORY, build_index
+
+        room = DEFAULT_MEMORY if memory is None else parse_size(memory)
+        store = self._selection.store
+        build_index(store, memory=room, rebuild=rebuild, progress=show_progress())
+
+    # ---- What it is
+
+    @property
+    def selection(self) -> Selection:
+        """Which documents of which store this dataset is of, in which order."""
+        return self._selection
+
+    @property
+    def path(self) -> str:
+        """Where the store is."""
+        return self._selection.store.storage.url
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents of this view."""
+        return len(self._selection)
+
+    @property
+    def d_sae(self) -> int | None:
+        """Number of features; None where nothing was encoded and the SAE does not say."""
+        stored = self._selection.store.d_sae
+        return self.sae.d_sae if stored is None and self.sae is not None else stored
+
+    @property
+    def token_count(self) -> int:
+        """Number of tokens of this view's documents."""
+        return int(self._selection.store.n_tokens(self._selection.documents).sum())
+
+    @property
+    def columns(self) -> list[Any]:
+        """Names of the documents' columns; nothing is read."""
+        return self._selection.column_names
+
+    def _width(self) -> int:
+        return self.d_sae or feature_count(self._selection.store)
+
+    def status(self) -> NDArray[np.str_]:
+        """Return what became of each document.
+
+        Returns
+        -------
+        ndarray of str, shape (documents,)
+            ``"ok"``; ``"truncated"``, encoded up to the context length; ``"failed"`` (`failures` says
+            why); or ``"missing"``, not encoded yet.
+        """
+        names = np.full(MISSING + 1, "missing", "<U9")
+        for status in DocumentStatus:
+            names[status] = status.name.lower()
+        return names[self._selection.store.status(self._selection.documents)]
+
+    def failures(self) -> pd.DataFrame:
+        """Return the documents that could not be encoded.
+
+        Returns
+        -------
+        DataFrame
+            ``document`` (position in this view) and ``reason``.
+        """
+        reasons = self._selection.store.failures(self._selection.documents)
+        return pd.DataFrame(
+            {
+                "document": np.array(list(reasons), np.int64),
+                "reason": np.array(list(reasons.values()), object),
+            }
+        )
+
+    # ---- Documents
+
+    def _keep_up(self) -> None:
+        """Let go of what was read before the store had other columns, as after `append`."""
+        if self._schema is not (schema := self._selection.store.schema):
+            self._frame = self._rows = None
+            self._schema = schema
+
+    @property
+    def dataset(self) -> pd.DataFrame:
+        """The documents' columns as a data frame with index 0 to n - 1.
+
+        A copy: what is changed in it changes neither the dataset nor what is saved of it.
+        """
+        self._keep_up()
+        if self._frame is None:
+            self._frame = self._selection.frame()
+        return self._frame.copy(deep=True)
+
+    def pandas(self) -> pd.DataFrame:
+        """Return the documents' columns as a data frame.
+
+        A copy: what is changed in it changes neither the dataset nor what is saved of it.
+        """
+        return self.dataset
+
+    def documents(self) -> list[Any]:
+        """Return the texts."""
+        return self._selection.texts()
+
+    @property
+    def rows(self) -> Rows:
+        """The rows: a sequence that reads a document when it is looked at."""
+        self._keep_up()
+        if self._rows is None:
+            self._rows = Rows(len(self), self._selection.rows)
+        return self._rows
+
+    def dataset_rows(self) -> Rows:
+        """Return the rows; see `rows`."""
+        return self.rows
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __iter__(self) -> Iterator[DatasetRow | None]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> DatasetRow | None: ...
+    @overload
+    def __getitem__(self, index: Any) -> Any: ...
+    def __getitem__(self, index: Any) -> DatasetRow | Self | None:
+        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+            return self.rows[int(index)]
+        return self._view(self._selection.take(positions_of(index, len(self))))
+
+    def sort_by_columns(self, columns: Any, descending: bool = True) -> Self:
+        """Return the documents ordered by some columns; ties keep their order, missing come last.
+
+        Parameters
+        ----------
+        columns
+            One column's name, or a sequence of names.
+        descending
+            Highest first.
+
+        Raises
+        ------
+        ValueError
+            If there is no such column.
+        TypeError
+            If a column holds values that have no order.
+        """
+        return self._view(sorted_by_columns(self._selection, columns, descending=descending))
+
+    def filter_na_rows(self) -> Self:
+        """Return the documents that have activations."""
+        known = ~unavailable(self._selection.store, self._selection.documents)
+        return self._view(self._selection.take(np.flatnonzero(known)))
+
+    # ---- Activations
+
+    @overload
+    def latents(
+        self,
+        aggregation_method: Literal["max", "mean", "sum", "binarize", "count"] = "max",
+        compress: Literal[False] = False,
+        activated_threshold: float = 0,
+        *,
+        memory: int | str | None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def latents(
+        self,
+        aggregation_method: Literal["max", "mean", "sum", "binarize", "count"],
+        compress: Literal[True],
+        activated_threshold: float = 0,
+        *,
+        memory: int | str | None = None,
+    ) -> csr_matrix: ...
+    @overload
+    def latents(
+        self,
+        aggregation_method: str = "max",
+        compress: Literal[False] = False,
+        activated_threshold: float = 0,
+        *,
+        lazy: Literal[True],
+        memory: int | str | None = None,
+    ) -> xr.DataArray: ...
+    @overload
+    def latents(
+        self,
+        aggregation_method: str = "max",
+        compress: bool = False,
+        activated_threshold: float = 0,
+        *,
+        lazy: Literal[False] = False,
+        memory: int | str | None = None,
+    ) -> NDArray[Any] | csr_matrix | list[csr_matrix]: ...
+    def latents(
+        self,
+        aggregation_method: str = "max",
+        compress: bool = False,
+        activated_threshold: float = 0,
+        *,
+        lazy: bool = False,
+        memory: int | str | None = None,
+    ) -> NDArray[Any] | csr_matrix | list[csr_matrix] | xr.DataArray:
+        """Return the documents' activations, aggregated over their tokens.
+
+        A token on which a feature is absent counts as 0. Documents without activations are rows of
+        NaN.
+
+        Parameters
+        ----------
+        aggregation_method
+            ``"max"``, ``"mean"``, ``"sum"``, ``"binarize"`` (1 where any token is above the
+            threshold), ``"count"`` (tokens above the threshold), ``"nnz"`` (tokens that are not 0),
+            ``"var"`` (variance over the tokens, no degree of freedom taken off), or ``"all"`` (no
+            aggregation).
+        compress
+            Return sparse matrices, without explicit zeros.
+        activated_threshold
+            Above which a feature counts as active, for ``"binarize"`` and ``"count"``; 0 or more.
+        lazy
+            Return a lazy array, for xarray and dask; nothing is read but the documents' lengths,
+            for ``"all"``. Its blocks are sparse whether ``compress`` is given or not, so it must not
+            be. See docs/lazy.md.
+        memory
+            Bytes that may be used, or a size such as ``"2G"``; by default what
+            ``INTERP_EMBED_MEMORY`` says, or most of what is free. Not for ``lazy``.
+
+        Returns
+        -------
+        ndarray or csr_matrix of float32, shape (documents, d_sae)
+            For ``"all"`` a list of csr_matrix, or a 1-D object array of dense arrays, each of shape
+            (n_tokens, d_sae).
+        DataArray of float32, dims ("doc", "feature")
+            If ``lazy``, over a dask array of `sparse.COO` blocks; ``doc`` is the document's number in
+            the store. For ``"all"`` dims ("doc", "token", "feature"): padded with 0 to the longest
+            document, and with NaN on the first position of a document without activations.
+
+        Raises
+        ------
+        ResultTooLargeError
+            If the result would not fit in memory; nothing is computed.
+        ValueError
+            If ``lazy`` is given with ``compress`` or ``memory``.
+        """
+        check_method(aggregation_method, also=("all",))
+        threshold = check_threshold(activated_threshold)
+        store, documents = self._selection.store, self._selection.documents
+        if lazy:
+            if compress:
+                raise ValueError("a lazy array is of sparse blocks anyway: leave out compress=True")
+            if memory is not None:
+                raise ValueError(
+                    "memory is for results in memory: the blocks of a lazy array are as large as "
+                    "dask's setting array.chunk-size says"
+                )
+            from interp_embed.lazy import convert
+
+            return convert.latents(
+                store, documents, aggregation_method, threshold, self._selection.keep
+            )
+        with memory_budget(memory):
+            if aggregation_method == "all":
+                if compress:
+                    return sparse_tokens(self._selection)
+                return dense_tokens(self._selection)
+            run = aggregate_sparse if compress else aggregate_dense
+            return run(store, documents, REDUCTIONS[aggregation_method], threshold)
+
+    def iter_latents(
+        self,
+        aggregation_method: str = "max",
+        activated_threshold: float = 0,
+        *,
+        memory: int | str | None = None,
+    ) -> Iterator[tuple[NDArray[np.int64], csr_matrix]]:
+        """Go through the documents' aggregated activations block by block.
+
+        For corpora of which even the sparse matrix does not fit in memory: a few blocks are held at
+        a time, whatever the size of the corpus.
+
+        Parameters
+        ----------
+        aggregation_method, activated_threshold
+            See `latents`; not ``"all"``.
+        memory
+            Bytes that may be used, or a size such as ``"2G"``.
+
+        Returns
+        -------
+        iterator of (positions, matrix)
+            ``positions`` (ndarray of int64) are those of the block's documents in this dataset,
+            ``matrix`` (csr_matrix of float32, shape (len(positions), d_sae)) their rows. Blocks come
+            in the order of the store; each document of this dataset is in one of them.
+        """
+        reduction = REDUCTIONS[check_method(aggregation_method)]
+        threshold = check_threshold(activated_threshold)
+        store, documents = self._selection.store, self._selection.documents
+        with memory_budget(memory):
+            return aggregate_blocks(store, documents, reduction, threshold)
+
+    def feature_statistics(
+        self,
+        statistics: Sequence[str] | str = DEFAULT_STATISTICS,
+        quantiles: Sequence[float] = (),
+        activated_threshold: float = 0,
+        *,
+        memory: int | str | None = None,
+    ) -> xr.Dataset:
+        """Return statistics of every feature over this dataset's documents, in one pass.
+
+        Parameters
+        ----------
+        statistics
+            Any of
+
+            - ``"document_frequency"``: documents in which the feature is above the threshold on some
+              token;
+            - ``"token_frequency"``: tokens on which it is;
+            - ``"mean"``: its activation, averaged over all tokens;
+            - ``"max"``: the highest of its documents' ``max``;
+            - ``"histogram"``: tokens by activation above zero, in 256 bins, eight of equal width for
+              each power of two from 2^-16 to 2^16; the outer bins hold what is beyond, too. Reads
+              the tokens.
+        quantiles
+            From 0 to 1: the activation that so large a share of the activations above zero does not
+            exceed (numpy's method ``"inverted_cdf"``: one that occurs, no mean of two), read off the
+            histogram and so within 1/16 of its value, where that is from 2^-16 to 2^16. Reads the
+            tokens.
+        activated_threshold
+            0 or more; for the frequencies.
+        memory
+            Bytes that may be used, or a size such as ``"2G"``.
+
+        Returns
+        -------
+        xarray.Dataset
+            Variables over ``feature``, the histogram over (``feature``, ``bin``), ``quantiles`` over
+            (``quantile``, ``feature``); attributes ``n_documents`` and ``n_tokens`` count the
+            documents that have activations.
+
+        Raises
+        ------
+        ValueError
+            If a statistic is unknown, a quantile is not from 0 to 1, or the threshold is negative.
+        """
+        names, wanted = check_statistics(statistics, quantiles)
+        threshold = check_threshold(activated_threshold)
+        store, documents = self._selection.store, self._selection.documents
+        with memory_budget(memory):
+            known = known_totals(store, documents, threshold)
+            return feature_statistics(
+                store, documents, names, wanted, threshold, self.feature_labels(), known=known
+            )
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return all that is known of the documents, as lazy arrays; see docs/lazy.md.
+
+        Returns
+        -------
+        Dataset
+            ``activations`` (doc, token, feature); each reduction of `latents` by its name, with an
+            ``activated_threshold`` of 0, (doc, feature); ``token_mask`` and ``token_weight`` (doc,
+            token), which is where a document has tokens; the documents' columns (doc). A column
+            whose name is taken has ``column_`` before it. Coordinates are ``doc`` (the document's
+            number in the store), ``feature``, ``token``, ``n_tokens`` (doc), ``status`` (doc), and
+            ``feature_label`` (feature) where there are labels. Only the coordinates are in memory.
+
+        Raises
+        ------
+        ValueError
+            If nothing was encoded yet, so that the number of features is unknown.
+        """
+        from interp_embed.lazy.convert import to_dataset
+
+        return to_dataset(
+            self._selection.store,
+            self._selection.documents,
+            extra=self._selection.columns,
+            labels=self.feature_labels(),
+            attributes={"id": self.id, "description": self.dataset_description, "path": self.path},
+            keep=self._selection.keep,
+        )
+
+    @overload
+    def top_documents_for_feature(
+        self,
+        feature: int,
+        aggregation_type: str = "max",
+        document_only: Literal[True] = True,
+        k: int = 10,
+        select_top: bool = True,
+        include_nonactive_samples: bool = False,
+    ) -> list[str]: ...
+    @overload
+    def top_documents_for_feature(
+        self,
+        feature: int,
+        aggregation_type: str = "max",
+        *,
+        document_only: Literal[False],
+        k: int = 10,
+        select_top: bool = True,
+        include_nonactive_samples: bool = False,
+    ) -> list[DatasetRow]: ...
+    def top_documents_for_feature(
+        self,
+        feature: int,
+        aggregation_type: str = "max",
+        document_only: bool = True,
+        k: int = 10,
+        select_top: bool = True,
+        include_nonactive_samples: bool = False,
+    ) -> list[str] | list[DatasetRow]:
+        """Return the documents in which a feature is strongest (or weakest).
+
+        Parameters
+        ----------
+        feature
+            Feature index.
+        aggregation_type
+            How a document's tokens are aggregated; see `latents`.
+        document_only
+            Return texts with active tokens highlighted; otherwise rows.
+        k
+            How many documents at most.
+        select_top
+            Highest first; otherwise lowest first. Ties go by document order.
+        include_nonactive_samples
+            Also consider documents in which the feature is nowhere active.
+        """
+        check_positive(k=k)
+        chosen = by_feature.top_positions(
+            self._selection,
+            feature,
+            self._width(),
+            method=aggregation_type,
+            k=k,
+            highest=select_top,
+            inactive=include_nonactive_samples,
+        )
+        rows = [row for row in self._selection.rows(chosen) if row is not None]
+        return [row.token_activations(feature) for row in rows] if document_only else rows
+
+    def token_activations(self, feature: int) -> list[str | None]:
+        """Return every document's text with the tokens on which a feature is active highlighted.
+
+        Returns
+        -------
+        list of str or None
+            None for documents without activations.
+        """
+        return by_feature.highlighted(self._selection, feature, self._width())
+
+    def sort_by_features(
+        self,
+        features: Sequence[int] | int,
+        aggregation_type: str = "max",
+        descending: bool = True,
+        include_top_feature: bool = True,
+        include_nonactive_samples: bool = True,
+    ) -> Self:
+        """Return the documents ordered by the highest activation among some features.
+
+        Documents in which none of them is active come after the others (before them when
+        ascending), in document order; those without activations come last.
+
+        Parameters
+        ----------
+        features
+            Feature indices, or one.
+        aggregation_type
+            How a document's tokens are aggregated; see `latents`.
+        descending
+            Highest first.
+        include_top_feature
+            Add the columns ``feature_activation``, ``top_feature_label`` and ``top_feature_index``
+            (-1 where none is active) to the result. This dataset keeps its columns.
+        include_nonactive_samples
+            Keep the documents in which none of the features is active.
+        """
+        if isinstance(features, (int, np.integer)):
+            features = [features]
+        return self._view(
+            by_feature.sorted_by_features(
+                self._selection,
+                features,
+                self._width(),
+                self.feature_labels() if include_top_feature else None,
+                method=aggregation_type,
+                descending=descending,
+                inactive=include_nonactive_samples,
+            )
+        )
+
+    # ---- Labels of features
+
+    def _seen_labels(self) -> SeenLabels:
+        own, source, store = self._labels, "given", self._selection.store
+        if own is None and not store.labels.first() and self.sae is not None:
+            own, source = self.sae.feature_labels() or {}, "sae"
+        return SeenLabels(store, own, source, self.d_sae)
+
+    def feature_labels(self) -> dict[int, str]:
+        """Return names of features, by feature.
+
+        Of several labels of a feature the best: what was given by a person, else what scored highest;
+        see `interp_embed.labels.record.best_labels`. `labels` has all of them.
+        """
+        return self._seen_labels().shown()
+
+    def label_records(self) -> list[FeatureLabel]:
+        """Return every label of every feature, those that other processes have added included.
+
+        Returns
+        -------
+        list of FeatureLabel
+            In order of features, then of time.
+        """
+        return self._seen_labels().records()
+
+    def labels(self) -> pd.DataFrame:
+        """Return every label of every feature as a table.
+
+        Returns
+        -------
+        DataFrame
+            ``feature``; ``label``; ``best``, whether it is the one that `feature_labels` returns;
+            ``source`` (see `FeatureLabel`); ``brief_description``, ``detailed_explanation``,
+            ``model``, ``prompt_version``, ``seed``, ``origin`` and ``created``; the score that
+            counts, as ``score_method``, ``score``, ``low``, ``high``, ``n`` (missing where there is
+            none); ``n_scores`` and ``n_examples``. `label_records` has all scores and examples.
+        """
+        return self._seen_labels().table()
+
+    def add_labels(
+        self,
+        labels: Mapping[int, str] | Iterable[FeatureLabel] | FeatureLabel,
+        source: str = "given",
+    ) -> LabelsAdded:
+        """Add labels to the store. They are on disk when this returns, and nothing is replaced.
+
+        Any number of processes may add labels at once. A record that is there already, with other
+        scores, gets the new scores too.
+
+        Parameters
+        ----------
+        labels
+            Labels by feature, or a record, or several.
+        source
+            Where labels by feature are from; see `FeatureLabel`.
+
+        Returns
+        -------
+        LabelsAdded
+            How many were written, as an integer that says when it is printed what became of all of
+            them: ``new``, ``scored``, ``again``, ``same``, and which of them are ``shown``.
+
+        Raises
+        ------
+        IndexError
+            If the SAE has no such feature. Nothing is added then.
+        TypeError, ValueError
+            If something is no label.
+        """
+        return self._seen_labels().add([*label_records(labels, source)])
+
+    def export_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> int:
+        """Write labels to a file, which `import_labels` reads.
+
+        Parameters
+        ----------
+        path
+            Ends in ``.json`` or ``.csv``. A file that is there is replaced.
+        best
+            Only the label of each feature that `feature_labels` returns.
+
+        Returns
+        -------
+        int
+            How many labels were written.
+
+        Raises
+        ------
+        ValueError
+            If the name ends in something else.
+        """
+        return self._seen_labels().export(path, best=best)
+
+    def import_labels(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        source: str | None = None,
+        only: str | None = None,
+    ) -> LabelsAdded:
+        """Add the labels of a file, or of several.
+
+        Parameters
+        ----------
+        path
+            A file, a folder of files, a pattern or a URL, also with gzip: JSON or CSV of
+            `export_labels`, whose examples are numbers of documents and left out where this store
+            has too few; a table with the columns ``feature`` and ``label``; a JSON object of
+            labels by feature; or the explanations that Neuronpedia exports (JSON Lines or JSON).
+        source
+            Where they are from, in place of what the file says (``"import"`` where it says nothing).
+            ``"given"`` puts them before all others.
+        only
+            Of a file with the explanations of several SAEs, those of this one: ``"model/layer"`` as
+            Neuronpedia names them, such as ``"gpt2-small/8-res-jb"``.
+
+        Returns
+        -------
+        LabelsAdded
+            As for `add_labels`. Rows without a label are left out.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If a file has no labels, or something else in their place; it names the file and the line.
+        IndexError
+            If the SAE has no such feature: the labels are of another one. Nothing is added then.
+        """
+        return self._seen_labels().import_from(path, source=source, only=only)
+
+    def label_features_from_tokens(
+        self,
+        features: Sequence[int] | None = None,
+        *,
+        k: int = 20,
+        words: int = 3,
+        commit: bool = True,
+        memory: int | str | None = None,
+    ) -> NamedFeatures:
+        """Name features by the words that they prefer, without a language model.
+
+        Each feature is named after the words on which it is active in its strongest documents, or
+        after the word that these follow; see `interp_embed.analysis.lexical_names`. The same documents
+        give the same names. Reads the document level once, then the documents in which one of the
+        features is strongest, and the texts of up to 2,048 documents to know which words are usual;
+        memory does not grow with the corpus.
+
+        Such a name shows only where a feature has no better label: all others come before it, those
+        that the SAE came with too, unless they were scored and are not better than guessing. What is
+        returned says how many show.
+
+        Parameters
+        ----------
+        features
+            Which; by default all that are active somewhere.
+        k
+            Documents a feature, of different texts.
+        words
+            Words a label at most.
+        commit
+            Whether to add the labels to the store.
+        memory
+            Bytes that the pass over the documents may use, or a size such as ``"2G"``.
+
+        Returns
+        -------
+        NamedFeatures
+            A list of `FeatureLabel` with the source ``"tokens"``, in order of features. A feature
+            that is nowhere active has none. Printed, it says how many of them show.
+
+        Raises
+        ------
+        IndexError
+            If the SAE has no such feature.
+        ValueError
+            If nothing was encoded yet.
+        OSError
+            If they are to be added and nothing can be written to the store; before any work.
+        """
+        from interp_embed.analysis.token_labels import feature_mask, labels_from_tokens
+
+        check_positive(k=k, words=words)
+        wanted = feature_mask(features, self._width())
+        if commit:
+            self._selection.store.labels.check_writable()
+        with memory_budget(memory):
+            found = labels_from_tokens(self._selection, wanted, k=k, words=words)
+        seen = self._seen_labels()
+        added = seen.add(found) if commit else None
+        if added is not None and added.shown is not None:
+            return NamedFeatures(found, added, added.shown)
+        return NamedFeatures(found, None, seen.preview(found))
+
+    @property
+    def answers(self) -> StoredAnswers:
+        """Answers of language models by the digest of the request, kept in the store."""
+        return self._selection.store.answers
+
+    def _samples(self, name: str, given: Dataset | None) -> SelectedSamples:
+        """Return the documents of a dataset that was given by an argument, or else these."""
+        from interp_embed.llm.samples.samples import SelectedSamples
+
+        if given is not None and not isinstance(given, Dataset):
+            raise TypeError(f"{name} must be a Dataset, got {type(given).__name__}: {given!r:.60}")
+        chosen = self if given is None else given
+        return SelectedSamples(chosen.selection, chosen._width())
+
+    async def label_feature(
+        self,
+        feature: int,
+        model: str = DEFAULT_MODEL,
+        label_and_score: Mapping[str, Any] | None = None,
+        positive_dataset: Dataset | None = None,
+        negative_dataset: Dataset | None = None,
+        k: int = 20,
+        *,
+        base_url: str | None = None,
+        examples: Literal["top", "quantile", "random"] = "top",
+        negatives: Literal["random", "hard"] = "random",
+        seed: int = 0,
+        window_tokens: int = 64,
+        prompts: str | os.PathLike[str] | Prompts | None = None,
+        settings: Mapping[str, Any] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_RETRIES,
+        answers: Answers | None = None,
+        client: LLMClient | None = None,
+    ) -> FeatureLabelResponse:
+        """Ask a language model what a feature stands for.
+
+        Parameters
+        ----------
+        feature
+            Feature index.
+        model
+            ``openai/NAME`` for a model of OpenAI; otherwise a model of OpenRouter. The key is read
+            from ``OPENAI_API_KEY`` or ``OPENROUTER_API_KEY``.
+        label_and_score
+            A label to make better, and its score: ``{"label": ..., "score": ...}``. What `score_feature`
+            returned does, with the label added.
+        positive_dataset, negative_dataset
+            Where samples come from in which the feature is active, and in which it is not; this
+            dataset by default.
+        k
+            How many of either, at most.
+        base_url
+            Another server that speaks OpenAI's protocol (vLLM, Ollama, ...), for instance
+            ``http://localhost:8000/v1``; ``OPENAI_BASE_URL`` or ``OPENROUTER_BASE_URL`` by default.
+        examples
+            Which documents show the feature: ``"top"``, some of the 3 k in which it is strongest;
+            ``"quantile"``, as many of each strength; ``"random"``, any in which it is active.
+        negatives
+            ``"random"``, or ``"hard"``: those most like the positive ones in other features.
+        seed
+            The same seed chooses the same samples.
+        window_tokens
+            Tokens of a document that are shown, around the strongest; special ones are left out.
+        prompts
+            A folder of prompts to use in place of the package's; see docs/labels.md.
+        settings
+            Further parameters of the request, such as ``{"temperature": 0.7, "max_tokens": 500}``.
+        timeout
+            Seconds that one attempt of a request may take: 120 by default.
+        max_retries
+            How often a request is sent again, 4 times by default, where the server does not answer in
+            time, cannot be reached, is overloaded (429) or fails (5xx).
+        answers
+            Where answers are kept, so that nothing is asked twice; see `interp_embed.llm.Answers`.
+        client
+            An open `interp_embed.llm.LLMClient`, to share connections, limits and counts. It stands
+            in place of ``model``, ``base_url``, ``answers``, ``timeout`` and ``max_retries``.
+
+        Returns
+        -------
+        FeatureLabelResponse
+            With ``label``, ``brief_description`` and ``detailed_explanation`` (which may be None).
+
+        Raises
+        ------
+        ValueError
+            If the feature is active in no document, or an argument makes no sense.
+        IndexError
+            If there is no such feature.
+        LLMAuthenticationError
+            If there is no key, or the server does not take it.
+        LLMAnswerError
+            If the model did not answer in the form that was asked for, in two rounds. It has the
+            answer in ``raw``.
+        LLMError
+            For other failures of the server, after retries.
+        """
+        from interp_embed.llm.labelling import Connection, ask_feature_label, require_packages
+
+        require_packages()
+        return await ask_feature_label(
+            self._samples("positive_dataset", positive_dataset),
+            self._samples("negative_dataset", negative_dataset),
+            feature,
+            _asking(model, examples, negatives, seed, window_tokens, prompts, settings),
+            Connection(base_url, timeout, max_retries, answers, client),
+            k=k,
+            label_and_score=label_and_score,
+        )
+
+    async def score_feature(
+        self,
+        feature: int,
+        label: str,
+        model: str = DEFAULT_MODEL,
+        positive_dataset: Dataset | None = None,
+        negative_dataset: Dataset | None = None,
+        k: int = 10,
+        *,
+        method: Literal["reference", "detection", "fuzzing"] = "reference",
+        base_url: str | None = None,
+        examples: Literal["top", "quantile", "random"] = "top",
+        negatives: Literal["random", "hard"] = "random",
+        seed: int = 0,
+        window_tokens: int = 64,
+        prompts: str | os.PathLike[str] | Prompts | None = None,
+        settings: Mapping[str, Any] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_RETRIES,
+        answers: Answers | None = None,
+        client: LLMClient | None = None,
+    ) -> dict[str, Any]:
+        """Ask a language model how well a label says where a feature is active.
+
+        Parameters
+        ----------
+        feature, label
+            What is judged.
+        model, positive_dataset, negative_dataset, base_url, examples, negatives
+            See `label_feature`.
+        k
+            Samples with the feature, and samples without it, at most.
+        method
+            ``"reference"``: each sample is shown by itself with its active tokens marked, and judged
+            whether the label fits. ``"detection"``: samples with and without the feature are shown
+            together without marks, and the model has to say which have it. ``"fuzzing"``: samples
+            with the feature are shown, half of them with random tokens marked, and the model has to
+            say which are marked rightly. There are as many of either.
+        seed, window_tokens, prompts, settings, timeout, max_retries, answers, client
+            See `label_feature`.
+
+        Returns
+        -------
+        dict
+            - ``score``: from 0 to 1; the share of samples that the label fits for ``"reference"``,
+              the balanced accuracy for the others;
+            - ``total_count``: number of samples that were judged;
+            - ``responses``: for each a `SingleSampleScoringResponse`, which also has ``document``,
+              ``text``, ``expected`` and ``judged``;
+            - ``balanced_accuracy``, the mean of the accuracies on samples with and without, and
+              ``interval``, its 95 % interval (low, high); NaN where there is only one of the two;
+            - ``n_positive``, ``n_negative``: samples with and without;
+            - ``failures``: a dictionary with ``documents`` and ``reason`` for each request some of whose
+              samples have no usable verdict;
+            - ``method``, ``model``, ``prompt_version``, ``seed``.
+
+        Raises
+        ------
+        ValueError
+            If the feature is active in no document, there is nothing to compare with, or an argument
+            makes no sense.
+        IndexError
+            If there is no such feature.
+        LLMError
+            If no request was answered, or the server does not take the key or know the model. Where
+            some samples have no verdict the others count, with a warning.
+        """
+        from interp_embed.llm.labelling import Connection, ask_feature_score, require_packages
+
+        require_packages()
+        return await ask_feature_score(
+            self._samples("positive_dataset", positive_dataset),
+            self._samples("negative_dataset", negative_dataset),
+            feature,
+            label,
+            _asking(model, examples, negatives, seed, window_tokens, prompts, settings),
+            Connection(base_url, timeout, max_retries, answers, client),
+            k=k,
+            method=method,
+        )
+
+    async def label_features(
+        self,
+        features: Sequence[int] | None = None,
+        model: str = DEFAULT_MODEL,
+        *,
+        score: Method | Sequence[Method] | None = None,
+        k: int = 20,
+        score_k: int = 10,
+        seed: int = 0,
+        examples: Literal["top", "quantile", "random"] = "top",
+        negatives: Literal["random", "hard"] = "random",
+        window_tokens: int = 64,
+        scored_on: Dataset | None = None,
+        max_concurrency: int = 8,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_tokens: int | None = None,
+        max_cost: float | None = None,
+        prices: tuple[float, float] | None = None,
+        base_url: str | None = None,
+        prompts: str | os.PathLike[str] | Prompts | None = None,
+        settings: Mapping[str, Any] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_RETRIES,
+        progress: bool | None = None,
+    ) -> BulkLabels:
+        """Ask a language model what many features stand for, and keep its labels in the store.
+
+        Answers and labels are on disk as they come, so this may be interrupted or killed anywhere: the
+        same call goes on, and pays for no request again whose answer is kept. See docs/labels.md.
+
+        Parameters
+        ----------
+        features
+            Which. None for those that occur in these documents and have no label of this model and
+            these prompts yet, or one that lacks a score which is asked for.
+        model, k, seed, examples, negatives, window_tokens, base_url, prompts, settings
+            See `label_feature`.
+        score
+            How to score each label: a method of `score_feature`, or several; None for no score.
+        score_k
+            Samples with the feature, and samples without it, at most, for a score.
+        scored_on
+            Where the samples of scores come from; this dataset by default.
+        max_concurrency
+            Requests in flight at most, and so the most that a crash has paid for in vain.
+        requests_per_minute, tokens_per_minute
+            As the server allows; None for no limit. Tokens are those of prompts and answers, as they
+            are estimated before they are sent. Attempts after the first are not counted.
+        max_tokens
+            Tokens of prompts and answers that this call may take; None for no limit.
+        max_cost
+            US dollars that this call may take, which needs ``prices``. The server's own cost counts
+            where it says it.
+        prices
+            US dollars for a million tokens of prompts, and of answers.
+        timeout, max_retries
+            See `label_feature`.
+        progress
+            Whether to show a bar, and the estimate before; by default where somebody is watching.
+
+        Returns
+        -------
+        BulkLabels
+            ``table``, a data frame with a row a feature: its label, its score, why it failed, and what
+            it took; ``stopped``, why it ended early, if a budget was reached; and what was taken.
+
+        Raises
+        ------
+        ValueError
+            If an argument makes no sense. Nothing is sent.
+        IndexError
+            If the SAE has no such feature.
+        LLMError
+            If the server refuses the key, the model or the account, or fails for many features in a
+            row. What was labelled before is kept. Any other failure concerns one feature alone, and
+            is in the table.
+        """
+        from interp_embed.llm.labelling import (
+            Connection,
+            Limits,
+            ask_feature_labels,
+            require_packages,
+        )
+
+        require_packages("aiolimiter")
+        limits = Limits(
+            max_concurrency,
+            requests_per_minute,
+            tokens_per_minute,
+            max_tokens,
+            max_cost,
+            prices,
+        )
+        asking = _asking(model, examples, negatives, seed, window_tokens, prompts, settings)
+        samples = self._samples("", None)
+        return await ask_feature_labels(
+            samples,
+            samples if scored_on is None else self._samples("scored_on", scored_on),
+            features,
+            _bulk_asking(asking, score, k, score_k),
+            Connection(base_url, timeout, max_retries),
+            limits,
+            self._kept(),
+            progress=progress,
+        )
+
+    def estimate_labels(
+        self,
+        features: Sequence[int] | None = None,
+        model: str = DEFAULT_MODEL,
+        *,
+        score: Method | Sequence[Method] | None = None,
+        k: int = 20,
+        score_k: int = 10,
+        seed: int = 0,
+        examples: Literal["top", "quantile", "random"] = "top",
+        negatives: Literal["random", "hard"] = "random",
+        window_tokens: int = 64,
+        scored_on: Dataset | None = None,
+        prices: tuple[float, float] | None = None,
+        prompts: str | os.PathLike[str] | Prompts | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Estimate:
+        """Return about what `label_features` would take, without sending anything; no key is needed.
+
+        It makes the requests of up to 32 features, evenly spread, and counts their characters.
+
+        Parameters
+        ----------
+        features, model, score, k, score_k, seed, examples, negatives, window_tokens
+            See `label_features`.
+        scored_on, prices, prompts, settings
+            See `label_features`.
+
+        Returns
+        -------
+        Estimate
+            ``features``, ``requests``, ``kept`` (answered already), ``prompt_tokens``,
+            ``completion_tokens``, and ``cost`` in US dollars, None without prices.
+
+        Raises
+        ------
+        ValueError, IndexError
+            As `label_features`.
+        """
+        from interp_embed.llm.labelling import estimate_feature_labels, require_packages
+
+        require_packages()
+        asking = _asking(model, examples, negatives, seed, window_tokens, prompts, settings)
+        return estimate_feature_labels(
+            self._samples("", None),
+            self._samples("scored_on", scored_on),
+            features,
+            _bulk_asking(asking, score, k, score_k),
+            prices,
+            self._kept(),
+        )
+
+    def _kept(self) -> Kept:
+        from interp_embed.llm.labelling import Kept
+
+        def occurring() -> NDArray[np.bool_]:
+            found = self.feature_statistics(["document_frequency"])
+            return found["document_frequency"].to_numpy() > 0
+
+        store = self._selection.store
+        return Kept(store.labels, store.answers, occurring, self._width())
+
+    # ---- Display
+
+    def _status_counts(self) -> list[str]:
+        """Return how many documents are not "ok", in words; nothing where all are."""
+        status = self.status()
+        words = {"failed": "failed", "missing": "not encoded yet", "truncated": "truncated"}
+        counts = {said: int((status == name).sum()) for name, said in words.items()}
+        return [f"{count:,} {said}" for said, count in counts.items() if count]
 
     def __repr__(self) -> str:
         if len(self) == 0:
@@ -335,4 +1495,72 @@ class Dataset(Labelling, Naming):
         }
         if self.dataset_description:
             summary = {"Description": self.dataset_description, **summary}
-        return dataset_html(summary, self._frame(np.arange(min(5, len(self)))))
+        return dataset_html(summary, self._selection.frame(np.arange(min(5, len(self)))))
+
+    # Last, as it hides the builtin in this class.
+    def list(self) -> list[dict[Any, Any]]:
+        """Return the documents' columns as a list of dictionaries."""
+        return self.dataset.to_dict(orient="records")
+
+
+def _asking(
+    model: str,
+    examples: Literal["top", "quantile", "random"],
+    negatives: Literal["random", "hard"],
+    seed: int,
+    window_tokens: int,
+    prompts: str | os.PathLike[str] | Prompts | None,
+    settings: Mapping[str, Any] | None,
+) -> Asking:
+    from interp_embed.llm.asking import Asking, read_prompts
+    from interp_embed.llm.samples.choice import Choice
+
+    choice = Choice(examples, negatives, seed, window_tokens)
+    return Asking(model, choice, read_prompts(prompts), settings)
+
+
+def _bulk_asking(
+    asking: Asking, score: Method | Sequence[Method] | None, k: int, score_k: int
+) -> BulkAsking:
+    from interp_embed.llm.bulk.plan import BulkAsking, check_methods
+
+    return BulkAsking(asking, check_methods(score), k, score_k)
+
+
+def merge(
+    stores: Sequence[str | os.PathLike[str] | Dataset], path: str | os.PathLike[str]
+) -> Dataset:
+    """Join stores of the same SAE and settings into a new one.
+
+    The documents are those of the stores, one store after the other; columns that some of them lack
+    are missing there. Nothing is encoded or compressed again: on one disk the objects are linked, which
+    takes no room, and elsewhere they are copied byte for byte. The stores stay as they are. Cut off,
+    the same call goes on.
+
+    Parameters
+    ----------
+    stores
+        Paths, URLs or whole datasets; one at least.
+    path
+        Where the new store goes, a path or a URL.
+
+    Returns
+    -------
+    Dataset
+        All documents. Those that were not encoded in their store are not encoded in this one.
+
+    Raises
+    ------
+    FingerprintMismatchError
+        If they were not made with the same SAE and settings; it names what differs.
+    StoreExistsError
+        If there is something at ``path``.
+    ValueError
+        If a dataset is a part of a store, or has columns of its own; or there is nothing to join.
+    """
+    if not isinstance(stores, Sequence) or isinstance(stores, (str, bytes, Dataset)) or not stores:
+        raise ValueError(
+            f"stores must be a list of one path or dataset at least, got {stores!r:.100}"
+        )
+    parts = [each.selection if isinstance(each, Dataset) else each for each in stores]
+    return Dataset.load_from_file(joining.merge(parts, path))

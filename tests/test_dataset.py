@@ -854,7 +854,7 @@ def test_wrong_arguments_fail_before_the_sae_is_loaded(change, error, message):
 def test_numbers_of_numpy_are_numbers(tmp_path):
     made(["a", "b"], batch_size=np.int64(1), save_every_batch=np.int32(2), save_path=tmp_path / "s")
     loaded = Dataset.load_from_file(tmp_path / "s", batch_size=np.int64(4))
-    assert loaded._store.plan.documents_per_chunk == 2
+    assert loaded.selection.store.plan.documents_per_chunk == 2
 
 
 @pytest.mark.parametrize("taken", ["file", "folder"])
@@ -916,7 +916,7 @@ def test_a_view_is_saved_with_its_documents_and_extra_columns_only(dataset, tmp_
     loaded = Dataset.load_from_file(tmp_path / "view")
     assert_same(loaded, view)
     assert loaded.columns == view.columns
-    assert loaded._store.n_documents == 5
+    assert loaded.selection.store.n_documents == 5
 
 
 def test_saving_replaces_a_store_and_nothing_is_left_over(dataset, tmp_path):
@@ -989,7 +989,7 @@ def test_what_was_opened_before_a_store_was_replaced_is_not_read_from_the_new_on
     store_from_chunk(tmp_path / "b.zarr", random_chunk(2, 12, d_sae=9))
     old = Dataset.load_from_file(tmp_path / "a.zarr")
     assert len(old.documents()) == 12
-    sent = pickle.dumps(old._store)
+    sent = pickle.dumps(old.selection.store)
     Dataset.load_from_file(tmp_path / "b.zarr").save_to_file(tmp_path / "a.zarr")
     with pytest.raises(CorruptStoreError, match="another one was saved in its place"):
         old.latents("max")
@@ -1017,7 +1017,7 @@ def test_what_another_process_put_back_is_replaced_too(dataset, tmp_path, monkey
 
 def test_changed_frames_change_neither_the_dataset_nor_what_is_saved(data, tmp_path):
     dataset = Dataset(data, WordSAE())
-    for row, frame in enumerate([dataset.pandas(), dataset.dataset, dataset._cached_frame]):
+    for row, frame in enumerate([dataset.pandas(), dataset.dataset, dataset.pandas()]):
         frame.loc[row, "text"] = "changed"
     dataset.save_to_file(tmp_path / "s")
     dataset.save_to_file(tmp_path / "s.pkl")
@@ -1101,7 +1101,7 @@ def test_saving_where_nothing_can_be_written_names_the_path_given(name, dataset,
 def test_float16_halves_are_stored_rounded(dataset, tmp_path):
     dataset.save_to_file(tmp_path / "half", dtype=np.float16)
     loaded = Dataset.load_from_file(tmp_path / "half")
-    assert loaded._store.dtype == np.float16
+    assert loaded.selection.store.dtype == np.float16
     np.testing.assert_array_equal(
         loaded.latents(), dataset.latents().astype(np.float16).astype(np.float32)
     )

@@ -93,7 +93,7 @@ def run_convert(old: str, new: str, *, dtype: str | None, overwrite: bool) -> No
     if "://" not in new and Path(new).exists() and not overwrite:
         raise StoreExistsError(f"{new} exists. Give another path, or --overwrite")
     dataset = Dataset.load_from_file(old)
-    stored = dataset._store.dtype
+    stored = dataset.selection.store.dtype
     dataset.save_to_file(new, dtype=np.dtype(dtype) if dtype else stored)
     missing = len(dataset) - len(dataset.filter_na_rows())
     print(

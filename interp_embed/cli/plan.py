@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_embed import exchange as saving
 from interp_embed.cli.facts import open_store, thousands
 from interp_embed.cli.interrupts import resumable
 from interp_embed.cli.saes import build_sae
 from interp_embed.cli.tables import open_documents
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, missing_chunks
+from interp_embed.exchange.opening import plan_store
 from interp_embed.sae import LocalSAE
 from interp_embed.store.fingerprint import fingerprint_differences
 
@@ -37,7 +37,7 @@ def create_planned(
 ) -> Store:
     """Create the store with the documents of ``source``; open it where that was done before."""
     with resumable():
-        return saving.plan_store(
+        return plan_store(
             open_documents(source, field),
             store,
             sae,

@@ -39,7 +39,9 @@ def run_top(path: str, feature: int, *, k: int, lowest: bool, by: str) -> None:
     for rank, row in enumerate(shown):
         if row is None:  # never: it has an activation
             continue
-        print(f"\n{rank + 1:>3}  {by} {values[rank]:.4g}, document {shown._documents[rank]}")
+        print(
+            f"\n{rank + 1:>3}  {by} {values[rank]:.4g}, document {shown.selection.documents[rank]}"
+        )
         print("\n".join(document_lines(row, feature, left, right)))
 
 

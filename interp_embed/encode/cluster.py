@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from interp_embed.core.progress import chosen_log
 from interp_embed.encode.pipeline import EncodeReport, encode_store
-from interp_embed.encode.recorded import recorded_sae
+from interp_embed.encode.recorded import keep_labels, recorded_sae
 from interp_embed.encode.shares import chunk_ranges, gaps, missing_chunks
 from interp_embed.store.format.sealed import digest
 from interp_embed.store.store import Store
@@ -190,8 +190,6 @@ def _encode_run(where: _Where, start: int, stop: int, batch_size: int, device: s
 
 def _held(store: Store, device: str) -> BaseSAE:
     """Return the store's SAE, loaded: the one of the task before where it is the same."""
-    from interp_embed.exchange import keep_labels
-
     key = digest([store.attributes["sae"], device])
     if key not in _loaded:
         _let_go_of_saes()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from interp_embed.core.checks import check_positive
 from interp_embed.core.progress import show_progress
 from interp_embed.encode.pipeline import EncodeReport, encode_store
-from interp_embed.encode.recorded import recorded_sae
+from interp_embed.encode.recorded import keep_labels, recorded_sae
 from interp_embed.encode.shares import Worker, chunk_ranges, missing_chunks, take_work
 from interp_embed.store import StoreWriter
 from interp_embed.store import finish as finish_chunks
@@ -83,8 +83,6 @@ def encode(
         if finish is not False:
             finish_store(opened)
         return report
-    from interp_embed.exchange import keep_labels
-
     model = recorded_sae(opened, device) if sae is None else sae
     if number is None:
         report = encode_store(opened, model, batch_size=batch_size, finish=finish is not False)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from interp_embed.sae.base import BaseSAE
     from interp_embed.store.store import Store
 
-__all__ = ["recorded_sae"]
+__all__ = ["keep_labels", "recorded_sae"]
 
 
 def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
@@ -55,3 +55,13 @@ def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
         else:
             sae.set_device("cuda:0")
     return sae
+
+
+def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:
+    """Store the labels that the SAE brought, unless the store has labels.
+
+    Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
+    cannot be stored there are left out.
+    """
+    if labels := sae.feature_labels():
+        store.labels.begin(labels, "sae", wrote=wrote)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from interp_embed.core.progress import show_progress
 from interp_embed.errors import StoreExistsError
-from interp_embed.exchange.opening import described, load
-from interp_embed.exchange.saving import expanded
+from interp_embed.exchange.opening import described
+from interp_embed.exchange.paths import expanded
+from interp_embed.selection.selection import Selection
 from interp_embed.store import Store, is_store
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.fingerprint import merge as combined
@@ -24,8 +22,8 @@ from interp_embed.store.write.unannounced import Unannounced
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
-    from interp_embed.dataset import Dataset
     from interp_embed.sae.base import BaseSAE
 
 __all__ = ["append", "merge", "require_whole"]
@@ -47,43 +45,16 @@ def append(store: Store, data: Any, sae: BaseSAE | None, *, load: bool) -> None:
 
 
 def merge(
-    stores: Sequence[str | os.PathLike[str] | Dataset], path: str | os.PathLike[str]
-) -> Dataset:
-    """Join stores of the same SAE and settings into a new one.
-
-    The documents are those of the stores, one store after the other; columns that some of them lack
-    are missing there. Nothing is encoded or compressed again: on one disk the objects are linked, which
-    takes no room, and elsewhere they are copied byte for byte. The stores stay as they are. Cut off,
-    the same call goes on.
-
-    Parameters
-    ----------
-    stores
-        Paths, URLs or whole datasets; one at least.
-    path
-        Where the new store goes, a path or a URL.
+    selections: Sequence[Selection | str | os.PathLike[str]], path: str | os.PathLike[str]
+) -> str:
+    """Join whole stores into a new one; see `interp_embed.merge`.
 
     Returns
     -------
-    Dataset
-        All documents. Those that were not encoded in their store are not encoded in this one.
-
-    Raises
-    ------
-    FingerprintMismatchError
-        If they were not made with the same SAE and settings; it names what differs.
-    StoreExistsError
-        If there is something at ``path``.
-    ValueError
-        If a dataset is a part of a store, or has columns of its own; or there is nothing to join.
+    str
+        Where it is.
     """
-    from interp_embed.dataset import Dataset
-
-    if not isinstance(stores, Sequence) or isinstance(stores, (str, bytes, Dataset)) or not stores:
-        raise ValueError(
-            f"stores must be a list of one path or dataset at least, got {stores!r:.100}"
-        )
-    sources = [_store(each) for each in stores]
+    sources = [_store(each) for each in selections]
     check_mergeable(sources)
     target = open_storage(expanded(path))
     if not target.exists(SAVING):
@@ -109,25 +80,23 @@ def merge(
     unannounced = Unannounced(target)
     merge_stores(sources, unannounced, attributes, progress=show_progress())
     unannounced.announce()
-    return load(Dataset, target.url)
+    return target.url
 
 
-def _store(given: str | os.PathLike[str] | Dataset) -> Store:
-    from interp_embed.dataset import Dataset
-
-    if not isinstance(given, Dataset):
+def _store(given: Selection | str | os.PathLike[str]) -> Store:
+    if not isinstance(given, Selection):
         return Store(expanded(given))
     require_whole(given, "merged")
-    store = Store(given._store.storage)  # as it is now; the dataset stays as it was
-    store.require_identity(given._store.identity)
+    store = Store(given.store.storage)  # as it is now; the selection stays as it was
+    store.require_identity(given.store.identity)
     return store
 
 
-def require_whole(dataset: Dataset, what: str) -> None:
-    """Raise ValueError unless a dataset is all documents of its store, in order, as they are."""
-    store = dataset._store
-    if dataset._extra or not np.array_equal(dataset._documents, np.arange(store.n_documents)):
+def require_whole(selection: Selection, what: str) -> None:
+    """Raise ValueError unless a selection is all documents of its store, in order, as they are."""
+    if not selection.is_whole:
         raise ValueError(
-            f"a part of the store at {dataset.path}, or one in another order or with columns of its "
-            f"own, cannot be {what}. Save it as a store of its own first: save_to_file(path)"
+            f"a part of the store at {selection.store.storage.url}, or one in another order or with "
+            f"columns of its own, cannot be {what}. Save it as a store of its own first: "
+            "save_to_file(path)"
         )

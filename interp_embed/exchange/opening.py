@@ -1,11 +1,11 @@
-"""Datasets come from a store, from memory or from the original's pickle."""
+"""Opening what is on disk: a store, or a pickle of the original library; planning a new store."""
 
 from __future__ import annotations
 
-import errno
 import itertools
 import uuid
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from interp_embed.core.progress import show_progress
 from interp_embed.errors import NotAStoreError
+from interp_embed.exchange.paths import expanded
 from interp_embed.exchange.replacing import recover
 from interp_embed.exchange.rows import write_rows
-from interp_embed.exchange.saving import expanded
+from interp_embed.exchange.temporary import TemporaryFolder
+from interp_embed.selection.selection import Selection
 from interp_embed.store import Store, create_store, is_store
 from interp_embed.store.fingerprint import check_fingerprint
-from interp_embed.store.labels.collection import has_first_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.write.creation import check_place
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-    from interp_embed.dataset import Dataset
     from interp_embed.inputs import Documents
     from interp_embed.sae.base import BaseSAE
     from interp_embed.store.format.document_blocks import DocumentBlock
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_DEVICE",
+    "Opened",
     "choose_device",
+    "described",
     "is_done",
-    "keep_labels",
-    "load",
+    "open_saved",
+    "open_store",
     "plan_store",
-    "reopen",
 ]
 
 DEFAULT_DEVICE = "cuda:0"
@@ -126,7 +127,7 @@ def plan_store(
                 in_memory=documents.in_memory,
             )
             if feature_labels:
-                _put_labels(store, feature_labels, "given", wrote=False)
+                store.labels.begin(feature_labels, "given", wrote=False)
             return store
     check_place(storage)
     if load and not empty and not sae.is_loaded():
@@ -149,6 +150,7 @@ def plan_store(
 
 
 def described(documents: Documents) -> Iterator[DocumentBlock]:
+    """Yield the blocks that documents are stored in, one after the other."""
     from interp_embed.store.format.document_blocks import describe_block
 
     first = 0
@@ -158,28 +160,6 @@ def described(documents: Documents) -> Iterator[DocumentBlock]:
         del frame  # not held while the next one is read
         yield block
         del block
-
-
-def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:
-    """Store the labels that the SAE brought, unless the store has labels.
-
-    Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
-    cannot be stored there are left out.
-    """
-    if labels := sae.feature_labels():
-        _put_labels(store, labels, "sae", wrote=wrote)
-
-
-def _put_labels(store: Store, labels: Mapping[int, str], source: str, *, wrote: bool) -> None:
-    if has_first_labels(store.storage):
-        return
-    try:
-        put_first_labels(store.storage, labels, source)
-        store.labels.refresh()
-    except OSError as error:
-        read_only = isinstance(error, PermissionError) or error.errno == errno.EROFS
-        if wrote or not read_only:
-            raise
 
 
 def is_done(store: Store) -> bool:
@@ -193,48 +173,65 @@ def is_done(store: Store) -> bool:
     return all(reason_not_text(text) is not None for text in texts)
 
 
-def load(
-    cls: type[Dataset], path: str | os.PathLike[str], *, import_modules: bool = False
-) -> Dataset:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What was found on disk.
+
+    Attributes
+    ----------
+    selection : Selection
+        All documents.
+    sae : BaseSAE or None
+        The SAE that made the store, not loaded.
+    why_no_sae : str
+        Why there is none.
+    labels : mapping of int to str or None
+        Names of features in place of those in the store.
+    identifier : str
+        Names the dataset.
+    """
+
+    selection: Selection
+    sae: BaseSAE | None
+    why_no_sae: str
+    labels: Mapping[int, str] | None
+    identifier: str
+
+
+def open_saved(path: str | os.PathLike[str], *, import_modules: bool = False) -> Opened:
     """Open a store or a pickle of the original library, whichever is there.
 
     The module of the SAE's class is imported only if asked for, and never for a pickle.
+
+    Raises
+    ------
+    NotAStoreError
+        If there is neither.
     """
     from interp_embed.interop.pickle import is_pickle
 
     text = expanded(path)
     if "://" not in text and is_pickle(text):
-        return _load_pickle(cls, text)
+        return _open_pickle(text)
     if "://" not in text and Path(text).is_file():
         raise NotAStoreError(
             f"{text} is neither a store (a folder) nor a pickle of the original library"
         )
     if text and "://" not in text:
         recover(Path(text).absolute())
-    store = Store(text)
-    dataset = cls.__new__(cls)
-    sae, reason = _rebuild(store.attributes["sae"], import_modules, store.attributes["fingerprint"])
-    dataset._bind(store, sae, np.arange(store.n_documents), {}, None, None)
-    dataset._no_sae = reason
-    dataset.id = store.attributes["id"]
-    return dataset
+    return open_store(text, import_modules=import_modules)
 
 
-def reopen(cls: type[Dataset], path: str, state: Mapping[str, Any]) -> Dataset:
-    """Open the documents of a store that a pickled `Dataset` was of."""
+def open_store(path: str, *, import_modules: bool = False) -> Opened:
+    """Open a store; see `open_saved`."""
     store = Store(path)
-    dataset = cls.__new__(cls)
-    sae, reason = _rebuild(store.attributes["sae"], False, store.attributes["fingerprint"])
-    dataset._bind(store, sae, state["documents"], state["extra"], state["labels"], None)
-    dataset._no_sae = reason
-    dataset.dataset_description = state["description"]
-    dataset.id = state["identifier"]
-    return dataset
+    attributes = store.attributes
+    sae, reason = _rebuild(attributes["sae"], import_modules, attributes["fingerprint"])
+    return Opened(Selection.whole(store), sae, reason, None, attributes["id"])
 
 
-def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
+def _open_pickle(path: str) -> Opened:
     from interp_embed.core.spans import reason_not_text
-    from interp_embed.dataset import _TemporaryFolder
     from interp_embed.interop.pickle import read_pickle
     from interp_embed.selection.row import DatasetRow
 
@@ -255,7 +252,7 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
             fingerprint = sae.fingerprint()
         except Exception as error:  # noqa: BLE001  (its folder has moved, say: it can be read)
             sae, reason = None, _said(error)
-    folder = _TemporaryFolder()
+    folder = TemporaryFolder()
     d_sae = next((r.activations.shape[1] for r in rows if r is not None), None)
     store = create_store(
         folder.path,
@@ -277,11 +274,7 @@ def _load_pickle(cls: type[Dataset], path: str) -> Dataset:
         if rows[document] is None and (why := reason_not_text(text)) is not None
     }
     write_rows(store, sae, rows, failed)
-    dataset = cls.__new__(cls)
-    dataset._bind(store, sae, np.arange(store.n_documents), {}, legacy.feature_labels, folder)
-    dataset._no_sae = reason
-    dataset.id = legacy.id
-    return dataset
+    return Opened(Selection.whole(store, folder), sae, reason, legacy.feature_labels, legacy.id)
 
 
 def _rebuild(

@@ -1,11 +1,11 @@
-"""Saving a view: as a store of its own, or as the original library's pickle."""
+"""Saving a selection: as a store of its own, or as the original library's pickle."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from interp_embed.aggregate.matrices import entries
 from interp_embed.core.checks import check_dtype
 from interp_embed.core.memory import require_memory
 from interp_embed.errors import StoreExistsError
+from interp_embed.exchange.paths import expanded
 from interp_embed.exchange.replacing import clear_leftovers, locked, recover, replace
 from interp_embed.inputs.batches import StoredPiece, cut
+from interp_embed.selection.rows import Rows
 from interp_embed.store import MISSING, Store, StoreWriter, create_store, finish, is_store
 from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.labels.collection import copy_labels, put_first_labels
@@ -25,31 +27,53 @@ from interp_embed.store.write.creation import check_place
 from interp_embed.store.write.unannounced import Unannounced
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
-    from interp_embed.dataset import Dataset
+    from interp_embed.exchange.labels import SeenLabels
+    from interp_embed.selection.selection import Selection
     from interp_embed.store.storage import Storage
 
-__all__ = ["expanded", "save"]
+__all__ = ["Words", "save"]
 
 _PICKLES = (".pkl", ".pickle")
 _COPY_DOCUMENTS = 4096
 _COPY_NNZ = 2**24
 
 
-def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -> None:
-    """Write a view to ``path``: a store, or by its suffix the original library's pickle."""
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a saved dataset says of itself.
+
+    Attributes
+    ----------
+    identifier, description : str
+        Of the dataset.
+    labels : SeenLabels
+        Names of its features.
+    """
+
+    identifier: str
+    description: str
+    labels: SeenLabels
+
+
+def save(
+    selection: Selection, words: Words, path: str | os.PathLike[str], dtype: np.dtype[Any]
+) -> None:
+    """Write documents to ``path``: a store, or by its suffix the original library's pickle."""
     check_dtype(dtype)
     text = expanded(path)
     if text.lower().endswith(_PICKLES) and "://" not in text:
-        _save_pickle(dataset, Path(text), dtype)
+        _save_pickle(selection, words, Path(text), dtype)
         return
+    source = selection.store.storage.url
     target = open_storage(text)
     if isinstance(target, LocalStorage):
         recover(target.root, strict=False)
     taken = is_store(target)
     if not isinstance(target, LocalStorage):
-        if taken and _same_place(dataset.path, target.url) and _is_whole(dataset, dtype):
+        if taken and _same_place(source, target.url) and _is_unchanged(selection, dtype):
             return
         if taken:
             raise StoreExistsError(
@@ -57,11 +81,11 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
             )
         # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
         unannounced = Unannounced(target)
-        _copy(dataset, unannounced, dtype)
+        _copy(selection, words, unannounced, dtype)
         unannounced.announce()
         return
-    if taken and _same_place(dataset.path, target.url):
-        if _is_whole(dataset, dtype):
+    if taken and _same_place(source, target.url):
+        if _is_unchanged(selection, dtype):
             return
         raise StoreExistsError(
             f"this dataset is read from {target.url}, so it cannot replace it; save it elsewhere"
@@ -75,7 +99,7 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
         fresh.mkdir(parents=True)
     try:
         with locked(fresh):
-            _copy(dataset, fresh, dtype)
+            _copy(selection, words, fresh, dtype)
             replace(root, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -93,30 +117,22 @@ def _naming(path: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, path) from error
 
 
-def expanded(path: str | os.PathLike[str]) -> str:
-    """Return a path or URL as a string, the user's home folder in full."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"file_path must be a path or a URL, got {path!r}")
-    text = os.fspath(path)
-    return text if "://" in text else os.path.expanduser(text)  # noqa: PTH111  (keeps "" as it is)
-
-
 def _same_place(a: str, b: str) -> bool:
     return a == b or ("://" not in a and Path(a).resolve() == Path(b).resolve())
 
 
-def _is_whole(dataset: Dataset, dtype: np.dtype[Any]) -> bool:
-    """Return whether saving to where the dataset is read from would change nothing."""
-    store = dataset._store
-    return (
-        store.dtype == dtype
-        and not dataset._extra
-        and np.array_equal(dataset._documents, np.arange(store.n_documents))
-    )
+def _is_unchanged(selection: Selection, dtype: np.dtype[Any]) -> bool:
+    """Return whether saving to where the documents are read from would change nothing."""
+    return selection.store.dtype == dtype and selection.is_whole
 
 
-def _copy(dataset: Dataset, path: str | os.PathLike[str] | Storage, dtype: np.dtype[Any]) -> None:
-    store = dataset._store
+def _copy(
+    selection: Selection,
+    words: Words,
+    path: str | os.PathLike[str] | Storage,
+    dtype: np.dtype[Any],
+) -> None:
+    store = selection.store
     attributes = store.attributes
     settings = {
         k: v
@@ -125,21 +141,20 @@ def _copy(dataset: Dataset, path: str | os.PathLike[str] | Storage, dtype: np.dt
     }
     copy = create_store(
         path,
-        (describe_block(frame, store.field) for frame in cut(_stored(dataset))),
+        (describe_block(frame, store.field) for frame in cut(_stored(selection))),
         field=store.field,
-        identifier=dataset.id,
-        description=dataset.dataset_description,
+        identifier=words.identifier,
+        description=words.description,
         documents_per_chunk=store.plan.documents_per_chunk,
         dtype=dtype,
         d_sae=store.d_sae,
         fingerprint=settings,
         sae=attributes["sae"],
     )
-    documents = dataset._documents
-    first, source = dataset._first_labels()
-    if first:
-        put_first_labels(copy.storage, first, source)
-    copy_labels(store.storage, copy.storage, documents, first=first is None)
+    documents, own = selection.documents, words.labels.own
+    if own:
+        put_first_labels(copy.storage, own, words.labels.source)
+    copy_labels(store.storage, copy.storage, documents, first=own is None)
     located = store.status(documents) != MISSING
     located &= copy.ledger.locate(np.arange(len(documents))) < 0  # by a save that was cut off
     with StoreWriter(copy) as writer:
@@ -149,11 +164,11 @@ def _copy(dataset: Dataset, path: str | os.PathLike[str] | Storage, dtype: np.dt
         finish(writer)
 
 
-def _stored(dataset: Dataset) -> Iterator[StoredPiece]:
-    """Yield the documents of a view as they are stored, whatever was done to other frames."""
-    for start in range(0, max(1, len(dataset)), _COPY_DOCUMENTS):
-        stop = min(start + _COPY_DOCUMENTS, len(dataset))
-        yield StoredPiece(dataset._frame(np.arange(start, stop)))
+def _stored(selection: Selection) -> Iterator[StoredPiece]:
+    """Yield the documents as they are stored, whatever was done to other frames."""
+    for start in range(0, max(1, len(selection)), _COPY_DOCUMENTS):
+        stop = min(start + _COPY_DOCUMENTS, len(selection))
+        yield StoredPiece(selection.frame(np.arange(start, stop)))
 
 
 def _documents_a_copy(store: Store) -> int:
@@ -172,7 +187,7 @@ def _runs(wanted: np.ndarray[Any, np.dtype[np.bool_]], longest: int) -> list[tup
     ]
 
 
-def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
+def _save_pickle(selection: Selection, words: Words, path: Path, dtype: np.dtype[Any]) -> None:
     from interp_embed.interop.pickle import LegacyDataset, write_pickle
 
     if path.is_dir():
@@ -180,11 +195,11 @@ def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
             f"{path} is a folder, and by its suffix a pickle file was to be written. Give another "
             "name, or for a store one that does not end in .pkl or .pickle"
         )
-    nnz = entries(dataset._store, dataset._documents, pooled=False)
+    nnz = entries(selection.store, selection.documents, pooled=False)
     require_memory(
         16 * nnz, "the one-file pickle, which holds everything in memory,", "Save a store instead"
     )
-    rows = list(dataset.rows)
+    rows = list(Rows(len(selection), selection.rows))
     for number, row in enumerate(rows):
         highest = np.abs(row.activations.data).max(initial=0) if row is not None else 0
         if highest > np.finfo(dtype).max:
@@ -197,18 +212,18 @@ def _save_pickle(dataset: Dataset, path: Path, dtype: np.dtype[Any]) -> None:
         return matrix.astype(np.float32) if dtype == np.float32 else _through(matrix, dtype)
 
     legacy = LegacyDataset(
-        dataset=dataset._frame(np.arange(len(dataset))),
+        dataset=selection.frame(),
         rows=[None if r is None else rounded(r.activations) for r in rows],
         aggregate_activations=[
             None if r is None else {name: rounded(m) for name, m in r.aggregate_activations.items()}
             for r in rows
         ],
         tokenized_documents=[None if r is None else r.tokenized_document for r in rows],
-        field=dataset.field,
-        dataset_description=dataset.dataset_description,
-        id=dataset.id,
-        sae_metadata=dict(dataset._store.attributes["sae"]),
-        feature_labels=dataset.feature_labels(),
+        field=selection.store.field,
+        dataset_description=words.description,
+        id=words.identifier,
+        sae_metadata=dict(selection.store.attributes["sae"]),
+        feature_labels=words.labels.shown(),
     )
     with _naming(str(path)):
         write_pickle(path, legacy)

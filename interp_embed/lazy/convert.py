@@ -37,7 +37,7 @@ def latents(
     threshold: float,
     keep: object = None,
 ) -> xr.DataArray:
-    """Return activations as a lazy array; see `Activations.latents`.
+    """Return activations as a lazy array; see `Dataset.latents`.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def latents(
     method
         A reduction's name, or ``"all"``.
     threshold
-        See `Activations.latents`.
+        See `Dataset.latents`.
     keep
         What must live as long as the result does.
     """
@@ -73,7 +73,7 @@ def to_dataset(
     attributes: Mapping[str, Any],
     keep: object = None,
 ) -> xr.Dataset:
-    """Return all that is known of some documents; see `Activations.to_xarray`.
+    """Return all that is known of some documents; see `Dataset.to_xarray`.
 
     Parameters
     ----------

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.ask.prompt_files import Prompts
 from interp_embed.llm.ask.request import Request, check_settings
 from interp_embed.llm.ask.schemas import FeatureLabelResponse
-from interp_embed.llm.samples.choice import Chosen, check_choice, choose
+from interp_embed.llm.samples.choice import Chosen, choose
 from interp_embed.llm.samples.render import choose_marks, messages
 
 if TYPE_CHECKING:
-    from interp_embed.activations import Activations
     from interp_embed.llm.ask.client import LLMClient
-    from interp_embed.llm.samples.choice import NegativeChoice, PositiveChoice
+    from interp_embed.llm.asking import Asking
+    from interp_embed.llm.samples.samples import Samples
 
 __all__ = ["LabelTask", "ask_label", "label_task"]
 
@@ -48,56 +47,38 @@ class LabelTask:
 
 
 def label_task(
-    positive: Activations,
-    negative: Activations,
+    positive: Samples,
+    negative: Samples,
     feature: int,
-    model: str,
+    asking: Asking,
     *,
-    label_and_score: Mapping[str, Any] | None = None,
     k: int = 20,
-    examples: PositiveChoice = "top",
-    negatives: NegativeChoice = "random",
-    seed: int = 0,
-    window_tokens: int = 64,
-    prompts: Prompts | None = None,
-    settings: Mapping[str, Any] | None = None,
+    label_and_score: Mapping[str, Any] | None = None,
 ) -> LabelTask:
     """Make the request for a feature's label; nothing is sent.
 
     Parameters
     ----------
     positive, negative
-        Data sets to take positive and negative samples from.
-    feature, model, label_and_score, k
+        Where positive and negative samples are taken from.
+    feature
+        Feature index.
+    asking
+        How it is asked.
+    k
+        How many samples of either, at most.
+    label_and_score
         See `Dataset.label_feature`.
-    examples, negatives, seed, window_tokens
-        See `examples.choose`.
-    prompts
-        The package's by default.
-    settings
-        Parameters of the request; see `request.check_settings`.
 
     Raises
     ------
     ValueError
         If the feature is active nowhere, or an argument makes no sense.
     """
-    check_positive(k=k, window_tokens=window_tokens)
-    check_choice(examples, negatives, seed)
+    check_positive(k=k)
     previous = _previous(label_and_score)
-    checked = check_settings(settings)
-    prompts = prompts or Prompts()
-    chosen = choose(
-        positive,
-        negative,
-        feature,
-        n_positive=k,
-        n_negative=k,
-        examples=examples,
-        negatives=negatives,
-        seed=seed,
-        window_tokens=window_tokens,
-    )
+    prompts = asking.prompts
+    chosen = choose(positive, negative, feature, asking.choice, n_positive=k, n_negative=k)
     marks = choose_marks([e.text for e in (*chosen.positive, *chosen.negative)])
     blocks = {
         "positive": [{"text": marks.around(example)} for example in chosen.positive],
@@ -105,8 +86,15 @@ def label_task(
         "previous": previous,
     }
     asked = messages(prompts, "label", marks, blocks, around={"previous": _PREVIOUS})
-    request = Request(model, asked, FeatureLabelResponse, checked, prompts.text("repair"))
-    return LabelTask(int(feature), request, chosen, prompts.version("label"), int(seed))
+    request = Request(
+        asking.model,
+        asked,
+        FeatureLabelResponse,
+        check_settings(asking.settings),
+        prompts.text("repair"),
+    )
+    seed = int(asking.choice.seed)
+    return LabelTask(int(feature), request, chosen, asking.version("label"), seed)
 
 
 async def ask_label(client: LLMClient, task: LabelTask) -> FeatureLabelResponse:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.ask.prompt_files import Prompts
 from interp_embed.llm.ask.request import Request, check_settings
 from interp_embed.llm.ask.schemas import BatchResponse, SingleSampleScoringResponse
-from interp_embed.llm.samples.choice import check_choice, choose, scattered
+from interp_embed.llm.samples.choice import choose, scattered
 from interp_embed.llm.samples.render import choose_marks, messages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from interp_embed.activations import Activations
-    from interp_embed.llm.samples.choice import Example, NegativeChoice, PositiveChoice
+    from interp_embed.llm.asking import Asking
+    from interp_embed.llm.samples.choice import Example
+    from interp_embed.llm.samples.samples import Samples
 
 __all__ = [
     "Method",
@@ -78,20 +78,14 @@ class ScoreTask:
 
 
 def score_task(
-    positive: Activations,
-    negative: Activations,
+    positive: Samples,
+    negative: Samples,
     feature: int,
     label: str,
-    model: str,
+    asking: Asking,
     *,
     k: int = 10,
     method: Method = "reference",
-    examples: PositiveChoice = "top",
-    negatives: NegativeChoice = "random",
-    seed: int = 0,
-    window_tokens: int = 64,
-    prompts: Prompts | None = None,
-    settings: Mapping[str, Any] | None = None,
 ) -> ScoreTask:
     """Make the requests for a label's score; nothing is sent.
 
@@ -103,28 +97,23 @@ def score_task(
         If the feature is active nowhere, if there are no samples to compare with, or an argument
         makes no sense.
     """
-    check_positive(k=k, window_tokens=window_tokens)
-    check_choice(examples, negatives, seed)
+    check_positive(k=k)
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label must be a text that says what the feature is, got {label!r:.100}")
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    checked = check_settings(settings)
-    prompts = prompts or Prompts()
+    checked, prompts = check_settings(asking.settings), asking.prompts
     fuzzing = method == "fuzzing"
     chosen = choose(
         positive,
         negative,
         feature,
+        asking.choice,
         n_positive=2 * k if fuzzing else k,
         n_negative=0 if fuzzing else k,
-        examples=examples,
-        negatives=negatives,
-        seed=seed,
-        window_tokens=window_tokens,
     )
     marks = choose_marks([e.text for e in (*chosen.positive, *chosen.negative)])
-    rng = np.random.default_rng([seed, int(feature), 1])
+    rng = np.random.default_rng([asking.choice.seed, int(feature), 1])
     if fuzzing:
         samples = _fuzzed(chosen.positive, k, rng)
     else:
@@ -154,15 +143,15 @@ def score_task(
         else:
             blocks["samples"] = [{"sample": n, "text": s.text} for n, s in enumerate(group, 1)]
         asked = messages(prompts, method_prompt(method), marks, blocks)
-        request = Request(model, asked, schema, checked, prompts.text("repair"))
+        request = Request(asking.model, asked, schema, checked, prompts.text("repair"))
         questions.append(Question(request, tuple(group)))
     return ScoreTask(
         int(feature),
         label,
         method,
         tuple(questions),
-        prompts.version(method_prompt(method)),
-        int(seed),
+        asking.version(method_prompt(method)),
+        int(asking.choice.seed),
     )
 
 

@@ -17,8 +17,9 @@ from interp_embed.aggregate import by_index as columns
 from interp_embed.aggregate.by_index import feature_columns, holders, top_documents
 from interp_embed.aggregate.matrices import aggregate_dense
 from interp_embed.aggregate.reductions import REDUCTIONS
-from interp_embed.store import Store, StoreWriter, compact, index_writer
+from interp_embed.store import Store, StoreWriter, compact
 from interp_embed.store.storage import open_storage
+from interp_embed.store.write import indexing as index_writer
 from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import (
     FaultyStorage,
@@ -329,6 +330,6 @@ def test_a_dataset_builds_its_index(tmp_path, eager):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset[:7].build_index()
-    assert dataset._store.index().documents_covered == N
+    assert dataset.selection.store.index().documents_covered == N
     with pytest.raises(ValueError, match="memory must be a size"):
         dataset.build_index(memory="much")

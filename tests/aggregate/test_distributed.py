@@ -106,7 +106,7 @@ def test_statistics_and_blocks_are_the_same_on_a_cluster(path, cluster):
 
 def test_a_store_travels_as_where_it_is(path, client):
     dataset = Dataset.load_from_file(path)
-    task = blocks.Block(dataset._store, range(300), REDUCTIONS["max"], 0.0)
+    task = blocks.Block(dataset.selection.store, range(300), REDUCTIONS["max"], 0.0)
     assert len(distributed.protocol.pickle.dumps(task)) < 2000
 
 
@@ -182,7 +182,7 @@ def _dying_once(block):
 @pytest.mark.usefixtures("small_blocks")
 def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch, tmp_path):
     dataset = Dataset.load_from_file(path)
-    store, documents = dataset._store, np.arange(300)
+    store, documents = dataset.selection.store, np.arange(300)
     here = aggregate_sparse(store, documents, REDUCTIONS["var"], 0.0)
     monkeypatch.setattr("interp_embed.aggregate.matrices.reduce_block", _dying_once)
     monkeypatch.setenv(DEATH, str(tmp_path / "died"))

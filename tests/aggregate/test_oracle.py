@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interp_embed import Dataset
+from interp_embed.selection.by_feature import feature_values
 from interp_embed.testing import chunks, dense, oracle, random_chunk, store_from_chunk
 from tests.support.hypotheses import examples
 
@@ -97,7 +98,7 @@ def test_some_features_are_the_columns_of_all_of_them(data, chunk):
     dataset = dataset_of(chunk)
     features = data.draw(st.lists(st.integers(0, 69), min_size=1, max_size=5))
     for method in METHODS:
-        found = dataset._feature_values(features, method)
+        found = feature_values(dataset.selection, features, method, 70)
         np.testing.assert_array_equal(found, dataset.latents(method)[:, features])
 
 

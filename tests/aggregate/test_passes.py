@@ -50,13 +50,13 @@ def test_a_pass_leaves_a_few_bytes_a_document_in_the_cache(path, cut_small, meth
     assert passed > 5
     dataset.feature_statistics(("document_frequency", "mean"), activated_threshold=threshold)
     # Their status, and where their tokens and their sums begin; nothing of what they hold.
-    assert dataset._store.cache.held <= 90 * (1 + 4 + 4) + 5 * (4 + 4)
+    assert dataset.selection.store.cache.held <= 90 * (1 + 4 + 4) + 5 * (4 + 4)
 
 
 def test_what_few_documents_need_is_cached(path):
     dataset = Dataset.load_from_file(path)
     dataset[3:5].latents("max")
-    assert dataset._store.cache.held > 0
+    assert dataset.selection.store.cache.held > 0
 
 
 def test_a_store_is_let_go_of_with_its_last_reference(path):

@@ -155,11 +155,11 @@ def test_the_same_documents_give_the_same_names_however_they_are_stored(tmp_path
 
 
 def test_features_in_several_passes_are_named_as_in_one(planted, monkeypatch):
-    import interp_embed.naming
+    from interp_embed.analysis import token_labels
 
     expected = names(planted.label_features_from_tokens([0, 1, 5, 6], commit=False))
-    monkeypatch.setattr(interp_embed.naming, "_PAIRS", 20)  # one feature at a time
-    monkeypatch.setattr(interp_embed.naming, "_READ_DOCUMENTS", 3)
+    monkeypatch.setattr(token_labels, "_PAIRS", 20)  # one feature at a time
+    monkeypatch.setattr(token_labels, "_READ_DOCUMENTS", 3)
     found = names(planted.label_features_from_tokens([0, 1, 5, 6], commit=False))
     assert found == expected
 

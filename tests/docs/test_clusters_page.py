@@ -99,7 +99,7 @@ def planned(script):
 def assert_right(path):
     assert verify(path) == []
     expected = Dataset(RECORDS, WordSAE())
-    assert_chunks_equal(read_everything(Store(path)), read_everything(expected._store))
+    assert_chunks_equal(read_everything(Store(path)), read_everything(expected.selection.store))
 
 
 def test_the_three_commands(shell, tmp_path):

@@ -12,7 +12,8 @@ import distributed
 import numpy as np
 import pytest
 
-from interp_embed import Dataset, saving
+from interp_embed import Dataset
+from interp_embed import exchange as saving
 from interp_embed.encode import encode
 from interp_embed.encode.cluster import _encode_run, _let_go, _tasks, _Where
 from interp_embed.encode.shares import gaps
@@ -61,7 +62,9 @@ def client(monkeypatch, tmp_path):
 def assert_same(path, n=120):
     assert verify(path) == []
     found, expected = Dataset.load_from_file(path), Dataset(records(n), WordSAE())
-    assert_chunks_equal(read_everything(found._store), read_everything(expected._store))
+    assert_chunks_equal(
+        read_everything(found.selection.store), read_everything(expected.selection.store)
+    )
     assert found.failures().equals(expected.failures())
     np.testing.assert_array_equal(found.latents("sum"), expected.latents("sum"))
 

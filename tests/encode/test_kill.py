@@ -160,11 +160,13 @@ def check_what_a_kill_left(path, undisturbed):
     store = Store(path)
     here = np.array([d for d in range(N_DOCUMENTS) if store.locate(d) is not None], np.int64)
     if len(here):
-        assert_chunks_equal(store.chunk(here), undisturbed._store.chunk(here))
+        assert_chunks_equal(store.chunk(here), undisturbed.selection.store.chunk(here))
 
 
 def assert_same(found, wanted):
-    assert_chunks_equal(read_everything(found._store), read_everything(wanted._store))
+    assert_chunks_equal(
+        read_everything(found.selection.store), read_everything(wanted.selection.store)
+    )
     assert found.list() == wanted.list()
     assert found.failures().equals(wanted.failures())
     assert found.failures()["document"].tolist() == [11]

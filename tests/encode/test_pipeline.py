@@ -182,7 +182,7 @@ def test_another_sae_is_refused_before_it_is_loaded(tmp_path):
     )
     other = WordSAE(scale=3.0)
     with pytest.raises(FingerprintMismatchError, match="scale"):
-        encode_store(dataset._store, other)
+        encode_store(dataset.selection.store, other)
     assert not other.is_loaded()
 
 
@@ -311,7 +311,7 @@ def test_dying_at_any_call_to_the_disk_loses_nothing_that_was_committed(quick_pa
         )
 
     whole = FaultyStorage(LocalStorage(quick_path / "whole"))
-    wanted = read_everything(run(whole)._store)
+    wanted = read_everything(run(whole).selection.store)
     calls = len(whole.calls)
     assert calls > 300
     died = 0
@@ -328,7 +328,7 @@ def test_dying_at_any_call_to_the_disk_loses_nothing_that_was_committed(quick_pa
         sae = WideSAE()
         resumed = run(path, sae)
         assert not committed & set(sae.seen), f"encoded twice after dying at call {fail_at}"
-        assert_chunks_equal(read_everything(resumed._store), wanted)
+        assert_chunks_equal(read_everything(resumed.selection.store), wanted)
         assert_sound(path)
     assert died > 15
 
@@ -348,7 +348,9 @@ def test_several_processes_encoding_one_store_end_with_one_right_store(quick_pat
     assert not errors.exists(), errors.read_text()
     alone = Dataset(documents(), WordSAE())
     together = Dataset(documents(), WordSAE(), save_path=path)
-    assert_chunks_equal(read_everything(together._store), read_everything(alone._store))
+    assert_chunks_equal(
+        read_everything(together.selection.store), read_everything(alone.selection.store)
+    )
     np.testing.assert_array_equal(together.latents("sum"), alone.latents("sum"))
     assert [p for p in verify(path) if p.severity == "error"] == []
 

@@ -41,7 +41,7 @@ def planned(path, texts, sae=None, **settings):
     data = Dataset(
         records(texts), sae or WordSAE(), compute_activations=False, save_path=path, **settings
     )
-    return Store(data._store.storage)
+    return Store(data.selection.store.storage)
 
 
 @pytest.fixture(autouse=True)
@@ -635,7 +635,9 @@ def test_the_chunks_of_a_pipeline_read_as_those_of_memory(tmp_path):
     texts = [f"doc{i} some words" for i in range(30)]
     here = Dataset(records(texts), SteppedSAE(), save_path=tmp_path / "s", batch_size=2)
     memory = Dataset(records(texts), WordSAE())
-    assert_chunks_equal(read_everything(here._store), read_everything(memory._store))
+    assert_chunks_equal(
+        read_everything(here.selection.store), read_everything(memory.selection.store)
+    )
 
 
 def test_the_base_class_prepares_nothing():

@@ -118,8 +118,10 @@ def assert_same(path, expected):
     """Each document once, with what a single run gives it, and nothing left over."""
     assert verify(path) == []
     found = Dataset.load_from_file(path)
-    assert_chunks_equal(read_everything(found._store), read_everything(expected._store))
-    assert read_everything(found._store).doc_id.tolist() == list(range(len(expected)))
+    assert_chunks_equal(
+        read_everything(found.selection.store), read_everything(expected.selection.store)
+    )
+    assert read_everything(found.selection.store).doc_id.tolist() == list(range(len(expected)))
     assert found.list() == expected.list()
     assert found.failures().equals(expected.failures())
     for method in ("max", "sum", "count"):
@@ -359,7 +361,7 @@ def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkey
         assert cli("encode", planned, "--worker", "0/1")[0] == 0
         arguments = ["finish", planned]
     with monkeypatch.context() as patch:
-        patch.setattr("interp_embed.exchange.plan_store", interrupted)
+        patch.setattr("interp_embed.cli.plan.plan_store", interrupted)
         patch.setattr("interp_embed.encode.planned.finish_chunks", interrupted)
         found, _, err = cli(*arguments)
     assert found == code

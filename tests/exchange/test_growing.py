@@ -16,7 +16,9 @@ import interp_embed
 from interp_embed import Dataset
 from interp_embed.cli.run import run as run_cli
 from interp_embed.errors import CorruptStoreError, FingerprintMismatchError, StoreExistsError
-from interp_embed.store import Store, blocks, is_store
+from interp_embed.selection.selection import Selection
+from interp_embed.store import Store, is_store
+from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write.compaction import collect_garbage
@@ -213,9 +215,7 @@ def test_adding_that_is_interrupted_anywhere_can_be_repeated(quick_path, data):
     whole = Dataset.load_from_file(quick_path / "whole")
 
     def grow(storage):
-        dataset = Dataset.__new__(Dataset)
-        store = Store(storage)
-        dataset._bind(store, WordSAE(), np.arange(store.n_documents), {}, None, None)
+        dataset = Dataset.from_selection(Selection.whole(Store(storage)), WordSAE())
         dataset.append(data[4:])
 
     shutil.copytree(quick_path / "start", quick_path / "count")

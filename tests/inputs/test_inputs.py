@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError
-from interp_embed.exchange import plan_store
+from interp_embed.exchange.opening import plan_store
 from interp_embed.inputs import as_documents
 from interp_embed.inputs.json_array import json_items
 from interp_embed.inputs.records import typed

@@ -15,10 +15,12 @@ import pytest
 
 from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError, NotAStoreError, StoreExistsError
-from interp_embed.exchange import plan_store
-from interp_embed.store import Store, blocks, creation
+from interp_embed.exchange.opening import plan_store
+from interp_embed.store import Store
+from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.storage import open_storage
 from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write import creation
 from interp_embed.testing import FaultyStorage, InjectedError, LostResponseStorage
 from tests.support.fake_sae import WideSAE, WordSAE
 from tests.support.waiting import PATIENCE, wait_until
@@ -28,7 +30,7 @@ BLOCK, N = 50, 400
 PLANNING = """
     import itertools, os, sys, time
     from interp_embed.store.format import document_blocks as blocks
-    from interp_embed.exchange import plan_store
+    from interp_embed.exchange.opening import plan_store
     from tests.support.fake_sae import WideSAE
 
     os.fsync = lambda descriptor: None
@@ -231,7 +233,7 @@ MEMORY = """
     import json, os, sys
     from pathlib import Path
     import interp_embed.inputs.sources, pyarrow.parquet, pyarrow.dataset, fsspec
-    from interp_embed.exchange import plan_store
+    from interp_embed.exchange.opening import plan_store
     from tests.support.fake_sae import WideSAE
 
     os.fsync = lambda descriptor: None

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from interp_embed.errors import UnsafePickleError
-from interp_embed.interop import LegacyDataset, frames, is_pickle, read_pickle, write_pickle
+from interp_embed.interop import LegacyDataset, is_pickle, read_pickle, write_pickle
+from interp_embed.interop import pickled_frames as frames
 from tests.support.hypotheses import examples
 from tests.support.paths import FIXTURES
 

@@ -461,7 +461,7 @@ def test_a_dataset_has_everything(corpus):
 def test_a_view_keeps_its_order_its_columns_and_the_numbers_of_its_documents(corpus):
     ranked = corpus.sort_by_features([5, 6])
     found = ranked.to_xarray()
-    assert found["doc"].values.tolist() == ranked._documents.tolist()
+    assert found["doc"].values.tolist() == ranked.selection.documents.tolist()
     assert found["text"].values.tolist() == ranked.documents()
     np.testing.assert_array_equal(found["feature_activation"], ranked.dataset["feature_activation"])
     assert found["top_feature_label"].dtype == object
@@ -471,7 +471,9 @@ def test_a_view_keeps_its_order_its_columns_and_the_numbers_of_its_documents(cor
 
 
 def test_the_texts_of_a_view_that_replaced_a_column_are_its_own(corpus):
-    view = corpus[:3]._view(np.arange(3), {"text": np.array(["x", "y", "z"], object)})
+    view = Dataset.from_selection(
+        corpus.selection.take(np.arange(3), {"text": np.array(["x", "y", "z"], object)})
+    )
     assert view.to_xarray()["text"].values.tolist() == ["x", "y", "z"]
 
 
@@ -740,7 +742,7 @@ def test_thousands_of_chunks_are_thousands_of_small_tasks(corpus):
     store = ledger_of([3000] * 5000, nnz=2**22)
     edges = block_edges(store, range(15_000_000), 4096, 2**27)
     assert len(edges) == 5001
-    source = sources.Pooled(corpus._store, 70, "max", 0.0)
+    source = sources.Pooled(corpus.selection.store, 70, "max", 0.0)
     with blocks_of("1B"):
         lazy = stored_array(Selection(source, as_positions(np.tile(np.arange(60), 50))))
         view = corpus.latents("max", lazy=True)

@@ -28,13 +28,16 @@ from interp_embed.llm import (
     LLMStatusError,
     Prompts,
     Request,
-    bulk_reads,
 )
 from interp_embed.llm.ask.request import Message
 from interp_embed.llm.ask.schemas import FeatureLabelResponse
+from interp_embed.llm.asking import Asking
+from interp_embed.llm.bulk import kept_reads as bulk_reads
 from interp_embed.llm.bulk.budget import Budget, BudgetReachedError, Prices, dollars
-from interp_embed.llm.bulk.kept_reads import SharedReads
-from interp_embed.llm.bulk.plan import Asking
+from interp_embed.llm.bulk.kept_reads import KeptReads
+from interp_embed.llm.bulk.plan import BulkAsking
+from interp_embed.llm.samples.choice import Choice
+from interp_embed.llm.samples.samples import SelectedSamples
 from interp_embed.store.labels.collection import Answers
 from interp_embed.store.storage.local import LocalStorage
 from interp_embed.testing import LLMServer, Reply
@@ -741,10 +744,10 @@ def test_an_estimate_is_what_is_sent_then(dataset, monkeypatch):
 # --- choosing samples ------------------------------------------------------------------------------
 
 
-def chosen(asking, dataset, feature):
+def chosen(asking, samples, feature):
     """Return which request is made for a feature, and of what; or why there is none."""
     try:
-        task = asking.label_task(dataset, feature)
+        task = asking.label_task(samples, feature)
     except ValueError as error:
         return str(error)
     return task.request.digest, task.chosen
@@ -758,16 +761,14 @@ def test_shared_reads_choose_what_single_ones_do(template, monkeypatch, examples
         monkeypatch.setattr(bulk_reads, "_ROW_BYTES", rows)
         monkeypatch.setattr(bulk_reads, "_COLUMN_BYTES", columns)
         for view in (template, template[::-1], template[5:8]):
-            asking = Asking(
-                model=MODEL, methods=(), prompts=Prompts(), k=3, examples=examples,
-                negatives=negatives,
-            )  # fmt: skip
+            asking = BulkAsking(Asking(MODEL, Choice(examples, negatives)), k=3)
+            own = SelectedSamples(view.selection, WIDTH)
             features = [30, 2, 17, 4, 9, 11, 25, 3, 2, 30]
-            shared = SharedReads.of(view, features)
+            shared = KeptReads(own, features)
             found = [chosen(asking, shared, feature) for feature in features]
-            assert found == [chosen(asking, view, feature) for feature in features]
+            assert found == [chosen(asking, own, feature) for feature in features]
             assert any(isinstance(part, str) for part in found) == (len(view) == 3)
-            assert shared._row_bytes <= rows
+            assert shared._rows.currsize <= rows
 
 
 def test_a_document_that_was_not_encoded_is_passed_over(tmp_path):

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
 
 from interp_embed import Dataset
-from interp_embed.llm.samples.choice import Example, choose, scattered
+from interp_embed.llm.samples.choice import Choice, Example, choose, scattered
 from interp_embed.llm.samples.neighbours import nearest
+from interp_embed.llm.samples.samples import SelectedSamples
+from interp_embed.selection.selection import Selection
 from tests.support.fake_sae import D_SAE, EMOJI, FAIL, WordSAE, expected, words
 from tests.support.hypotheses import examples
 
@@ -23,6 +25,10 @@ WORDS = (
     f"fascinating end smile one two three four five six seven eight nine {EMOJI}"
 ).split()
 BOS_FEATURE = 31
+
+
+def samples(dataset):
+    return SelectedSamples(dataset.selection, dataset.d_sae)
 
 
 class BosSAE(WordSAE):
@@ -72,13 +78,14 @@ def highest(corpus):
 
 
 def chosen(dataset, feature=5, k=10, **kwargs):
-    return choose(dataset, dataset, feature, **{"n_positive": k, "n_negative": k, **kwargs})
+    own = samples(dataset)
+    return choose(own, own, feature, Choice(**kwargs), n_positive=k, n_negative=k)
 
 
 def check(example, dataset, feature):
     """An excerpt is a part of its document, with the activations that the SAE gives."""
     text = dataset.documents()[example.position]
-    assert example.document == dataset._documents[example.position]
+    assert example.document == dataset.selection.documents[example.position]
     strings, values = words(text), expected(text)[:, feature]
     assert list(example.tokens) == strings[example.start : example.stop]
     assert example.activations == tuple(values[example.start : example.stop].tolist())
@@ -148,7 +155,7 @@ def test_an_index_changes_nothing(tmp_path):
     before = [chosen(plain, f, negatives="hard") for f in (1, 5, 7)]
     plain.build_index()
     indexed = Dataset.load_from_file(path)
-    assert indexed._store.index() is not None
+    assert indexed.selection.store.index() is not None
     after = [chosen(indexed, f, negatives="random") for f in (1, 5, 7)]
     assert [c.positive for c in after] == [c.positive for c in before]
     for feature in (1, 5, 7):
@@ -167,7 +174,7 @@ def test_a_view_gives_positions_in_it_and_documents_of_the_store(corpus):
 
 def test_samples_come_from_the_data_sets_that_are_given(corpus):
     first, second = corpus[:60], corpus[60:]
-    found = choose(first, second, 5, n_positive=6, n_negative=6)
+    found = choose(samples(first), samples(second), 5, Choice(), n_positive=6, n_negative=6)
     assert all(e.document < 60 for e in found.positive)
     assert all(e.document >= 60 for e in found.negative)
 
@@ -281,7 +288,8 @@ def test_hard_negatives_are_like_the_positive_documents_in_other_features():
 def test_nearest_documents_are_those_of_a_dense_computation(corpus, highest):
     lacking = np.flatnonzero(highest[:, 5] <= 0)
     examples = np.array([0, 6, 9])
-    found = nearest(corpus, lacking, corpus, examples, 1000, np.random.default_rng(0))
+    own = samples(corpus)
+    found = nearest(own, lacking, own, examples, 1000, np.random.default_rng(0))
     assert sorted(found.tolist()) == lacking.tolist()  # few enough that all are compared
 
     values = np.maximum(highest, 0)
@@ -334,14 +342,14 @@ def test_long_documents_are_read_one_after_the_other(monkeypatch):
     dataset = made(long + texts(30))
     expected = [chosen(dataset, k=10, seed=seed) for seed in range(3)]
     monkeypatch.setattr("interp_embed.llm.samples.choice._TOKENS", 6_000)
-    read, sizes = dataset._read_rows, []
+    read, sizes = Selection.rows, []
 
-    def counted(positions):
-        sizes.append(int(dataset._store.n_tokens(dataset._documents[positions]).sum()))
+    def counted(selection, positions):
+        sizes.append(int(selection.store.n_tokens(selection.documents[positions]).sum()))
         assert sizes[-1] <= 6_000
-        return read(positions)
+        return read(selection, positions)
 
-    monkeypatch.setattr(dataset, "_read_rows", counted)
+    monkeypatch.setattr(Selection, "rows", counted)
     assert [chosen(dataset, k=10, seed=seed) for seed in range(3)] == expected
     assert max(sizes) > 4_000  # short ones go together with long ones
 
@@ -353,7 +361,11 @@ import random, resource, sys
 import numpy as np
 from tests.support.fake_sae import WordSAE
 from interp_embed import Dataset
-from interp_embed.llm.samples.choice import choose
+from interp_embed.llm.samples.choice import Choice, choose
+from interp_embed.llm.samples.samples import SelectedSamples
+
+def samples(dataset):
+    return SelectedSamples(dataset.selection, dataset.d_sae)
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -364,9 +376,10 @@ if sys.argv[1] == "make":
 else:
     dataset = Dataset.load_from_file({str(tmp_path / "s")!r})
     dataset[:1].latents("max")
-    choose(dataset[:1], dataset[:1], 5, n_positive=1, n_negative=1)
+    one, all_ = samples(dataset[:1]), samples(dataset)
+    choose(one, one, 5, Choice(), n_positive=1, n_negative=1)
     before = peak()
-    assert len(choose(dataset, dataset, 5, n_positive=8, n_negative=1).positive) == 8
+    assert len(choose(all_, all_, 5, Choice(), n_positive=8, n_negative=1).positive) == 8
     print(peak() - before)
 """
 

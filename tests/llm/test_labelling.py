@@ -30,9 +30,12 @@ from interp_embed.llm import (
     ScoredSample,
     SingleSampleScoringResponse,
 )
+from interp_embed.llm.asking import Asking
 from interp_embed.llm.judging import balanced_accuracy
 from interp_embed.llm.label import ask_label, label_task
 from interp_embed.llm.records import label_record, score_record
+from interp_embed.llm.samples.choice import Choice
+from interp_embed.llm.samples.samples import SelectedSamples
 from interp_embed.testing import LLMServer, Reply, samples_of
 from tests.support.fake_sae import WordSAE, expected
 from tests.support.waiting import PATIENCE
@@ -41,6 +44,10 @@ KEY = "sk-or-v1-0123456789abcdef"
 FEATURE = int(expected("cat")[0].argmax())
 OTHERS = ["dogs", "are", "pets", "mat", "language", "machine", "four", "five", "two", "end"]
 GOOD = {"label": "cats", "brief_description": "About cats.", "detailed_explanation": "Cats."}
+
+
+def samples(dataset):
+    return SelectedSamples(dataset.selection, dataset.d_sae)
 
 
 @pytest.fixture(autouse=True)
@@ -611,7 +618,9 @@ def test_a_client_that_is_shared_repairs_with_the_prompts_of_the_call(dataset, t
                 await dataset.score_feature(
                     FEATURE, "cats", k=1, method="detection", client=client, prompts=tmp_path
                 )
-                bare = label_task(dataset, dataset, FEATURE, "local/model", k=3).request
+                bare = label_task(
+                    samples(dataset), samples(dataset), FEATURE, Asking("local/model"), k=3
+                ).request
                 await client.ask(replace(bare, repair=None))
 
         asyncio.run(run())
@@ -662,7 +671,10 @@ def test_answers_become_records_that_a_store_keeps(dataset, tmp_path):
 
         async def run():
             async with LLMClient("local/model", server.url) as client:
-                task = label_task(stored, stored, FEATURE, "local/model", k=4, seed=3)
+                task = label_task(
+                    samples(stored), samples(stored), FEATURE,
+                    Asking("local/model", Choice(seed=3)), k=4,
+                )  # fmt: skip
                 response = await ask_label(client, task)
                 result = await stored.score_feature(
                     FEATURE, response.label, method="detection", client=client

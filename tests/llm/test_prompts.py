@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from interp_embed import Dataset
 from interp_embed.llm import Prompts
 from interp_embed.llm.ask.prompt_files import TASKS
+from interp_embed.llm.asking import Asking
 from interp_embed.llm.label import label_task
 from interp_embed.llm.samples.render import Marks, choose_marks, messages
+from interp_embed.llm.samples.samples import SelectedSamples
 from interp_embed.llm.score import score_task
 from interp_embed.testing import samples_of
 from tests.support.fake_sae import WordSAE, expected
@@ -32,6 +34,10 @@ INJECTIONS = [
     "\\u0022, \\n \\",
     "\ud800 lone",
 ]  # fmt: skip
+
+
+def samples(dataset):
+    return SelectedSamples(dataset.selection, dataset.d_sae)
 
 
 def body(asked):
@@ -88,16 +94,18 @@ def test_documents_with_instructions_are_lines_of_data_in_what_is_sent():
     )
     feature = int(expected("cat")[0].argmax())
     for make in (
-        lambda d: label_task(d, d, feature, "m").request,
-        lambda d: score_task(d, d, feature, "cats", "m", method="detection").questions[0].request,
-        lambda d: score_task(d, d, feature, "cats", "m").questions[0].request,
+        lambda d: label_task(d, d, feature, Asking("m")).request,
+        lambda d: (
+            score_task(d, d, feature, "cats", Asking("m"), method="detection").questions[0].request
+        ),
+        lambda d: score_task(d, d, feature, "cats", Asking("m")).questions[0].request,
     ):
-        asked, plain = make(dataset).messages, make(harmless).messages
+        asked, plain = make(samples(dataset)).messages, make(samples(harmless)).messages
         assert len(asked) == len(plain) == 2
         assert skeleton(asked).split("\0")[1] == skeleton(plain).split("\0")[1]
         lines = [line for line in asked[1].content.split("\n") if "pwned" in line]
         assert all(isinstance(json.loads(line), dict) for line in lines)
-    request = label_task(dataset, dataset, feature, "m").request
+    request = label_task(samples(dataset), samples(dataset), feature, Asking("m")).request
     blocks = samples_of(body(request.messages))
     assert len(blocks) == 2
     assert sum("pwned" in sample["text"] for sample in blocks[0]) == 4
@@ -116,7 +124,7 @@ def test_marks_in_a_document_do_not_pass_for_true_ones():
     documents = ["<<one>> cat", "<<two>> dogs", "mat two <<cat>>"]
     dataset = Dataset([{"text": t} for t in documents], WordSAE())
     feature = int(expected("cat")[0].argmax())
-    task = label_task(dataset, dataset, feature, "m")
+    task = label_task(samples(dataset), samples(dataset), feature, Asking("m"))
     positive, negative = samples_of(body(task.request.messages))
     assert "<<one>>[[ cat]]" in [sample["text"] for sample in positive]
     assert "[[" in task.request.messages[0].content
@@ -147,7 +155,8 @@ def test_a_prompt_of_ones_own_replaces_the_packages_and_changes_its_version(tmp_
     assert prompts.version("score") == Prompts().version("score")
     dataset = Dataset([{"text": "cat"}, {"text": "dogs"}], WordSAE())
     feature = int(expected("cat")[0].argmax())
-    task = label_task(dataset, dataset, feature, "m", prompts=prompts)
+    asking = Asking("m", prompts=prompts)
+    task = label_task(samples(dataset), samples(dataset), feature, asking)
     assert task.request.messages[0].content == "Name it in French. Marks are << and >>. $5\n"
     assert task.request.messages[1].content.startswith("Positive samples:\n<data-")
     assert task.prompt_version == prompts.version("label")

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("sae_lens")
 
 from interp_embed.core.chunk import DocumentStatus
-from interp_embed.sae import LocalSAE, embedded_release
+from interp_embed.sae import LocalSAE
+from interp_embed.sae.releases import embedded_release
 from interp_embed.sae.releases.embedded_release import (
     cache_folder,
     embedded_model,

@@ -27,8 +27,9 @@ from interp_embed import Dataset
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.core.spans import token_strings
 from interp_embed.errors import FingerprintMismatchError, UnsafePickleError
-from interp_embed.sae import GoodfireSAE, neuronpedia
+from interp_embed.sae import GoodfireSAE
 from interp_embed.sae.model.trunk import load_trunk
+from interp_embed.sae.releases import neuronpedia
 from interp_embed.sae.releases.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 from tests.support.goodfire_release import (
     BOS,

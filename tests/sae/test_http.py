@@ -95,8 +95,13 @@ def data(texts=TEXTS):
 
 
 def assert_same_store(found, wanted):
-    assert_chunks_equal(read_everything(found._store), read_everything(wanted._store))
-    assert read_everything(found._store).vocabulary == read_everything(wanted._store).vocabulary
+    assert_chunks_equal(
+        read_everything(found.selection.store), read_everything(wanted.selection.store)
+    )
+    assert (
+        read_everything(found.selection.store).vocabulary
+        == read_everything(wanted.selection.store).vocabulary
+    )
     assert found.status().tolist() == wanted.status().tolist()
     assert found.failures().to_dict() == wanted.failures().to_dict()
     assert found.feature_labels() == wanted.feature_labels()
@@ -145,9 +150,9 @@ def test_the_embedded_sae_gives_the_same_store_through_a_server(tmp_path):
     wanted = Dataset(texts, direct, save_path=tmp_path / "direct.zarr", batch_size=len(texts))
     assert_same_store(found, wanted)  # to the bit: both make the same batches
     assert "truncated" in found.status().tolist()
-    assert read_everything(found._store).tokens.special.any()
-    behind = found._store.attributes["fingerprint"]["server"]
-    known = wanted._store.attributes["fingerprint"]
+    assert read_everything(found.selection.store).tokens.special.any()
+    behind = found.selection.store.attributes["fingerprint"]["server"]
+    known = wanted.selection.store.attributes["fingerprint"]
     assert all(known[name] == value for name, value in behind.items())
     assert {"model", "d_sae"} & set(behind)
 

@@ -14,7 +14,8 @@ pytest.importorskip("sae_lens")
 from huggingface_hub import constants
 
 from interp_embed.cli.run import run as run_cli
-from interp_embed.sae import GoodfireSAE, LocalSAE, embedded_release, hub
+from interp_embed.sae import GoodfireSAE, LocalSAE
+from interp_embed.sae.releases import embedded_release, hub
 from interp_embed.sae.releases.hub import from_hub
 from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE

@@ -8,7 +8,8 @@ pytest.importorskip("sae_lens")
 
 import torch
 
-from interp_embed.sae import LocalSAE, models
+from interp_embed.sae import LocalSAE
+from interp_embed.sae.model import language_model as models
 from interp_embed.sae.model.hooks import HookNotFoundError, find_hook
 from interp_embed.sae.model.language_model import resolve_dtype
 from tests.support.tiny_models import (

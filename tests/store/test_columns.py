@@ -17,7 +17,8 @@ from dateutil.zoneinfo import get_zonefile_instance
 from hypothesis import HealthCheck, given, settings
 
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store import Store, blocks, create_store
+from interp_embed.store import Store, create_store
+from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.format.columns import Column, decode_frame, encode_frame
 from interp_embed.store.format.document_hash import hash_frame
 from interp_embed.store.format.schema import schema_of

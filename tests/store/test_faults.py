@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp_embed import exchange as saving
 from interp_embed.encode import encode, finish_store
 from interp_embed.errors import CorruptStoreError
-from interp_embed.store import Store, blocks, compaction
+from interp_embed.exchange import opening as saving
+from interp_embed.store import Store
+from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.storage import LocalStorage
 from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write import compaction
 from interp_embed.testing import (
     FaultyStorage,
     InjectedError,

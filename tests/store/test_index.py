@@ -16,22 +16,16 @@ from hypothesis import strategies as st
 from interp_embed import Dataset
 from interp_embed.core.chunk import Chunk
 from interp_embed.errors import CorruptIndexError
-from interp_embed.store import (
-    Store,
-    StoreWriter,
-    collect_garbage,
-    compact,
-    compaction,
-    finish,
-    index_ledger,
-    index_segment,
-    index_writer,
-)
+from interp_embed.store import Store, StoreWriter, collect_garbage, compact, finish
 from interp_embed.store.arrays.folder import FolderWriter
 from interp_embed.store.format.layout import index_arrays
 from interp_embed.store.format.sealed import seal, unseal
+from interp_embed.store.index import records as index_ledger
+from interp_embed.store.index import segment as index_segment
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.verify.verifier import verify
+from interp_embed.store.write import compaction
+from interp_embed.store.write import indexing as index_writer
 from interp_embed.store.write.compaction import leftovers
 from interp_embed.store.write.indexing import build_index
 from interp_embed.testing import (

@@ -841,7 +841,7 @@ def test_a_store_of_an_earlier_release_is_read_as_it_is(path):
     assert old.label_records() == before
     assert errors(path) == {}
     old.add_labels([label(n, "new", source="given") for n in range(3)])
-    assert old._store.labels.pack() == 2
+    assert old.selection.store.labels.pack() == 2
     assert Dataset.load_from_file(path).feature_labels() == old.feature_labels()
     assert errors(path) == {}
 

@@ -16,6 +16,7 @@ from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.aggregate.statistics import count_features
 from interp_embed.core.threads import Flights
 from interp_embed.errors import CorruptStoreError
+from interp_embed.selection.selection import Selection
 from interp_embed.store import Store, StoreWriter
 from interp_embed.store.arrays.readahead import NEAR, ReadAhead, joined
 from interp_embed.store.storage import LocalStorage, open_storage
@@ -60,9 +61,7 @@ def path(chunk, tmp_path_factory):
 def far(path):
     """Open the store far away; requests are counted from here on."""
     storage = CountingStorage(LocalStorage(path), remote=True)
-    store = Store(storage)
-    dataset = Dataset.__new__(Dataset)
-    dataset._bind(store, None, np.arange(store.n_documents), {}, None, None)
+    dataset = Dataset.from_selection(Selection.whole(Store(storage)))
     storage.reset()
     return dataset, storage
 
@@ -118,13 +117,15 @@ def test_a_pass_is_a_few_requests_a_chunk(path, chunk, method, threshold, arrays
     expected = oracle(dense(chunk), method, threshold, d_sae=D_SAE)
     np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5, atol=1e-5)
     # For each chunk what says where things are, the pointers, and each array once.
-    status = 1 if any(c.n_truncated for c in dataset._store.ledger.live) else 0
+    status = 1 if any(c.n_truncated for c in dataset.selection.store.ledger.live) else 0
     assert storage.n_requests <= 3 * (1 + pointers + arrays + status)
 
 
 def test_statistics_are_a_few_requests_a_chunk(path, chunk):
     dataset, storage = far(path)
-    found = count_features(dataset._store, np.arange(1200), ["document_frequency", "histogram"])
+    found = count_features(
+        dataset.selection.store, np.arange(1200), ["document_frequency", "histogram"]
+    )
     near = count_features(Store(path), np.arange(1200), ["document_frequency", "histogram"])
     for name, values in near.items():
         np.testing.assert_array_equal(found[name], values)
@@ -142,11 +143,11 @@ def test_lazy_arrays_read_ahead(path, chunk):
 
 def test_whole_chunks_and_selections_are_read_in_few_requests(path, chunk):
     dataset, storage = far(path)
-    assert_chunks_equal(read_everything(dataset._store), chunk)
+    assert_chunks_equal(read_everything(dataset.selection.store), chunk)
     assert storage.n_requests <= 3 * (1 + 12)
     dataset, storage = far(path)
     some = np.arange(0, 1200, 7)
-    assert_chunks_equal(dataset._store.chunk(some), chunk.take(some))
+    assert_chunks_equal(dataset.selection.store.chunk(some), chunk.take(some))
     assert storage.n_requests <= 3 * (1 + 12)  # ranges near each other are one
 
 
@@ -165,7 +166,7 @@ def test_what_was_read_ahead_is_let_go_of(path):
         break
     del blocks
     dataset[3]
-    chunks = dataset._store._snapshot.chunks.values()
+    chunks = dataset.selection.store._snapshot.chunks.values()
     for array in (array for c in chunks for array in c._arrays._opened.values()):
         assert array._held == ()
         assert array._pinned == ()
@@ -196,7 +197,7 @@ def test_chunks_that_were_merged_meanwhile_are_found_far_away(path, chunk, tmp_p
 def test_damage_is_noticed_far_away(path, chunk, tmp_path):
     store_from_chunk(tmp_path / "s", chunk)
     dataset, _ = far(tmp_path / "s")
-    shard = tmp_path / "s" / dataset._store.ledger.live[0].folder.key / "feature/c/0"
+    shard = tmp_path / "s" / dataset.selection.store.ledger.live[0].folder.key / "feature/c/0"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
@@ -271,7 +272,7 @@ def test_indexes_of_shards_stand_in_their_group_too(tmp_path, chunk):
     ):
         document["attributes"]["shard_indexes"] = wrong
         group.write_text(json.dumps(document, indent=1))
-        assert_chunks_equal(read_everything(far(tmp_path / "s")[0]._store), chunk)
+        assert_chunks_equal(read_everything(far(tmp_path / "s")[0].selection.store), chunk)
         assert any("zarr.json" in problem.key for problem in verify(tmp_path / "s"))
 
 

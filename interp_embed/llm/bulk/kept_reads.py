@@ -1,4 +1,4 @@
-"""A data set whose documents are looked at again and again, for one feature after the other.
+"""Documents that are looked at again and again, for one feature after the other.
 
 Choosing samples for one feature reads its column and some documents. For thousands of features most of
 these documents are the same, and columns are read many at a time. What is held is bounded.
@@ -6,22 +6,21 @@ these documents are the same, and columns are read many at a time. What is held 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from typing_extensions import override
-
-from interp_embed.activations import Activations
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
+    from interp_embed.llm.samples.samples import Samples
     from interp_embed.selection.row import DatasetRow
 
-__all__ = ["SharedReads"]
+__all__ = ["KeptReads"]
 
 _ROW_BYTES = 2**28
 _COLUMN_BYTES = 2**27
@@ -32,96 +31,92 @@ _TOKEN_BYTES = 64
 """What a token's text takes in memory, about."""
 
 
-class SharedReads(Activations):
-    """The same documents as another data set, with reads that are shared. For one thread.
+class KeptReads:
+    """The same samples as others, with reads that are kept. For one thread.
 
-    Views of it read by themselves.
+    Parameters
+    ----------
+    samples : Samples
+        Which documents.
+    features : sequence of int
+        Those that will be asked for, about in this order.
     """
 
-    _upcoming: dict[int, int] | None = None
-    _order: list[int]
-    _rows: OrderedDict[int, tuple[DatasetRow | None, int]]
-    _row_bytes: int
-    _columns: OrderedDict[int, tuple[NDArray[Any], NDArray[np.float32]]]
-    _column_bytes: int
+    def __init__(self, samples: Samples, features: Sequence[int]) -> None:
+        self._samples = samples
+        self._order = [*features]
+        self._place = {feature: place for place, feature in enumerate(self._order)}
+        self._rows: LRUCache[int, DatasetRow | None] = LRUCache(_ROW_BYTES, _row_size)
+        self._columns: LRUCache[int, tuple[NDArray[Any], NDArray[np.float32]]] = LRUCache(
+            _COLUMN_BYTES, lambda column: column[0].nbytes + column[1].nbytes
+        )
 
-    @classmethod
-    def of(cls, dataset: Activations, features: Sequence[int]) -> Self:
-        """Return a data set of the same documents.
+    def __len__(self) -> int:
+        return len(self._samples)
 
-        Parameters
-        ----------
-        dataset
-            Which documents.
-        features
-            Those that will be asked for, about in this order.
-        """
-        found = cls.__new__(cls)
-        found.__dict__.update(dataset.__dict__)
-        for name in ("rows", "_cached_frame"):  # they read through the other one
-            found.__dict__.pop(name, None)
-        found._order = [*features]
-        found._upcoming = {feature: place for place, feature in enumerate(found._order)}
-        found._rows = OrderedDict()
-        found._row_bytes = 0
-        found._columns = OrderedDict()
-        found._column_bytes = 0
-        return found
-
-    @override
-    def _feature_values(self, features: Sequence[int], method: str) -> NDArray[np.float32]:
-        upcoming = self._upcoming
+    def strengths(self, features: Sequence[int]) -> NDArray[np.float32]:
+        """Return the highest activation of some features per document."""
         feature = int(features[0]) if len(features) == 1 else -1
-        if upcoming is None or method != "max" or feature not in upcoming:
-            return super()._feature_values(features, method)
-        if feature not in self._columns:
-            self._read_columns(upcoming[feature])
-        rows, values = self._columns[feature]
+        if feature not in self._place:
+            return self._samples.strengths(features)
+        column = self._columns.get(feature)
+        rows, values = self._read_columns(feature) if column is None else column
         out = np.zeros((len(self), 1), np.float32)
         out[rows, 0] = values
         return out
 
-    def _read_columns(self, place: int) -> None:
-        """Read the columns of a feature and of those that will be asked for next."""
+    def _read_columns(self, feature: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Read the column of a feature, and those of the features that will be asked for next."""
         count = max(1, min(_BLOCK_FEATURES, _BLOCK_BYTES // (4 * max(1, len(self)))))
+        place = self._place[feature]
         wanted = [f for f in self._order[place : place + count] if f not in self._columns]
-        dense = super()._feature_values(wanted, "max")
-        while self._columns and self._column_bytes > _COLUMN_BYTES:
-            _, (rows, values) = self._columns.popitem(last=False)
-            self._column_bytes -= rows.nbytes + values.nbytes
-        for number, feature in enumerate(wanted):
-            column = dense[:, number]
-            rows = np.flatnonzero(column)  # NaN is not 0
-            self._columns[feature] = rows, column[rows]
-            self._column_bytes += rows.nbytes + 4 * len(rows)
+        dense = self._samples.strengths(wanted)
+        found = {}
+        for number, each in enumerate(wanted):
+            rows = np.flatnonzero(dense[:, number])  # NaN is not 0
+            found[each] = rows, dense[rows, number]
+            _keep(self._columns, each, found[each])
+        return found[feature]
 
-    @override
-    def _read_rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
-        if self._upcoming is None:
-            return super()._read_rows(positions)
-        lacking = np.array([p for p in positions.tolist() if p not in self._rows], np.int64)
-        found: dict[int, DatasetRow | None] = {}
-        if len(lacking):
-            found = dict(zip(lacking.tolist(), super()._read_rows(lacking), strict=True))
-        out = []
-        for position in positions.tolist():
-            if position in self._rows:
-                self._rows.move_to_end(position)
-                out.append(self._rows[position][0])
-            else:
-                self._hold(position, found[position])
-                out.append(found[position])
-        while self._row_bytes > _ROW_BYTES:
-            _, (_, size) = self._rows.popitem(last=False)
-            self._row_bytes -= size
-        return out
+    def rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
+        """Read some documents with their activations."""
+        wanted = positions.tolist()
+        found = {p: self._rows[p] for p in wanted if p in self._rows}
+        lacking = [p for p in wanted if p not in found]
+        if lacking:
+            read = self._samples.rows(np.array(lacking, np.int64))
+            for position, row in zip(lacking, read, strict=True):
+                if row is not None:
+                    row.special_tokens = row.special_tokens.copy()  # a part of a larger array
+                found[position] = row
+                _keep(self._rows, position, row)
+        return [found[position] for position in wanted]
 
-    def _hold(self, position: int, row: DatasetRow | None) -> None:
-        size = _TOKEN_BYTES
-        if row is not None:
-            row.special_tokens = row.special_tokens.copy()  # it is a part of a larger array
-            matrix = row.activations
-            size += matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
-            size += _TOKEN_BYTES * row.n_tokens + 4 * len(row.data)
-        self._rows[position] = row, size
-        self._row_bytes += size
+    def matrix(self, positions: NDArray[np.int64]) -> csr_matrix:
+        """Return the highest activation of every feature in some documents."""
+        return self._samples.matrix(positions)
+
+    def listed_top(self, feature: int, k: int) -> NDArray[np.int64] | None:
+        """Return where a feature is strongest, if that is known without a look at all documents."""
+        return self._samples.listed_top(feature, k)
+
+    def n_tokens(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many tokens some documents have."""
+        return self._samples.n_tokens(positions)
+
+    def document(self, position: int) -> int:
+        """Return the number of a document in its store."""
+        return self._samples.document(position)
+
+
+def _keep(cache: LRUCache[int, Any], key: int, value: Any) -> None:
+    if cache.getsizeof(value) <= cache.maxsize:
+        cache[key] = value
+
+
+def _row_size(row: DatasetRow | None) -> int:
+    if row is None:
+        return _TOKEN_BYTES
+    matrix = row.activations
+    held = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+    return held + _TOKEN_BYTES * (1 + row.n_tokens) + 4 * len(row.data)

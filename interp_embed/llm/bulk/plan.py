@@ -8,27 +8,32 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from interp_embed.inputs import check_positive
-from interp_embed.llm.ask.request import check_settings
 from interp_embed.llm.ask.schemas import BatchResponse
 from interp_embed.llm.bulk.budget import dollars, request_size, rough_tokens
 from interp_embed.llm.label import LabelTask, label_task
-from interp_embed.llm.samples.choice import check_choice
 from interp_embed.llm.score import Method, ScoreTask, method_prompt, score_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from interp_embed.activations import Activations
     from interp_embed.labels.record import FeatureLabel
     from interp_embed.llm.ask.answers import Answers
-    from interp_embed.llm.ask.prompt_files import Prompts
     from interp_embed.llm.ask.request import Request
+    from interp_embed.llm.asking import Asking
     from interp_embed.llm.bulk.budget import Prices
-    from interp_embed.llm.samples.choice import NegativeChoice, PositiveChoice
+    from interp_embed.llm.samples.samples import Samples
 
-__all__ = ["Asking", "Estimate", "Work", "check_features", "check_methods", "estimate", "plan_work"]
+__all__ = [
+    "BulkAsking",
+    "Estimate",
+    "Work",
+    "check_features",
+    "check_methods",
+    "estimate",
+    "plan_work",
+]
 
 _SAMPLED = 32
 """Features whose requests are made to estimate those of all."""
@@ -40,58 +45,50 @@ _VERDICT_TOKENS = 12
 """Of ``{"sample": 1, "matches": true},`` in an answer for several samples."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """What is asked of every feature; see `Dataset.label_features`."""
+@dataclass(frozen=True, slots=True)
+class BulkAsking:
+    """What is asked after each of many features; see `Dataset.label_features`.
 
-    model: str
-    methods: tuple[Method, ...]
-    prompts: Prompts
+    Parameters
+    ----------
+    asking : Asking
+        How it is asked.
+    methods : tuple of Method
+        How labels are scored.
+    k, score_k : int
+        Samples of either kind per label, and per score.
+    """
+
+    asking: Asking
+    methods: tuple[Method, ...] = ()
     k: int = 20
     score_k: int = 10
-    examples: PositiveChoice = "top"
-    negatives: NegativeChoice = "random"
-    seed: int = 0
-    window_tokens: int = 64
-    settings: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_positive(k=self.k, score_k=self.score_k, window_tokens=self.window_tokens)
-        check_choice(self.examples, self.negatives, self.seed)
-        check_settings(self.settings)
-        if not isinstance(self.model, str) or not self.model.strip():
-            raise ValueError(f"model must be the name of a model, got {self.model!r}")
+        check_positive(k=self.k, score_k=self.score_k)
+
+    @property
+    def model(self) -> str:
+        """The language model."""
+        return self.asking.model
 
     @property
     def label_version(self) -> str:
         """The prompts that labels are asked for with."""
-        return self.prompts.version("label")
+        return self.asking.version("label")
 
-    def _choice(self) -> dict[str, Any]:
-        return {
-            "examples": self.examples,
-            "negatives": self.negatives,
-            "seed": self.seed,
-            "window_tokens": self.window_tokens,
-            "prompts": self.prompts,
-            "settings": self.settings,
-        }
-
-    def label_task(self, dataset: Activations, feature: int) -> LabelTask:
+    def label_task(self, samples: Samples, feature: int) -> LabelTask:
         """Make the request for a feature's label."""
-        return label_task(dataset, dataset, feature, self.model, k=self.k, **self._choice())
+        return label_task(samples, samples, feature, self.asking, k=self.k)
 
-    def score_task(
-        self, dataset: Activations, feature: int, label: str, method: Method
-    ) -> ScoreTask:
+    def score_task(self, samples: Samples, feature: int, label: str, method: Method) -> ScoreTask:
         """Make the requests for the score of a label."""
         return score_task(
-            dataset, dataset, feature, label, self.model, k=self.score_k, method=method,
-            **self._choice(),
-        )  # fmt: skip
+            samples, samples, feature, label, self.asking, k=self.score_k, method=method
+        )
 
     def score_requests(
-        self, dataset: Activations, feature: int, label: str | None, methods: Iterable[Method]
+        self, samples: Samples, feature: int, label: str | None, methods: Iterable[Method]
     ) -> list[Request[Any]]:
         """Make the requests of all scores; without a label, such as they may be.
 
@@ -100,7 +97,7 @@ class Asking:
         found: list[Request[Any]] = []
         for method in methods:
             try:
-                task = self.score_task(dataset, feature, label or _LABEL, method)
+                task = self.score_task(samples, feature, label or _LABEL, method)
             except (ValueError, OSError):
                 continue
             found += [question.request for question in task.questions]
@@ -120,7 +117,7 @@ class Asking:
         return tuple(
             m
             for m in self.methods
-            if (m, self.model, self.prompts.version(method_prompt(m))) not in there
+            if (m, self.model, self.asking.version(method_prompt(m))) not in there
         )
 
 
@@ -216,7 +213,7 @@ def plan_work(
     features: Sequence[int] | None,
     occurring: NDArray[np.bool_] | None,
     known: Iterable[FeatureLabel],
-    asking: Asking,
+    asking: BulkAsking,
 ) -> list[Work]:
     """Return what there is to do.
 
@@ -246,10 +243,10 @@ def plan_work(
 
 
 def estimate(
-    dataset: Activations,
-    scored: Activations,
+    samples: Samples,
+    scored: Samples,
     work: Sequence[Work],
-    asking: Asking,
+    asking: BulkAsking,
     answers: Answers,
     prices: Prices | None,
 ) -> Estimate:
@@ -257,7 +254,7 @@ def estimate(
 
     Parameters
     ----------
-    dataset, scored
+    samples, scored
         Where samples of labels and of scores come from.
     work, asking
         What is to be done.
@@ -271,7 +268,7 @@ def estimate(
     for item in (work[number] for number in some.tolist()):
         if item.label is None:
             try:
-                label = asking.label_task(dataset, item.feature)
+                label = asking.label_task(samples, item.feature)
             except (ValueError, OSError):  # it fails when its turn comes, and costs nothing
                 continue
             if answers.get(label.request.digest) is not None:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from interp_embed.llm.ask.errors import LLMAnswerError, LLMError
 from interp_embed.llm.bulk.budget import BudgetReachedError, dollars
 from interp_embed.llm.bulk.budgeted_client import held_for, spent_on
-from interp_embed.llm.bulk.kept_reads import SharedReads
+from interp_embed.llm.bulk.kept_reads import KeptReads
 from interp_embed.llm.bulk.result import Outcome
 from interp_embed.llm.judging import ask_score
 from interp_embed.llm.label import ask_label
@@ -26,13 +26,13 @@ from interp_embed.llm.records import label_record, score_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from interp_embed.activations import Activations
     from interp_embed.labels.record import FeatureLabel, Score
     from interp_embed.llm.ask.request import Request
     from interp_embed.llm.bulk.budget import Hold
     from interp_embed.llm.bulk.budgeted_client import BulkClient
-    from interp_embed.llm.bulk.plan import Asking, Work
+    from interp_embed.llm.bulk.plan import BulkAsking, Work
     from interp_embed.llm.label import LabelTask
+    from interp_embed.llm.samples.samples import Samples
     from interp_embed.llm.score import Method
 
 __all__ = ["BulkRun"]
@@ -51,7 +51,7 @@ class BulkRun:
 
     Parameters
     ----------
-    dataset, scored
+    samples, scored
         Where samples of labels and of scores come from.
     work, asking
         What is to be done.
@@ -69,10 +69,10 @@ class BulkRun:
 
     def __init__(
         self,
-        dataset: Activations,
-        scored: Activations,
+        samples: Samples,
+        scored: Samples,
         work: Sequence[Work],
-        asking: Asking,
+        asking: BulkAsking,
         client: BulkClient,
         *,
         known: Iterable[FeatureLabel],
@@ -81,8 +81,8 @@ class BulkRun:
         progress: bool,
     ) -> None:
         features = [item.feature for item in work]
-        self._dataset = SharedReads.of(dataset, features)
-        self._scored = self._dataset if scored is dataset else SharedReads.of(scored, features)
+        self._samples = KeptReads(samples, features)
+        self._scored = self._samples if scored is samples else KeptReads(scored, features)
         self._work = work
         self._asking = asking
         self._client = client
@@ -180,7 +180,7 @@ class BulkRun:
         label = item.label
         if label is None:
             try:
-                task = await self._choose(self._asking.label_task, self._dataset, item.feature)
+                task = await self._choose(self._asking.label_task, self._samples, item.feature)
             except (ValueError, OSError) as error:
                 outcome.failed = str(error)
                 return

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from interp_embed.inputs import check_positive
 from interp_embed.llm.samples.excerpts import Example, anywhere, around_peak, quiet, scattered
 
 if TYPE_CHECKING:
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.activations import Activations
+    from interp_embed.llm.samples.samples import Samples
     from interp_embed.selection.row import DatasetRow
 
 __all__ = [
+    "Choice",
     "Chosen",
     "Example",
     "NegativeChoice",
     "PositiveChoice",
-    "check_choice",
     "choose",
     "scattered",
 ]
@@ -52,52 +53,70 @@ class Chosen:
     negative: tuple[Example, ...]
 
 
-def check_choice(examples: str, negatives: str, seed: Any) -> None:
-    """Raise ValueError unless these say how to choose."""
-    for name, given, known in (
-        ("examples", examples, get_args(PositiveChoice)),
-        ("negatives", negatives, get_args(NegativeChoice)),
-    ):
-        if given not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
-        raise ValueError(f"seed must be an integer, 0 or more and below 2**63, got {seed!r}")
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How samples of a feature are chosen.
+
+    Parameters
+    ----------
+    examples : {"top", "quantile", "random"}
+        ``"top"``: some of the three times as many documents in which the feature is strongest.
+        ``"quantile"``: the documents in which it is active are ranked by how strong it is and cut
+        into as many parts of equal size; one of each. ``"random"``: any in which it is active.
+    negatives : {"random", "hard"}
+        ``"random"``: any documents in which it is not active. ``"hard"``: those of them that are most
+        like the positive ones in their other features. Where there are too few, excerpts without the
+        feature of documents that have it.
+    seed : int
+        The same seed chooses the same excerpts of the same documents.
+    window_tokens : int
+        Length of an excerpt in tokens. It lies around the strongest token, two thirds before it.
+
+    Raises
+    ------
+    ValueError
+        If one of them makes no sense.
+    """
+
+    examples: PositiveChoice = "top"
+    negatives: NegativeChoice = "random"
+    seed: int = 0
+    window_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        check_positive(window_tokens=self.window_tokens)
+        for name, given, known in (
+            ("examples", self.examples, get_args(PositiveChoice)),
+            ("negatives", self.negatives, get_args(NegativeChoice)),
+        ):
+            if given not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+        seed: object = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+            raise ValueError(f"seed must be an integer, 0 or more and below 2**63, got {seed!r}")
 
 
 def choose(
-    positive: Activations,
-    negative: Activations,
+    positive: Samples,
+    negative: Samples,
     feature: int,
+    choice: Choice,
     *,
     n_positive: int,
     n_negative: int,
-    examples: PositiveChoice = "top",
-    negatives: NegativeChoice = "random",
-    seed: int = 0,
-    window_tokens: int = 64,
 ) -> Chosen:
     """Choose excerpts that show a feature.
 
     Parameters
     ----------
     positive, negative
-        Data sets to choose from; they may be the same.
+        Documents to choose from; they may be the same.
     feature
         Feature index.
+    choice
+        How.
     n_positive, n_negative
         How many at most. There are fewer where documents are few, or say the same.
-    examples
-        ``"top"``: some of the three times as many documents in which the feature is strongest.
-        ``"quantile"``: the documents in which it is active are ranked by how strong it is and cut
-        into as many parts of equal size; one of each. ``"random"``: any in which it is active.
-    negatives
-        ``"random"``: any documents in which it is not active. ``"hard"``: those of them that are most
-        like the positive ones in their other features. Where there are too few, excerpts without the
-        feature of documents that have it.
-    seed
-        The same seed chooses the same excerpts of the same documents.
-    window_tokens
-        Length of an excerpt in tokens. It lies around the strongest token, two thirds before it.
 
     Raises
     ------
@@ -106,18 +125,19 @@ def choose(
     IndexError
         If there is no such feature.
     """
-    values = positive._feature_values([feature], "max")[:, 0]
+    values = positive.strengths([feature])[:, 0]
     same = negative is positive
-    others = values if same else negative._feature_values([feature], "max")[:, 0]
-    rng = np.random.default_rng([seed, feature])
+    others = values if same else negative.strengths([feature])[:, 0]
+    length = choice.window_tokens
+    rng = np.random.default_rng([choice.seed, feature])
     seen: set[str] = set()
     active = np.flatnonzero(values > 0)  # NaN, of documents without activations, is not
 
     found = _read(
         positive,
-        _candidates(active, values[active], n_positive, examples, rng),
+        _candidates(active, values[active], n_positive, choice.examples, rng),
         n_positive,
-        lambda position, row: around_peak(positive, position, row, feature, window_tokens),
+        lambda position, row: around_peak(positive, position, row, feature, length),
         seen,
     )
     if not found:
@@ -127,7 +147,7 @@ def choose(
             "there is nothing to show of it; take samples from documents that have it"
         )
     lacking = np.flatnonzero(others <= 0)
-    if negatives == "hard":
+    if choice.negatives == "hard":
         order = _nearest(negative, lacking, positive, [e.position for e in found], n_negative, rng)
     else:
         order = _shuffled(lacking, n_negative, rng)
@@ -135,7 +155,7 @@ def choose(
         negative,
         order,
         n_negative,
-        lambda position, row: anywhere(negative, position, row, feature, window_tokens, rng),
+        lambda position, row: anywhere(negative, position, row, feature, length, rng),
         seen,
     )
     if len(without) < n_negative:
@@ -143,7 +163,7 @@ def choose(
             negative,
             _shuffled(np.flatnonzero(others > 0), n_negative, rng),
             n_negative - len(without),
-            lambda position, row: quiet(negative, position, row, feature, window_tokens, rng),
+            lambda position, row: quiet(negative, position, row, feature, length, rng),
             seen,
         )
     strongest = sorted(found, key=lambda e: (-max(e.activations), e.position))
@@ -178,20 +198,20 @@ def _shuffled(documents: NDArray[np.int64], k: int, rng: np.random.Generator) ->
 
 
 def _nearest(
-    dataset: Activations,
+    samples: Samples,
     lacking: NDArray[np.int64],
-    positive: Activations,
+    positive: Samples,
     examples: list[int],
     k: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
     from interp_embed.llm.samples.neighbours import nearest
 
-    return nearest(dataset, lacking, positive, np.array(sorted(examples)), _PATIENCE * k, rng)
+    return nearest(samples, lacking, positive, np.array(sorted(examples)), _PATIENCE * k, rng)
 
 
 def _read(
-    dataset: Activations,
+    samples: Samples,
     order: NDArray[np.int64],
     k: int,
     excerpt: Callable[[int, DatasetRow], Example | None],
@@ -203,17 +223,17 @@ def _read(
     while len(found) < k and begin < min(len(order), _PATIENCE * k):
         positions = order[begin : begin + k - len(found)]
         begin += len(positions)
-        for some in _bounded(dataset, positions):
-            for example in _excerpts(dataset, some, excerpt):
+        for some in _bounded(samples, positions):
+            for example in _excerpts(samples, some, excerpt):
                 if example is not None and example.text.strip() and example.text not in seen:
                     seen.add(example.text)
                     found.append(example)
     return found
 
 
-def _bounded(dataset: Activations, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _bounded(samples: Samples, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Cut documents into groups that are held at once: a longer one than `_TOKENS` is alone."""
-    end = np.cumsum(dataset._store.n_tokens(dataset._documents[positions]))
+    end = np.cumsum(samples.n_tokens(positions))
     begin = 0
     while begin < len(positions):
         before = int(end[begin - 1]) if begin else 0
@@ -223,12 +243,12 @@ def _bounded(dataset: Activations, positions: NDArray[np.int64]) -> Iterator[NDA
 
 
 def _excerpts(
-    dataset: Activations,
+    samples: Samples,
     positions: NDArray[np.int64],
     excerpt: Callable[[int, DatasetRow], Example | None],
 ) -> list[Example | None]:
     """Return an excerpt a document; when it returns, none of the documents is held any more."""
-    rows = dataset._read_rows(positions)
+    rows = samples.rows(positions)
     return [
         None if row is None else excerpt(position, row)
         for position, row in zip(positions.tolist(), rows, strict=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.activations import Activations
+    from interp_embed.llm.samples.samples import Samples
     from interp_embed.selection.row import DatasetRow
 
 __all__ = ["Example", "anywhere", "around_peak", "quiet", "scattered"]
@@ -113,7 +113,7 @@ def _ordinary(
 
 
 def around_peak(
-    dataset: Activations, position: int, row: DatasetRow, feature: int, length: int
+    samples: Samples, position: int, row: DatasetRow, feature: int, length: int
 ) -> Example | None:
     """Return the excerpt around the token on which a feature is strongest."""
     where, strings, values = _ordinary(row, feature)
@@ -121,11 +121,11 @@ def around_peak(
         return None  # active on special tokens alone
     first = max(0, int(values.argmax()) - int(_BEFORE * length))
     first = max(0, min(first, len(strings) - length))
-    return _example(dataset, position, where, strings, values, first, first + length)
+    return _example(samples, position, where, strings, values, first, first + length)
 
 
 def anywhere(
-    dataset: Activations,
+    samples: Samples,
     position: int,
     row: DatasetRow,
     feature: int,
@@ -137,11 +137,11 @@ def anywhere(
     if len(strings) == 0:
         return None
     first = int(rng.integers(max(0, len(strings) - length) + 1))
-    return _example(dataset, position, where, strings, values, first, first + length)
+    return _example(samples, position, where, strings, values, first, first + length)
 
 
 def quiet(
-    dataset: Activations,
+    samples: Samples,
     position: int,
     row: DatasetRow,
     feature: int,
@@ -163,11 +163,11 @@ def quiet(
     if end - begin < _QUIET:
         return None
     first = begin + int(rng.integers(max(0, end - begin - length) + 1))
-    return _example(dataset, position, where, strings, values, first, min(end, first + length))
+    return _example(samples, position, where, strings, values, first, min(end, first + length))
 
 
 def _example(
-    dataset: Activations,
+    samples: Samples,
     position: int,
     where: NDArray[np.int64],
     strings: list[str],
@@ -182,7 +182,7 @@ def _example(
     while last < len(strings) and strings[last] == "":
         last += 1
     return Example(
-        document=int(dataset._documents[position]),
+        document=samples.document(position),
         position=position,
         start=int(where[first]),
         stop=int(where[last - 1]) + 1,

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from interp_embed.activations import Activations
+    from interp_embed.llm.samples.samples import Samples
 
 __all__ = ["nearest"]
 
@@ -22,9 +22,9 @@ _LISTED = 64
 
 
 def nearest(
-    dataset: Activations,
+    samples: Samples,
     candidates: NDArray[np.int64],
-    positive: Activations,
+    positive: Samples,
     examples: NDArray[np.int64],
     most: int,
     rng: np.random.Generator,
@@ -38,10 +38,10 @@ def nearest(
 
     Parameters
     ----------
-    dataset, candidates
-        A data set, and positions in it.
+    samples, candidates
+        Documents, and positions in them.
     positive, examples
-        A data set, and positions in it.
+        Documents, and positions in them.
     most
         How many to return at most.
     rng
@@ -56,14 +56,14 @@ def nearest(
     if len(candidates) == 0:
         return candidates
     pool = rng.choice(candidates, min(_POOL, len(candidates)), replace=False)
-    wanted = _positive_part(positive[examples].latents("max", compress=True))
-    compared = _positive_part(dataset[np.sort(pool)].latents("max", compress=True))
+    wanted = _positive_part(positive.matrix(examples))
+    compared = _positive_part(samples.matrix(np.sort(pool)))
     weights = _weights(compared)
     listed = _listed(
-        dataset, np.asarray((wanted @ sp.diags_array(weights)).sum(axis=0), np.float64).ravel()
+        samples, np.asarray((wanted @ sp.diags_array(weights)).sum(axis=0), np.float64).ravel()
     )
     pool = np.union1d(pool, np.intersect1d(listed, candidates))
-    compared = _positive_part(dataset[pool].latents("max", compress=True))
+    compared = _positive_part(samples.matrix(pool))
     alike = (_unit(compared, weights) @ _unit(wanted, weights).T).toarray()
 
     order = np.argsort(-alike, axis=0, kind="stable")
@@ -91,8 +91,8 @@ def _unit(matrix: sp.csr_array, weights: NDArray[np.float64]) -> sp.csr_array:
     return sp.csr_array(sp.diags_array(1 / np.maximum(norms, 1e-30)) @ weighted)
 
 
-def _listed(dataset: Activations, weight: NDArray[np.float64]) -> NDArray[np.int64]:
+def _listed(samples: Samples, weight: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the top documents of the features of most weight, as far as an index lists them."""
     best = np.argsort(-weight, kind="stable")[:_SHARED]
-    found = [dataset._listed_top(int(f), _LISTED, False) for f in best[weight[best] > 0]]
+    found = [samples.listed_top(int(f), _LISTED) for f in best[weight[best] > 0]]
     return np.concatenate([np.empty(0, np.int64), *(part for part in found if part is not None)])

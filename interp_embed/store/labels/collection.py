@@ -6,6 +6,7 @@ such as a score, is one more record of the same label.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -176,6 +177,22 @@ class LabelStore:
                         self._take(name, light)
                     del self._unread[feature]
         return self._added
+
+    def begin(self, labels: Mapping[int, str], source: str, *, wrote: bool) -> None:
+        """Write the labels that the store begins with, unless it has such labels.
+
+        Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
+        cannot be stored there are left out.
+        """
+        if has_first_labels(self.storage):
+            return
+        try:
+            put_first_labels(self.storage, labels, source)
+            self.refresh()
+        except OSError as error:
+            read_only = isinstance(error, PermissionError) or error.errno == errno.EROFS
+            if wrote or not read_only:
+                raise
 
     def first(self) -> dict[int, str]:
         """Return the labels that the store began with; empty where there are none."""
