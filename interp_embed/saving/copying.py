@@ -13,6 +13,7 @@ import numpy as np
 
 from interp_embed.aggregate.execute import entries
 from interp_embed.aggregate.memory import require_memory
+from interp_embed.durable import make_folder
 from interp_embed.errors import StoreExistsError
 from interp_embed.inputs.pieces import StoredPiece, cut
 from interp_embed.saving.replacing import clear_leftovers, locked, recover, replace
@@ -72,7 +73,7 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
     # moment; a crash in that moment is made good by `recover`.
     fresh = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     with _naming(text):
-        fresh.mkdir(parents=True)
+        make_folder(fresh)
     try:
         with locked(fresh):
             _copy(dataset, fresh, dtype)
