@@ -52,12 +52,12 @@ def save(dataset: Dataset, path: str | os.PathLike[str], dtype: np.dtype[Any]) -
     if not isinstance(target, LocalStorage):
         if taken and _same_place(dataset.path, target.url) and _is_whole(dataset, dtype):
             return
-        if taken:
+        # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
+        unannounced = Unannounced(target)
+        if taken and not unannounced.is_announced():
             raise StoreExistsError(
                 f"there is a store at {target.url} already; delete it or save elsewhere"
             )
-        # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
-        unannounced = Unannounced(target)
         _copy(dataset, unannounced, dtype)
         unannounced.announce()
         return

@@ -19,7 +19,7 @@ from interp_embed.store.creation import add_documents, check_place
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.fingerprint import merge as combined
 from interp_embed.store.layout import FORMAT_VERSION, SAVING, library_versions
-from interp_embed.store.merging import check_mergeable, merge_stores
+from interp_embed.store.merging import check_mergeable, is_merged, merge_stores
 from interp_embed.store.storage import open_storage
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ def merge(
     sources = [_store(each) for each in stores]
     check_mergeable(sources)
     target = open_storage(expanded(path))
+    unannounced = Unannounced(target)
+    if unannounced.is_announced() and is_merged(sources, target):
+        unannounced.announce()  # cut off when all was done but this
+        return load(Dataset, target.url)
     if not target.exists(SAVING):
         check_place(target)
     if is_store(target):
@@ -106,7 +110,6 @@ def merge(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "libraries": library_versions(),
     }
-    unannounced = Unannounced(target)
     merge_stores(sources, unannounced, attributes, progress=show_progress())
     unannounced.announce()
     return load(Dataset, target.url)
