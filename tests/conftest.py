@@ -29,6 +29,16 @@ TEXTS = [
 ]
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave tests out that are marked ``soak``, whatever else ``-m`` says, unless it asks for them."""
+    if "soak" in config.option.markexpr:
+        return
+    soaking = [item for item in items if item.get_closest_marker("soak")]
+    if soaking:
+        config.hook.pytest_deselected(items=soaking)
+        items[:] = [item for item in items if item not in soaking]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts_arrive():
     """Undo what a shell does to a job in the background: there SIGINT is ignored, children's too."""
@@ -38,7 +48,10 @@ def _interrupts_arrive():
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk():
-    """Skip fsync: no test cuts the power, and thousands of little files would be waited for."""
+    """Skip fsync: thousands of little files would be waited for.
+
+    What would survive a power cut is found from the order of the calls; see `FileRecorder`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

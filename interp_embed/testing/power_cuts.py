@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from interp_embed.testing.file_record import FileOperation, FileRecord
 
-__all__ = ["CrashState", "crash_states"]
+__all__ = ["CrashState", "crash_states", "safe_state"]
 
 Contents = dict[int, bytes]
 Choice = tuple[frozenset[int], Contents]
@@ -124,6 +124,26 @@ def crash_states(record: FileRecord, *, limit: int = 64, seed: int = 0) -> Itera
             disk.apply(operation)
 
 
+def safe_state(record: FileRecord, done: int | None = None) -> CrashState:
+    """Return what is sure to be there after a crash, as nothing else was synced.
+
+    Parameters
+    ----------
+    record
+        What was done.
+    done
+        How many operations had been done; all by default.
+    """
+    disk = _Disk(record.before)
+    count = len(record.operations) if done is None else done
+    for operation in record.operations[:count]:
+        disk.apply(operation)
+    marks = tuple(o.mark for o in record.operations[:count] if o.kind == "mark")
+    choice = disk.nothing()
+    files, folders = disk.tree(choice)
+    return CrashState(files, frozenset(folders), count, marks, tuple(disk.lost(choice)))
+
+
 class _Change:
     """A change of names that some folders have yet to make safe."""
 
@@ -180,6 +200,11 @@ class _Disk:
                 variants = [new, old, b"", new[: len(new) // 2], bytes(len(new))]
                 found[number] = list(dict.fromkeys(variants))
         return found
+
+    def nothing(self) -> Choice:
+        """Return the choice that keeps nothing that is not safe."""
+        contents = self._safe.contents
+        return frozenset(), {n: contents[n] for n, now in self._now.items() if now != contents[n]}
 
     def choices(self, limit: int, rng: random.Random) -> Iterator[Choice]:
         """Yield at most ``limit`` of the ways in which things can have been lost."""
