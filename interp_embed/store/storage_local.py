@@ -188,7 +188,18 @@ class LocalStorage(Storage):
 
     @override
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        self.delete_several([key])
+
+    @override
+    def delete_several(self, keys: Iterable[str]) -> None:
+        folders: dict[Path, None] = {}
+        for path in map(self._path, keys):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                folders[path.parent] = None
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
+                sync_folder(folder)
 
     @override
     def delete_folder(self, prefix: str) -> None:
