@@ -238,6 +238,7 @@ class FileRecorder:
         before, self._numbers = TreeState.of(self.root)
         self._next = 1 + max(self._numbers.values())
         self._now = before.copy()
+        self._found: dict[int, tuple[int, str]] = {}  # one of the names of each
         self.record = FileRecord(before)
         self._real_open = builtins.open
         for module, name, replacement in self._replacements():
@@ -444,6 +445,9 @@ class FileRecorder:
     def _add(self, operation: FileOperation) -> None:
         self.record.operations.append(operation)
         self._now.apply(operation)
+        for folder, name, number in operation.changes:
+            if number is not None:
+                self._found[number] = (folder, name)
 
     def _new(self, stat: os.stat_result) -> int:
         """Return a number for what was just created; an inode may be that of something deleted."""
@@ -501,10 +505,14 @@ class FileRecorder:
     def _path(self, number: int) -> str:
         """Return one of the paths of a file or folder; ``"(deleted)"`` if it has none."""
         parts: list[str] = []
+        names = self._now.names
         while number != ROOT:
-            found = next((k for k, v in self._now.names.items() if v == number), None)
+            found = self._found.get(number)
+            if found is None or names.get(found) != number:
+                found = next((k for k, v in names.items() if v == number), None)
             if found is None:
                 return "(deleted)"
+            self._found[number] = found
             number, name = found
             parts.append(name)
         return "/".join(reversed(parts))

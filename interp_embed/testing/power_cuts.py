@@ -27,13 +27,13 @@ import itertools
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.testing.file_record import TreeState, rename
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from interp_embed.testing.file_record import FileOperation, FileRecord
 
@@ -72,9 +72,9 @@ class CrashState:
         """Write the files and folders into ``path``, which is created."""
         path.mkdir()
         for folder in sorted(self.folders):
-            (path / folder).mkdir()
+            Path(f"{path}/{folder}").mkdir()
         for name, data in self.files.items():
-            (path / name).write_bytes(data)
+            Path(f"{path}/{name}").write_bytes(data)
 
     def __str__(self) -> str:
         lost = "; ".join(self.lost) or "nothing"

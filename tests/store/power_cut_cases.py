@@ -48,12 +48,6 @@ def errors(path):
     return {p.key: p.what for p in verify(path) if p.severity == "error"}
 
 
-def stores(root):
-    """The stores in a folder that can be opened, but for those that a save has put aside."""
-    found = (path.parent for path in root.rglob("plan.json"))
-    return [p for p in found if (p / "zarr.json").exists() and not p.name.startswith(".")]
-
-
 @functools.cache
 def encoded(*texts):
     """What documents come to in a run that nothing disturbs."""
@@ -118,6 +112,10 @@ def marking(mark):
 
 class Case:
     """Documents that are encoded in a store ``s``, and what to do with it."""
+
+    def stores(self, root):
+        """Where there may be stores, to be verified."""
+        return [root / "s"]
 
     def prepare(self, root):
         """Make what is there before."""
@@ -267,6 +265,9 @@ class Append(Case):
 class Merge(Case):
     """Joining two stores, one of them with an index and labels."""
 
+    def stores(self, root):
+        return [root / "a", root / "b", root / "s"]
+
     def prepare(self, root):
         made(root / "a", RECORDS).add_labels(LABELS[:2])
         made(root / "b", MORE)
@@ -323,6 +324,9 @@ class Replace(Case):
 
 class Save(Case):
     """Saving a dataset where there is nothing yet, not even the folder."""
+
+    def stores(self, root):
+        return [root / "new" / "deep" / "s"]
 
     def prepare(self, root):
         made(root / "other", MORE)
@@ -394,6 +398,9 @@ class File(Case):
     """Writing a file in a new folder, and then another one in its place."""
 
     name = ""
+
+    def stores(self, root):
+        return []
 
     def prepare(self, root):
         made(root / "s", RECORDS).add_labels(LABELS[:2])
