@@ -46,7 +46,10 @@ def _interrupts_arrive():
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk():
-    """Skip fsync: no test cuts the power, and thousands of little files would be waited for."""
+    """Skip fsync: thousands of little files would be waited for.
+
+    What would survive a power cut is found from the order of the calls; see `FileRecorder`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

@@ -17,7 +17,7 @@ from interp_embed.store.fingerprint import merge as combined
 from interp_embed.store.format.layout import FORMAT_VERSION, SAVING, library_versions
 from interp_embed.store.storage import open_storage
 from interp_embed.store.write.creation import add_documents, check_place
-from interp_embed.store.write.merging import check_mergeable, merge_stores
+from interp_embed.store.write.merging import check_mergeable, is_merged, merge_stores
 from interp_embed.store.write.unannounced import Unannounced
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def merge(
     sources = [_store(each) for each in selections]
     check_mergeable(sources)
     target = open_storage(expanded(path))
+    unannounced = Unannounced(target)
+    if unannounced.is_announced() and is_merged(sources, target):
+        unannounced.announce()  # cut off when all was done but this
+        return target.url
     if not target.exists(SAVING):
         check_place(target)
     if is_store(target):
@@ -77,7 +81,6 @@ def merge(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "libraries": library_versions(),
     }
-    unannounced = Unannounced(target)
     merge_stores(sources, unannounced, attributes, progress=show_progress())
     unannounced.announce()
     return target.url

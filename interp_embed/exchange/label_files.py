@@ -8,11 +8,11 @@ import io
 import json
 import re
 import sys
-import uuid
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp_embed.core.files import replacing
 from interp_embed.inputs.files import find_files
 from interp_embed.labels.record import SOURCES, FeatureLabel, Score
 
@@ -58,14 +58,8 @@ def write_labels(path: str, labels: Sequence[FeatureLabel]) -> None:
         with fsspec.open(path, "wb") as file:
             file.write(text.encode())
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        aside.write_bytes(text.encode())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
 
 
 def _as_json(labels: Sequence[FeatureLabel]) -> str:

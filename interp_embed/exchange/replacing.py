@@ -10,6 +10,7 @@ import shutil
 import uuid
 from typing import TYPE_CHECKING
 
+from interp_embed.core.files import sync_folder
 from interp_embed.errors import NotAStoreError
 from interp_embed.store import is_store
 
@@ -29,7 +30,7 @@ def replace(root: Path, fresh: Path) -> None:
         retired = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}-old")
         if root.exists():
             root.rename(retired)
-            _sync_folder(root.parent)
+            sync_folder(root.parent)
         try:
             fresh.rename(root)
         except OSError as error:
@@ -40,7 +41,7 @@ def replace(root: Path, fresh: Path) -> None:
             if not taken or attempt == _ATTEMPTS - 1:
                 raise
         else:
-            _sync_folder(root.parent)
+            sync_folder(root.parent)
             return
 
 
@@ -63,7 +64,7 @@ def recover(root: Path, *, strict: bool = True) -> None:
         # Another process may have put it back, or finished its save; or nothing can be renamed.
         with contextlib.suppress(OSError):
             retired[0].rename(root)
-            _sync_folder(root.parent)
+            sync_folder(root.parent)
     elif retired and strict:
         raise NotAStoreError(
             f"there is nothing at {root}, but saves that were cut off left "
@@ -97,15 +98,5 @@ def locked(folder: Path) -> Iterator[bool]:
         except OSError:
             held = False
         yield held
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

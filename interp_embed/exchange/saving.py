@@ -13,6 +13,7 @@ import numpy as np
 
 from interp_embed.aggregate.matrices import entries
 from interp_embed.core.checks import check_dtype
+from interp_embed.core.files import make_folder
 from interp_embed.core.memory import require_memory
 from interp_embed.errors import StoreExistsError
 from interp_embed.exchange.paths import expanded
@@ -75,12 +76,12 @@ def save(
     if not isinstance(target, LocalStorage):
         if taken and _same_place(source, target.url) and _is_unchanged(selection, dtype):
             return
-        if taken:
+        # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
+        unannounced = Unannounced(target)
+        if taken and not unannounced.is_announced():
             raise StoreExistsError(
                 f"there is a store at {target.url} already; delete it or save elsewhere"
             )
-        # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
-        unannounced = Unannounced(target)
         _copy(selection, words, unannounced, dtype)
         unannounced.announce()
         return
@@ -96,7 +97,7 @@ def save(
     # moment; a crash in that moment is made good by `recover`.
     fresh = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     with _naming(text):
-        fresh.mkdir(parents=True)
+        make_folder(fresh)
     try:
         with locked(fresh):
             _copy(selection, words, fresh, dtype)

@@ -12,13 +12,13 @@ import io
 import os
 import pickle
 import struct
-import uuid
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from interp_embed.core.files import replacing
 from interp_embed.errors import UnsafePickleError
 from interp_embed.interop import pickled_frames as frames
 
@@ -203,36 +203,14 @@ def write_pickle(path: str | os.PathLike[str], legacy: LegacyDataset) -> None:
         The parts of ``legacy`` do not fit together.
     """
     legacy.validate()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {key: getattr(legacy, key) for key in _KEYS if key != "sae_metadata"}
     content["dataset"] = _portable(legacy.dataset)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as file:
-            pickle.dump(content, file, protocol=_PROTOCOL)
-            # In place of the final STOP, one more item for the dictionary that is on the stack.
-            file.seek(-len(pickle.STOP), os.SEEK_END)
-            file.write(pickle.MARK + _opcodes("sae_metadata") + _metadata(legacy.sae_metadata))
-            file.write(pickle.SETITEMS + pickle.STOP)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where the system lets a folder be synced."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(Path(path)) as file:
+        pickle.dump(content, file, protocol=_PROTOCOL)
+        # In place of the final STOP, one more item for the dictionary that is on the stack.
+        file.seek(-len(pickle.STOP), os.SEEK_END)
+        file.write(pickle.MARK + _opcodes("sae_metadata") + _metadata(legacy.sae_metadata))
+        file.write(pickle.SETITEMS + pickle.STOP)
 
 
 def _portable(frame: pd.DataFrame) -> pd.DataFrame:

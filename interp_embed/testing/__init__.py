@@ -1,8 +1,9 @@
 """What tests of this library, and of code that builds on it, are made of.
 
 Random documents, one dense float64 oracle, stores of given documents, an SAE without a model, and
-storages that fail on demand, are slow, or count what is asked of them; and a server that answers as a
-language model would. hypothesis is imported by `interp_embed.testing.strategies` alone.
+storages that fail on demand, are slow, or count what is asked of them; a recorder of what is done to
+files, and what a power cut could leave of it; and a server that answers as a language model would.
+hypothesis is imported by `interp_embed.testing.strategies` alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from interp_embed.testing.faults import (
     LostResponseStorage,
     TornStorage,
 )
+from interp_embed.testing.file_record import FileRecorder
 from interp_embed.testing.oracle import dense, oracle
+from interp_embed.testing.power_cuts import CrashState, crash_states, safe_state
 from interp_embed.testing.saes import ReplaySAE
 from interp_embed.testing.slow import CountingStorage, SlowStorage
 from interp_embed.testing.stores import (
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CountingStorage",
+    "CrashState",
     "FaultyStorage",
+    "FileRecorder",
     "InjectedError",
     "LLMServer",
     "LostResponseStorage",
@@ -42,11 +47,13 @@ __all__ = [
     "TornStorage",
     "assert_chunks_equal",
     "chunks",
+    "crash_states",
     "dense",
     "frames",
     "oracle",
     "random_chunk",
     "read_everything",
+    "safe_state",
     "samples_of",
     "store_from_chunk",
     "texts_of",

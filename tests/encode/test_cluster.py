@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from interp_embed import Dataset
-from interp_embed import exchange as saving
 from interp_embed.encode import encode
 from interp_embed.encode.cluster import _encode_run, _let_go, _tasks, _Where
 from interp_embed.encode.shares import gaps
+from interp_embed.exchange import opening as saving
 from interp_embed.store import Store
 from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import assert_chunks_equal, read_everything

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from interp_embed.core.files import make_folder, sync_folder, sync_tree
 from interp_embed.sae.hashing import hash_file
 from interp_embed.sae.releases.hub import from_hub
 
@@ -138,7 +139,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}-{uuid4().hex}")
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -153,8 +154,10 @@ def _unpack(gguf: Path, folder: Path) -> None:
         model.is_quantized = False
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        sync_tree(temporary)  # a name is believed, so it must not survive a power cut alone
         try:
             temporary.rename(folder)
+            sync_folder(folder.parent)
         except OSError:
             if not (folder / "config.json").is_file():
                 raise

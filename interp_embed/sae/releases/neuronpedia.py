@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
 import re
 import zlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
+from interp_embed.core.files import replacing
 from interp_embed.sae.releases.embedded_release import cache_folder
 
 if TYPE_CHECKING:
@@ -130,11 +129,6 @@ def _cached(file: Path) -> dict[int, str] | None:
 
 def _keep(file: Path, labels: dict[int, str]) -> None:
     """Put labels into the cache, where there is room for them."""
-    temporary = file.with_name(f".{file.name}-{uuid4().hex}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(labels), encoding="utf-8")  # halves of surrogate pairs too
-        os.replace(temporary, file)  # noqa: PTH105 - in one step
-    except OSError:  # a read-only home, a full disk: fetched again next time
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    # A read-only home, a full disk: fetched again next time.
+    with contextlib.suppress(OSError), replacing(file) as cache:
+        cache.write(json.dumps(labels).encode())

@@ -144,16 +144,19 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Delete ``key``; a missing one is no error."""
+        """Delete ``key``, durably; a missing one is no error."""
 
     def delete_several(self, keys: Iterable[str]) -> None:
-        """Delete several keys; missing ones are no error."""
+        """Delete several keys, durably; missing ones are no error."""
         for _ in bounded_map(self.requests(), self.delete, keys, ahead=REQUESTS):
             pass
 
     @abstractmethod
     def delete_folder(self, prefix: str) -> None:
-        """Delete every key below ``prefix``; a missing folder is no error."""
+        """Delete every key below ``prefix``; a missing folder is no error.
+
+        A power cut may bring some of them back, so nothing may name the folder any more.
+        """
 
     def delete_folders(self, prefixes: Iterable[str]) -> None:
         """Delete several folders at once: most of the time is waiting."""

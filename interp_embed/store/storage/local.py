@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import shutil
 import uuid
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
+from interp_embed.core.files import make_folder, sync_folder, sync_path, write_new
 from interp_embed.core.threads import ProcessPool
 from interp_embed.errors import DiskFullError
 from interp_embed.store.storage.base import AT_ONCE, BLOCK, TEMPORARY, Sink, Storage, unless_missing
@@ -109,16 +109,10 @@ class LocalStorage(Storage):
         """Write and sync ``data`` to a file next to ``key`` that no reader looks at."""
         path = self._path(key)
         aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-        try:
-            with _room(self.root, key, len(data)):
-                _make_folder(path.parent)
-                with aside.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        with _room(self.root, key, len(data)):
+            make_folder(path.parent)
+            with write_new(aside) as file:
+                file.write(data)
         return aside
 
     def _place(self, key: str, data: bytes, place: Callable[[Path, Path], T]) -> T:
@@ -136,7 +130,7 @@ class LocalStorage(Storage):
                     raise
             finally:
                 aside.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return placed
 
     @override
@@ -194,7 +188,18 @@ class LocalStorage(Storage):
 
     @override
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        self.delete_several([key])
+
+    @override
+    def delete_several(self, keys: Iterable[str]) -> None:
+        folders: dict[Path, None] = {}
+        for path in map(self._path, keys):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                folders[path.parent] = None
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
+                sync_folder(folder)
 
     @override
     def delete_folder(self, prefix: str) -> None:
@@ -211,12 +216,12 @@ class LocalStorage(Storage):
                 folders.add(parent)
         # A file system syncs many files together in about the time of one, if asked at once.
         _all_at_once(self._sync_file, files)
-        _all_at_once(_sync_folder, folders)
+        _all_at_once(sync_folder, folders)
 
     def _sync_file(self, path: Path) -> None:
         # Some file systems say only now that there is no room.
         with _room(self.root, path.relative_to(self.root).as_posix(), path.stat().st_size):
-            _sync_path(path)
+            sync_path(path)
 
     @override
     def zarr_store(self, *, read_only: bool = True) -> Store:
@@ -268,14 +273,6 @@ def _all_at_once(run: Callable[[Path], None], paths: Iterable[Path]) -> None:
         wait([future for future in running if not future.cancel()])
 
 
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _link(aside: Path, path: Path) -> bool:
     """Give a file its name unless that exists; return whether it has it.
 
@@ -297,17 +294,3 @@ def _link(aside: Path, path: Path) -> bool:
             "store",
         ) from error
     return True
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and what is missing above it, the new names durable."""
-    made = list(itertools.takewhile(lambda f: not f.exists(), [folder, *folder.parents]))
-    folder.mkdir(parents=True, exist_ok=True)
-    for each in made:
-        _sync_folder(each.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    # A new name is durable only once its folder is. Windows has no such call and needs none.
-    if os.name != "nt":
-        _sync_path(path)

@@ -348,16 +348,15 @@ class _Planning:
                     else f"another store was created at {self.storage.url} meanwhile; it is of other "
                     "documents"
                 )
-        for key in _records(self.storage):
-            self.storage.delete(key)
+        self.storage.delete_several(_records(self.storage))
 
     def _require_written(self, key: str) -> None:
         for block in self._blocks:
             if not self.storage.exists(f"{block.folder.key}/zarr.json"):
                 if self.storage.exists(key):  # another plan was first, and has no need of it
                     return
-                for key in _records(self.storage):  # of what may be gone: all is written again
-                    self.storage.delete(key)
+                # Of what may be gone: all is written again.
+                self.storage.delete_several(_records(self.storage))
                 raise CorruptStoreError(
                     f"documents {block.start:,} to {block.stop - 1:,}, just written to "
                     f"{self.storage.url}, are gone: another process cleared the store up meanwhile. "

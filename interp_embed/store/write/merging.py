@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from interp_embed.store.ledger import Commit
     from interp_embed.store.storage import Storage
 
-__all__ = ["check_mergeable", "merge_stores"]
+__all__ = ["check_mergeable", "is_merged", "merge_stores"]
 
 
 def check_mergeable(stores: Sequence[Store]) -> None:
@@ -121,14 +121,7 @@ def merge_stores(
     for store, start in zip(sources, starts, strict=False):  # the first that has some wins
         copy_labels(store.storage, target, start)
     commits = [(s, c, at) for s, held, at in zip(sources, live, starts, strict=False) for c in held]
-    blocks = [
-        (s, block, at)
-        for s, at in zip(sources, starts, strict=False)
-        for block in s.plan.blocks
-        if block.start < block.stop
-    ]
-    blocks = blocks or [(sources[0], sources[0].plan.blocks[0], 0)]
-    _publish_plan(sources, blocks, target, progress)
+    _publish_plan(sources, _blocks(sources), target, progress)
     with StoreWriter(Store(target)) as writer:
         done = {commit.key for commit in read_commits(target)}
         for source, commit, shift in tqdm(
@@ -166,6 +159,30 @@ def _encoder(commit: Commit, source: Store, writer: StoreWriter) -> str:
     return writer.encoder if regular else commit.encoder
 
 
+def is_merged(sources: Sequence[Store], target: Storage) -> bool:
+    """Return whether a store has the documents of several, one store after the other, and their SAE."""
+    try:
+        check_mergeable([*sources, Store(target)])
+    except FingerprintMismatchError:
+        return False
+    plan = read_plan(target)
+    return plan is not None and plan.hashes == _hashes(_blocks(sources))
+
+
+def _blocks(sources: Sequence[Store]) -> list[tuple[Store, PlannedBlock, int]]:
+    """Return the blocks of several stores, each with how far its documents move."""
+    found: list[tuple[Store, PlannedBlock, int]] = []
+    start = 0
+    for store in sources:
+        found += [(store, block, start) for block in store.plan.blocks if block.start < block.stop]
+        start += store.n_documents
+    return found or [(sources[0], sources[0].plan.blocks[0], 0)]
+
+
+def _hashes(blocks: Sequence[tuple[Store, PlannedBlock, int]]) -> dict[str, str]:
+    return combined_hashes([block.hashes for _, block, _ in blocks])
+
+
 def _begun(target: Storage) -> StoreExistsError:
     return StoreExistsError(
         f"something else was begun at {target.url}, and cut off. Delete it, or give another place"
@@ -191,7 +208,7 @@ def _publish_plan(
     for store in sources[1:]:
         schema = unified_schema(schema, store.schema)
     columns = [column.to_json() for column in schema]
-    hashes = combined_hashes([block.hashes for _, block, _ in blocks])
+    hashes = _hashes(blocks)
     stored = read_plan(target)
     if stored is not None:
         if stored.hashes != hashes:

@@ -55,6 +55,13 @@ class Unannounced(WrappedStorage):
     def delete(self, key: str) -> None:
         super().delete(self._place(key))
 
+    def is_announced(self) -> bool:
+        """Return whether it is a store already, and all that is left is to delete the other name."""
+        try:
+            return self.inner.get(ROOT) == self.inner.get(SAVING)
+        except FileNotFoundError:
+            return False
+
     def announce(self) -> None:
         """Make it a store.
 

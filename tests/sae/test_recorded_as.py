@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_sae import D_SAE, WordSAE, expected
 
 from interp_embed import Dataset, merge
 from interp_embed.core.recorded_names import FORMER_NAMES, current_name
@@ -19,6 +18,7 @@ from interp_embed.store.fingerprint import check_fingerprint, fingerprint_differ
 from interp_embed.store.store import Store
 from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import ReplaySAE, random_chunk
+from tests.support.fake_sae import D_SAE, WordSAE, expected
 
 FIXTURES = next(p / "fixtures" for p in Path(__file__).parents if (p / "fixtures").is_dir())
 OLD = "interp_embed.testing.saes:ReplaySAE"
