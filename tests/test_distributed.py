@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import dask
 import distributed
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 
@@ -198,26 +193,3 @@ def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch):
         thread.join()
     assert done_after, "the worker was killed before the work was done"
     same(here, there)
-
-
-def test_the_script_of_the_page_on_clusters_runs(path, cluster, tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
-    script = next(
-        text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "argv" in text
-    )
-    (tmp_path / "frequent.py").write_text(script)
-    given = [sys.executable, "frequent.py", str(path), "out.csv", cluster.scheduler_address]
-    root = str(Path(__file__).parent.parent)
-    child = subprocess.run(
-        given,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    assert len(re.findall(r"feature \d+: [\d.]+% of documents, median [\d.]+", child.stdout)) == 10
-    table = pd.read_csv(tmp_path / "out.csv")
-    expected = Dataset.load_from_file(path).feature_statistics()["document_frequency"]
-    np.testing.assert_array_equal(table["document_frequency"], expected)
