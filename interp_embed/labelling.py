@@ -64,7 +64,8 @@ class Labelling(FeatureLabelling):
         """Ask a language model what many features stand for, and keep its labels in the store.
 
         Answers and labels are on disk as they come, so this may be interrupted or killed anywhere: the
-        same call goes on, and pays for no request again whose answer is kept. See docs/labels.md.
+        same call goes on, and pays for no request again whose answer is kept. See
+        docs/how-to/label-features.md.
 
         Parameters
         ----------

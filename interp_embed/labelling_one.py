@@ -89,7 +89,8 @@ class FeatureLabelling(Activations):
         window_tokens
             Tokens of a document that are shown, around the strongest; special ones are left out.
         prompts
-            A folder of prompts to use in place of the package's; see docs/labels.md.
+            A folder of prompts to use in place of the package's; see
+            docs/reference/language-models.md.
         settings
             Further parameters of the request, such as ``{"temperature": 0.7, "max_tokens": 500}``.
         timeout

@@ -106,7 +106,7 @@ class Latents(View):
         lazy
             Return a lazy array, for xarray and dask; nothing is read but the documents' lengths,
             for ``"all"``. Its blocks are sparse whether ``compress`` is given or not, so it must not
-            be. See docs/lazy.md.
+            be. See docs/how-to/lazy-arrays.md.
         memory
             Bytes that may be used, or a size such as ``"2G"``; by default what
             ``INTERP_EMBED_MEMORY`` says, or most of what is free. Not for ``lazy``.
@@ -150,7 +150,7 @@ class Latents(View):
             return run(self._store, self._documents, REDUCTIONS[aggregation_method], threshold)
 
     def to_xarray(self) -> xr.Dataset:
-        """Return all that is known of the documents, as lazy arrays; see docs/lazy.md.
+        """Return all that is known of the documents, as lazy arrays; see docs/how-to/lazy-arrays.md.
 
         Returns
         -------

@@ -42,6 +42,17 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
+def test_pages_that_the_code_names_exist():
+    named = set()
+    for folder in ("interp_embed", "benchmarks", "scripts", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            named |= {(name, path.name) for name in re.findall(r"docs/[\w/-]+\.md", text)}
+    assert len(named) > 5
+    for name, where in named:
+        assert (ROOT / name).exists(), f"{where} names {name}"
+
+
 def test_every_page_is_listed():
     listed = {"index"}
     for index in (DOCS / "index.md", DOCS / "reference" / "api" / "index.md"):
