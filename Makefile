@@ -11,7 +11,7 @@ STAMP := .venv/.setup-done
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz soak check lint types format bench notebooks clean distclean FORCE
+.PHONY: help setup demo test fuzz soak check lint types format bench docs picture notebooks clean distclean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,13 @@ format: $(STAMP) ## Rewrite the code as ruff formats it, with its safe fixes
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python benchmarks/store.py $(ARGS)
+
+docs: $(STAMP) ## Build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs $(ARGS)
+	@echo "build/docs/index.html"
+
+picture: demo ## Draw the README's picture again, from the demo's store
+	$(BIN)/python scripts/make_picture.py demo/demo.zarr
 
 notebooks: $(STAMP) ## Run the notebooks and keep what they show in them
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb

@@ -263,7 +263,10 @@ def _timed_totals(setting: Setting) -> dict[str, Any]:
 
 def _on_two_processes(measure: Callable[[Setting], dict]) -> Callable[[Setting], dict]:
     def distributed(setting: Setting) -> dict[str, Any]:
-        """Measure on two processes of a local dask cluster, set up as docs/clusters.md says."""
+        """Measure on two processes of a local dask cluster.
+
+        It is set up as docs/how-to/aggregate-on-a-cluster.md says.
+        """
         import dask
         from distributed import Client, LocalCluster
 

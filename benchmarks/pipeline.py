@@ -192,7 +192,7 @@ def measure_embedded(where: Path, n_documents: int, per_commit: int, rounds: int
 
     gguf = embedded_model().gguf
     if gguf is None:
-        raise SystemExit("the embedded SAE's model must be installed, see docs/sae.md")
+        raise SystemExit("the embedded SAE's model must be installed, see docs/reference/saes.md")
     texts = mixed_texts(n_documents)
     sae = LocalSAE.embedded(device="cpu")
     sae.load()

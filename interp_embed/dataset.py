@@ -631,7 +631,7 @@ class Dataset:
         lazy
             Return a lazy array, for xarray and dask; nothing is read but the documents' lengths,
             for ``"all"``. Its blocks are sparse whether ``compress`` is given or not, so it must not
-            be. See docs/lazy.md.
+            be. See docs/how-to/lazy-arrays.md.
         memory
             Bytes that may be used, or a size such as ``"2G"``; by default what
             ``INTERP_EMBED_MEMORY`` says, or most of what is free. Not for ``lazy``.
@@ -764,7 +764,7 @@ class Dataset:
             )
 
     def to_xarray(self) -> xr.Dataset:
-        """Return all that is known of the documents, as lazy arrays; see docs/lazy.md.
+        """Return all that is known of the documents, as lazy arrays; see docs/how-to/lazy-arrays.md.
 
         Returns
         -------
@@ -1164,7 +1164,8 @@ class Dataset:
         window_tokens
             Tokens of a document that are shown, around the strongest; special ones are left out.
         prompts
-            A folder of prompts to use in place of the package's; see docs/labels.md.
+            A folder of prompts to use in place of the package's; see
+            docs/reference/language-models.md.
         settings
             Further parameters of the request, such as ``{"temperature": 0.7, "max_tokens": 500}``.
         timeout
@@ -1320,7 +1321,8 @@ class Dataset:
         """Ask a language model what many features stand for, and keep its labels in the store.
 
         Answers and labels are on disk as they come, so this may be interrupted or killed anywhere: the
-        same call goes on, and pays for no request again whose answer is kept. See docs/labels.md.
+        same call goes on, and pays for no request again whose answer is kept. See
+        docs/how-to/label-features.md.
 
         Parameters
         ----------

@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,19 @@ def dataset(data):
     data[3]["text"] = "python FAIL language"
     data[8]["text"] = None
     return Dataset(data, WideSAE(), "a description", save_every_batch=1, batch_size=2)
+
+
+# Modules that import packages of the extras at their top: left out where the library is installed alone.
+NEED = {
+    "boto3": ("encode/test_workers.py", "store/test_object_stores.py"),
+    "distributed": ("aggregate/test_distributed.py", "docs/test_clusters_page.py",
+                    "docs/test_pages.py", "encode/test_cluster.py"),
+    "nbformat": ("docs/test_notebooks.py",),
+    "openai": ("docs/test_llm_page.py", "labels/test_report.py", "llm/test_client.py",
+               "llm/test_labelling.py", "llm/test_patience.py"),
+    "pyarrow": ("inputs/test_inputs.py",),
+    "sae_lens": ("sae/test_batches.py", "sae/test_windows.py"),
+}  # fmt: skip
+collect_ignore = [
+    module for package, modules in NEED.items() if find_spec(package) is None for module in modules
+]

@@ -44,7 +44,9 @@ _LABELS_AT_ONCE = 50
 
 
 class GoodfireApiSAE(ApiSAE):
-    """An SAE behind Goodfire's API. The hosted service seems to be gone; see ``docs/sae.md``.
+    """An SAE behind Goodfire's API.
+
+    The hosted service seems to be gone; see ``docs/reference/saes.md``.
 
     A document is sent as a message of a chat, so its tokens have the model's chat template around
     them; those are marked special. The key comes from the environment variable ``GOODFIRE_API_KEY``

@@ -46,7 +46,7 @@ _WORD = "a"
 
 
 class HttpSAE(RemoteSAE):
-    """An SAE that a server runs, as ``interp-embed serve-sae`` does; see ``docs/http.md``.
+    """An SAE that a server runs, as ``interp-embed serve-sae`` does; see ``docs/how-to/remote-saes.md``.
 
     Chunks are those that the SAE behind the server makes: token ids, spans, special tokens, statuses
     and reasons included. What is recorded of it in a store is the server's URL, and in the

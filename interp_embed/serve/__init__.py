@@ -1,6 +1,7 @@
 """A server that lends an SAE to other machines, as `interp_embed.sae.http.HttpSAE` asks for it.
 
-The protocol is described in ``docs/http.md``. starlette and uvicorn are imported when a server is made.
+The protocol is described in ``docs/reference/http-protocol.md``. starlette and uvicorn are imported
+when a server is made.
 """
 
 from __future__ import annotations

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import dask
 import distributed
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 
@@ -23,7 +19,6 @@ from interp_embed.aggregate.matrices import aggregate_sparse
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.errors import NotAStoreError
 from interp_embed.testing import random_chunk, store_from_chunk
-from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE
 
 METHODS = [("max", 0), ("mean", 0), ("sum", 0), ("binarize", 0.5), ("count", 0), ("count", 0.7),
@@ -197,24 +192,3 @@ def test_killing_a_worker_in_the_middle_changes_nothing(path, monkeypatch, tmp_p
         there = aggregate_sparse(store, documents, REDUCTIONS["var"], 0.0)
     assert (tmp_path / "died").exists()
     same(here, there)
-
-
-def test_the_script_of_the_page_on_clusters_runs(path, cluster, tmp_path):
-    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-    script = next(
-        text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "argv" in text
-    )
-    (tmp_path / "frequent.py").write_text(script)
-    given = [sys.executable, "frequent.py", str(path), "out.csv", cluster.scheduler_address]
-    child = subprocess.run(
-        given,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    assert len(re.findall(r"feature \d+: [\d.]+% of documents, median [\d.]+", child.stdout)) == 10
-    table = pd.read_csv(tmp_path / "out.csv")
-    expected = Dataset.load_from_file(path).feature_statistics()["document_frequency"]
-    np.testing.assert_array_equal(table["document_frequency"], expected)

@@ -53,7 +53,7 @@ def test_the_read_me_counts_right():
 
 def test_other_data_are_not_sampled(tmp_path):
     (tmp_path / "data.noun").write_bytes(b"other")
-    script = ROOT / "docs" / "make_demo_sample.py"
+    script = ROOT / "scripts" / "make_demo_sample.py"
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert "expected a data.noun with SHA-256" in done.stderr

@@ -1,4 +1,4 @@
-"""The scripts of docs/clusters.md do what the page says; what a batch system adds is stood in for."""
+"""The scripts of docs/how-to/encode-on-a-cluster.md do what the page says; what a batch system adds is stood in for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from interp_embed.testing import assert_chunks_equal, read_everything
 from tests.support.fake_sae import WordSAE
 from tests.support.paths import ROOT
 
-PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "encode-on-a-cluster.md").read_text(encoding="utf-8")
 RECORDS = [{"text": f"doc{i} the cat sat on {i % 7}", "n": i} for i in range(40)]
 
 
 def blocks(kind):
-    section = PAGE[PAGE.index("# Encoding on a cluster") :]
-    return re.findall(rf"^```{kind}\n(.*?)^```$", section, re.M | re.S)
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, re.M | re.S)
 
 
 def block(kind, having):

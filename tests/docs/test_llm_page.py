@@ -1,4 +1,4 @@
-"""The examples of docs/labels.md run, and what the page says of the code is so."""
+"""The examples of the page on labels run, and what the pages say of the code is so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from interp_embed.testing import LLMServer, samples_of
 from tests.support.fake_sae import TEXTS, WordSAE, expected
 from tests.support.paths import ROOT
 
-PAGE = (ROOT / "docs" / "labels.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "label-features.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs" / "reference" / "language-models.md").read_text(encoding="utf-8")
 
 
 def answer(body):
@@ -45,8 +46,8 @@ def test_the_examples_of_the_page_run(monkeypatch, capsys):
 
 
 def test_the_page_names_every_error_and_every_prompt():
-    assert all(f"`{name}`" in PAGE for name in errors.__all__ if name != "LLMError")
+    assert all(f"`{name}`" in REFERENCE for name in errors.__all__ if name != "LLMError")
     for name in ("label_user", "score_user", "detection_user", "fuzzing_user", "repair"):
-        assert f"{name}.txt" in PAGE
+        assert f"{name}.txt" in REFERENCE
         for placeholder in Prompts().template(name).get_identifiers():
-            assert f"`${placeholder}`" in PAGE
+            assert f"`${placeholder}`" in REFERENCE

@@ -1,56 +1,36 @@
-"""Every block of the README does what it says, and prints what stands below it."""
+"""The README starts with two commands and stays short, and what it and the tutorial show is so."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
 import subprocess
 import sys
 import tomllib
-import warnings
+import xml.etree.ElementTree as ET
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from interp_embed import Dataset
-from interp_embed.testing import random_chunk, store_from_chunk
-from tests.support.paths import PYTHON_PATH, ROOT
+from tests.support.pages import DOCS, ROOT, blocks_of, commands_of, run_blocks, section_of, text_of
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-FORMAT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-
-
-def same(found, expected):
-    """Whether two texts have the same words, numbers to within 0.03: another CPU rounds otherwise."""
-    a, b = found.split(), expected.split()
-    return len(a) == len(b) and all(x == y or near(x, y) for x, y in zip(a, b, strict=True))
-
-
-def near(x, y):
-    try:
-        return "." in x and abs(float(x) - float(y)) < 0.03
-    except ValueError:
-        return False
-
-
-def shell_lines():
-    return [
-        line.split("#")[0].strip()
-        for kind, text in BLOCKS
-        if kind == "sh"
-        for line in text.splitlines()
-        if line.strip()
-    ]
+README = text_of("README.md")
+BLOCKS = blocks_of(README)
+# Their examples run one after the other in one folder, on the store that the README's makes.
+ON_DEFINITIONS = [
+    "README.md",
+    "docs/get-started/first-corpus.md",
+    "docs/how-to/larger-than-memory.md",
+    "docs/how-to/read-without-the-library.md",
+]
+PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def test_every_block_says_what_it_is():
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "text"}
-    for (kind, _), (before, _) in zip(BLOCKS[1:], BLOCKS, strict=False):
-        assert kind != "text" or before == "python"
+    for page in ON_DEFINITIONS:
+        blocks = blocks_of(text_of(page))
+        for (kind, _), (before, _) in zip(blocks[1:], blocks, strict=False):
+            assert kind != "text" or before == "python", page
 
 
 def test_the_first_thing_is_how_to_start():
@@ -59,102 +39,54 @@ def test_the_first_thing_is_how_to_start():
         ["make", "demo"],
         ["make", "test"],
     ]
+    assert README.startswith("# interp_embed\n\n```sh\nmake demo ")
+
+
+def test_it_is_read_in_a_minute_or_two():
+    assert len(README.splitlines()) <= 120
+
+
+def test_its_picture_is_small_and_says_what_it_shows():
+    alternative, path = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README)[0]
+    assert len(alternative) > 100
+    assert (ROOT / path).stat().st_size < 300_000
+    picture = ET.parse(ROOT / path).getroot()
+    shown = " ".join(text for text in picture.itertext() if text.strip())
+    # The features of the example's table are those of the picture.
+    table = next(text for kind, text in BLOCKS if kind == "text")
+    features = re.findall(r'^\d +(\d+) +(".*?…)', table, re.MULTILINE)
+    assert len(features) == 4
+    for number, label in features:
+        assert number in shown
+        assert label in shown
 
 
 def test_targets_and_extras_exist():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for line in shell_lines():
+    extras = project["optional-dependencies"]
+    pages = [README, *(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))]
+    for line in [line for page in pages for line in commands_of(page)]:
         if line.startswith("make "):
             assert line.split()[1] in targets, line
         if line.startswith("pip "):
-            for extra in re.findall(r"\[(\w+)\]", line):
-                assert extra in project["optional-dependencies"], line
-    for extra in re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE):
-        assert extra in project["optional-dependencies"], extra
-
-
-def test_links_lead_somewhere():
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for document in documents:
-        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-            if "://" not in link:
-                assert (document.parent / link).exists(), f"{document.name}: {link}"
-
-
-def test_the_description_of_the_format_reads_a_store(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    chunk = random_chunk(3, 50, d_sae=70, failures=False)
-    store_from_chunk("corpus.zarr", chunk, documents_per_chunk=8, finished=False)
-    dataset = Dataset.load_from_file("corpus.zarr")
-    namespace = {"__name__": "format.md"}
-    blocks = re.findall(r"^```(python)\n(.*?)^```$", FORMAT, re.MULTILINE | re.DOTALL)
-    run_blocks(blocks, namespace)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
-        for document in range(50):
-            found = namespace["activations"](document)
-            assert (found != chunk.csr(document)).nnz == 0
-    first = namespace["commits"][namespace["counts"][0]]
-    dense = dataset[first["start"] : first["stop"]].latents("sum")
-    np.testing.assert_allclose(namespace["sums"], dense[dense != 0], rtol=1e-6)
-    assert namespace["texts"] == dataset.documents()
-
-
-@pytest.mark.parametrize(
-    ("texts", "kind"),
-    [
-        (["a", "", "NA", "b" * 5], "string"),
-        (["a", None, "", "b"], "string"),
-        (["a", None, "\ud800 lone\n", "\\n é"], "escaped"),
-        (["a", None, 5, ["b", None]], "json"),
-        (["a", "", {"b": 1.5}, True], "json"),
-    ],
-)
-def test_the_description_of_the_format_reads_every_kind_of_text(tmp_path, monkeypatch, texts, kind):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("interp_embed.store.format.document_blocks.BLOCK_DOCUMENTS", 3)
-    frame = pd.DataFrame({"other": range(4), "text": pd.Series(texts, dtype=object)})
-    chunk = random_chunk(0, 4, d_sae=7, failures=False)
-    store = store_from_chunk("corpus.zarr", chunk, frame)
-    assert [c["kind"] for c in store.plan.columns] == ["plain", kind]
-    assert len(store.plan.blocks) == 2
-    namespace = {"__name__": "format.md"}
-    run_blocks(re.findall(r"^```(python)\n(.*?)^```$", FORMAT, re.MULTILINE | re.DOTALL), namespace)
-    assert namespace["texts"] == texts
-
-
-def run_blocks(blocks, namespace):
-    """Execute python blocks in order; what one prints must stand in the text block below it."""
-    printed = ""
-    for kind, text in blocks:
-        if kind == "python":
-            with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
-                # The one that the README speaks of.
-                warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
-                exec(compile(text, namespace["__name__"], "exec"), namespace)
-            printed = out.getvalue()
-        elif kind == "text":
-            assert same(printed, text), printed
-
-
-def test_the_example_of_an_sae_of_ones_own_runs():
-    text = (ROOT / "docs" / "sae.md").read_text(encoding="utf-8")
-    text = text.partition("\n## An SAE of your own\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "python", "text"]
-    run_blocks(blocks, {"__name__": "sae.md"})
+            for extra in re.findall(r"\[([\w,]+)\]", line):
+                assert set(extra.split(",")) <= set(extras), line
+    installation = text_of("docs/get-started/installation.md")
+    assert set(re.findall(r"^\| `(\w+)` \|", installation, re.MULTILINE)) == set(extras)
 
 
 @pytest.mark.model
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PYTHON_PATH)
-    namespace = {"__name__": "README.md"}
-    run_blocks(BLOCKS, namespace)
+    for page in ON_DEFINITIONS:
+        namespace = {"__name__": page}
+        run_blocks(blocks_of(text_of(page)), namespace)
+        if page == "README.md":
+            namespace["texts"].head(20).to_csv("documents.csv", index=False)
 
-    namespace["texts"].head(20).to_csv("documents.csv", index=False)
     program = tmp_path / "bin" / "interp-embed"
     program.parent.mkdir()
     program.write_text(
@@ -163,7 +95,9 @@ def test_every_block_runs(tmp_path, monkeypatch):
     )  # fmt: skip
     program.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
-    lines = [line for line in shell_lines() if line.startswith("interp-embed ")]
+    cluster = text_of("docs/how-to/encode-on-a-cluster.md")
+    lines = commands_of(section_of(cluster, "Try it on one machine"))
+    lines += commands_of(text_of("docs/reference/command-line.md"))
     assert len(lines) == 10
     for line in lines:
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)

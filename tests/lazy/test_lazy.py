@@ -6,7 +6,6 @@ import gc
 import itertools
 import os
 import pickle
-import re
 import subprocess
 import sys
 import tomllib
@@ -38,7 +37,6 @@ from interp_embed.testing import dense, oracle, random_chunk, store_from_chunk
 from interp_embed.testing.faults import WrappedStorage
 from interp_embed.testing.strategies import chunks, frames
 from interp_embed.xarray_engine import InterpEmbedBackend
-from tests.docs.test_readme import run_blocks
 from tests.support.fake_sae import WideSAE, WordSAE
 from tests.support.hypotheses import examples
 from tests.support.paths import PYTHON_PATH, ROOT
@@ -892,19 +890,6 @@ def test_a_selection_goes_to_zarr_and_back(corpus, tmp_path):
     assert again["doc"].values.tolist() == [*range(5, 40)]
     assert again["status"].attrs["flag_values"] == [0, 1, 2, 255]
     assert again.attrs["d_sae"] == 70
-
-
-def test_the_page_on_lazy_arrays_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    chunk = random_chunk(1, 60, d_sae=70, negative=False)
-    texts = [None if n == 2 else f"text {i}" for i, n in enumerate(chunk.status)]
-    frame = pd.DataFrame({"text": texts, "group": ["food", "animal"] * 30})
-    labels = {3: "three"}
-    store_from_chunk("corpus.zarr", chunk, frame, documents_per_chunk=8, feature_labels=labels)
-    text = (ROOT / "docs" / "lazy.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert {kind for kind, _ in blocks} == {"python", "text"}
-    run_blocks(blocks, {"__name__": "lazy.md"})
 
 
 # --- the engine ----------------------------------------------------------------------------------

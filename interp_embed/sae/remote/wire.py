@@ -1,7 +1,7 @@
 """The wire format, version 1: what its two forms, Arrow and JSON, have in common.
 
 Both sides use this module. What is read is checked like a file that may be damaged; see
-``docs/http.md`` for the description that other implementations go by.
+``docs/reference/http-protocol.md`` for the description that other implementations go by.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Encodes the texts that come with the package, and names each feature that is active in them by the words
 that it prefers (interp_embed.analysis.lexical). The same texts, SAE and model give the same names.
 
-    python docs/make_embedded_labels.py [STORE]
+    python scripts/make_embedded_labels.py [STORE]
 
 STORE is where the texts are encoded, or have been; by default a temporary folder. Then says how well
 names that are made from one half of the texts tell where features are active in the other half.

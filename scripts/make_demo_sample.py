@@ -4,7 +4,7 @@ Get WordNet 3.0, on Debian for instance, then run this from the repository's roo
 
     apt-get download wordnet-base
     dpkg -x wordnet-base_*.deb wordnet
-    python docs/make_demo_sample.py wordnet/usr/share/wordnet
+    python scripts/make_demo_sample.py wordnet/usr/share/wordnet
 """
 
 from __future__ import annotations
