@@ -42,12 +42,26 @@ def sync_tree(folder: Path) -> None:
         sync_folder(at)
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and what is missing above it, the new names durable."""
-    made = list(itertools.takewhile(lambda f: not f.exists(), [folder, *folder.parents]))
+def make_folder(folder: Path, since: Path | None = None) -> None:
+    """Create a folder and what is missing above it, the new names durable.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    since
+        A folder above it, or itself: the names from there on are made durable though they are not new.
+        A process may have made them that was killed before they were.
+    """
+    every = [folder, *folder.parents]
+    made = list(itertools.takewhile(lambda f: not f.exists(), every))
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
         sync_folder(each.parent)
+    if since is not None:
+        for each in every[len(made) : every.index(since) + 1]:
+            with contextlib.suppress(PermissionError):  # above a store, others may have folders
+                sync_folder(each.parent)
 
 
 @contextlib.contextmanager

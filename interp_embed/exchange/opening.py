@@ -126,6 +126,7 @@ def plan_store(
                 n_documents=documents.length,
                 in_memory=documents.in_memory,
             )
+            storage.sync_names([""])  # that there is a plan
             if feature_labels:
                 store.labels.begin(feature_labels, "given", wrote=False)
             return store

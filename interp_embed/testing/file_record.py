@@ -13,14 +13,14 @@ import contextlib
 import io
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
 __all__ = ["FileOperation", "FileRecord", "FileRecorder", "TreeState"]
@@ -130,6 +130,10 @@ class TreeState:
             self.contents[operation.node] = _written(self.contents[operation.node], operation)
         rename(self.names, operation.changes)
 
+    def write_to(self, path: Path) -> None:
+        """Write the files and folders into ``path``, which is created."""
+        write_tree(path, *self.tree())
+
     def tree(
         self, contents: Mapping[int, bytes] | None = None
     ) -> tuple[dict[str, bytes], set[str]]:
@@ -156,6 +160,30 @@ class TreeState:
                     held = None if contents is None else contents.get(number)
                     files[prefix + name] = self.contents[number] if held is None else held
         return files, folders
+
+
+def write_tree(path: Path, files: Mapping[str, bytes], folders: Iterable[str]) -> None:
+    """Write files and folders into a new folder."""
+    path.mkdir()
+    for folder in sorted(folders):
+        Path(f"{path}/{folder}").mkdir()
+    for name, data in files.items():
+        Path(f"{path}/{name}").write_bytes(data)
+
+
+def _by_path(state: TreeState) -> dict[str, int]:
+    """Return the number of each file and folder by its paths."""
+    found = {"": ROOT}
+    pending = [""]
+    while pending:
+        at = pending.pop()
+        for (folder, name), number in state.names.items():
+            if folder == found[at]:
+                path = f"{at}/{name}"
+                found[path] = number
+                if number in state.folders:
+                    pending.append(path)
+    return found
 
 
 def rename(names: dict[tuple[int, str], int], changes: tuple[Change, ...]) -> None:
@@ -188,6 +216,32 @@ class FileRecord:
 
     before: TreeState
     operations: list[FileOperation] = field(default_factory=list)
+
+    def followed_by(self, later: FileRecord) -> FileRecord:
+        """Return what was done in this record and then, in a folder of the same files, in another one.
+
+        So what a process did that was killed, and what the next one made of it, are one record: a kill
+        loses nothing, but it syncs nothing either.
+        """
+        numbers = _by_path(self.replayed())
+        known = {number: numbers[path] for path, number in _by_path(later.before).items()}
+        offset = 1 + max(self.replayed().names.values(), default=ROOT)
+
+        def moved(number: int) -> int:
+            return known.get(number, number + offset)
+
+        moves = [
+            replace(
+                operation,
+                node=moved(operation.node),
+                changes=tuple(
+                    (moved(folder), name, None if number is None else moved(number))
+                    for folder, name, number in operation.changes
+                ),
+            )
+            for operation in later.operations
+        ]
+        return FileRecord(self.before, [*self.operations, *moves])
 
     def replayed(self) -> TreeState:
         """Return what all of it comes to."""

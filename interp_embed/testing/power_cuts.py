@@ -27,13 +27,13 @@ import itertools
 import math
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.testing.file_record import TreeState, rename
+from interp_embed.testing.file_record import TreeState, rename, write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from interp_embed.testing.file_record import FileOperation, FileRecord
 
@@ -70,11 +70,7 @@ class CrashState:
 
     def write_to(self, path: Path) -> None:
         """Write the files and folders into ``path``, which is created."""
-        path.mkdir()
-        for folder in sorted(self.folders):
-            Path(f"{path}/{folder}").mkdir()
-        for name, data in self.files.items():
-            Path(f"{path}/{name}").write_bytes(data)
+        write_tree(path, self.files, self.folders)
 
     def __str__(self) -> str:
         lost = "; ".join(self.lost) or "nothing"

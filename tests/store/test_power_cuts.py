@@ -20,6 +20,7 @@ from interp_embed.store.storage import open_storage
 from interp_embed.store.verify.verifier import verify
 from interp_embed.store.write import compaction
 from interp_embed.testing import FileRecorder, crash_states, safe_state
+from interp_embed.testing.file_record import FileRecord
 
 from .power_cut_cases import (
     CASES,
@@ -43,6 +44,11 @@ from .power_cut_cases import (
 QUICK = {"limit": 3, "thorough": 2}
 SOAK = {"limit": 64, "thorough": 60}
 """States at each moment; and from how many of all states a case is run again."""
+
+
+NAMING = re.compile(r"(.*)/(commits/|index/[^/]*\.json|plan|planning/)[^/]*")
+"""What names folders."""
+STORED = ("chunks", "documents", "index")
 
 
 @pytest.fixture
@@ -119,6 +125,42 @@ def test_many_more_states_survive(quick_path, orderly, case, capsys):
         print(f" {name(case)}: {count:,} states", end="")
 
 
+# A process that is killed, another one that goes on, and then a power cut
+
+
+def kills(record):
+    """After how many operations a process is killed: a name is given, and its folder is not synced."""
+    return [
+        number
+        for number, operation in enumerate(record.operations, 1)
+        if (operation.kind == "link" and NAMING.fullmatch(operation.target))
+        or (operation.kind == "mkdir" and operation.path.count("/") < 2)
+    ]
+
+
+@pytest.mark.parametrize("case", [Create(), Encode(), Finish(), Merge(), Index()], ids=name)
+def test_what_a_killed_process_left_is_kept_once_another_one_relies_on_it(
+    quick_path, orderly, case
+):
+    record = recorded(case, quick_path / "recorded")
+    points = kills(record)
+    for done in points:
+        before = FileRecord(record.before, record.operations[:done])
+        root, cut = quick_path / f"{done}", quick_path / f"{done}-cut"
+        before.replayed().write_to(root)
+        with FileRecorder(root) as recorder:
+            case.run(root, recorder.mark)
+        whole = before.followed_by(recorder.record)
+        state = safe_state(whole)
+        state.write_to(cut)
+        try:
+            case.check(cut, [*state.marks])
+        except BaseException as error:
+            error.add_note(f"killed at {record.operations[done - 1]}; {state}")
+            raise
+    assert points
+
+
 # The order of things
 
 
@@ -138,10 +180,6 @@ def names_in(data):
 
     walk(json.loads(data))
     return found
-
-
-NAMING = re.compile(r"(.*)/(commits/|index/[^/]*\.json|plan|planning/)[^/]*")
-STORED = ("chunks", "documents", "index")
 
 
 @pytest.mark.parametrize("case", [Create(), Finish(), Append(), Merge(), Index()], ids=name)

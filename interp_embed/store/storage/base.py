@@ -171,6 +171,13 @@ class Storage(ABC):
     def sync(self, keys: Iterable[str]) -> None:  # noqa: B027  (nothing to do is a right answer)
         """Make ``keys``, which were written by `put_new`, durable. A no-op on object stores."""
 
+    def sync_names(self, folders: Iterable[str]) -> None:  # noqa: B027  (as for `sync`)
+        """Make durable which keys are directly in some folders; ``""`` is the root.
+
+        A process that is killed may leave a key that everybody finds and that a power cut takes away.
+        So whoever relies on what is there calls this first. A no-op on object stores.
+        """
+
     def folders(self, prefix: str) -> set[str]:
         """Return the names of the folders directly below the folder ``prefix``."""
         cut = len(prefix) + 1 if prefix else 0

@@ -66,6 +66,7 @@ class LocalStorage(Storage):
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
+        self._kept: set[Path] = set()  # folders whose names are known to be durable
 
     def _path(self, key: str) -> Path:
         return self.root / key
@@ -110,7 +111,9 @@ class LocalStorage(Storage):
         path = self._path(key)
         aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         with _room(self.root, key, len(data)):
-            make_folder(path.parent)
+            if path.parent not in self._kept or not path.parent.exists():
+                make_folder(path.parent, since=self.root)
+                self._kept.add(path.parent)
             with write_new(aside) as file:
                 file.write(data)
         return aside
@@ -217,6 +220,13 @@ class LocalStorage(Storage):
         # A file system syncs many files together in about the time of one, if asked at once.
         _all_at_once(self._sync_file, files)
         _all_at_once(sync_folder, folders)
+
+    @override
+    def sync_names(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            # Nothing there yet; or a folder that may be used and not listed.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                sync_folder(self._path(folder))
 
     def _sync_file(self, path: Path) -> None:
         # Some file systems say only now that there is no room.

@@ -83,6 +83,10 @@ class WrappedStorage(Storage):
         self.inner.sync(keys)
 
     @override
+    def sync_names(self, folders: Iterable[str]) -> None:
+        self.inner.sync_names(folders)
+
+    @override
     def arbitrates(self) -> bool:
         return self.inner.arbitrates()
 

@@ -114,6 +114,7 @@ def _build(store: Store, memory: int, progress: bool) -> None:
     present = read_index_commit(storage, ledger.state)
     if present is not None:
         if present.is_whole(storage):
+            storage.sync_names([INDEX])
             return
         _discard(storage, [present.key], present.folders)
     document = np.dtype(np.uint32 if store.n_documents <= 2**32 else np.uint64)

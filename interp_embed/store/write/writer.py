@@ -21,6 +21,8 @@ from interp_embed.store.fingerprint import check_fingerprint, encoder_digest, me
 from interp_embed.store.format.layout import (
     BINDING,
     CHUNKS,
+    COMMITS,
+    INDEX,
     MANIFEST,
 )
 from interp_embed.store.format.sealed import seal, unseal
@@ -76,6 +78,7 @@ class StoreWriter:
         self._lock()
         try:
             self._bind(dict(fingerprint or {}), d_sae)
+            self.storage.sync_names(["", COMMITS, INDEX])  # what was committed is not done again
             self.storage.delete(MANIFEST)  # from here on the ledger may grow
         except BaseException:
             self.close()
