@@ -10,6 +10,9 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 ARGS ?=
 
+# Tests start many processes; each would compile torch and pandas again if none kept what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fuzz soak check lint types format bench docs picture notebooks clean distclean FORCE
 
@@ -28,10 +31,10 @@ $(STAMP): pyproject.toml .ci/setup.py $(if $(TORCH),FORCE) $(shell test -x $(BIN
 demo: $(STAMP) ## Encode real documents with a real model, and look at them: writes demo/
 	$(BIN)/interp-embed demo $(ARGS)
 
-# A process for each core, four at most: each of them has a model in memory. A file's tests stay in
-# one process, for what they share.
+# A process for each core, four at most: each of them has a model in memory. One that has nothing left
+# to do takes over from another, so that all cores are busy to the end.
 test: lint types ## Lint, types and all tests (ARGS="-k store" to choose among the tests)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 SECONDS ?= 600
 
