@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dask.array as da
 import numpy as np
+import pytest
 import sparse
 import xarray as xr
 from dask.array.utils import meta_from_array
@@ -67,3 +68,29 @@ def test_the_kind_of_blocks_is_known_before_they_are_computed():
     assert isinstance(meta_from_array(lazy), sparse.COO)
     assert isinstance(meta_from_array(da.ones((2, 2))), np.ndarray)
     assert isinstance(meta_from_array(lazy.map_blocks(lambda b: b * 2)), sparse.COO)
+
+
+def test_distributed_sends_blocks_without_their_fill_value():
+    """The reason for `interp_embed.lazy.transfer`, which is to be deleted when this test fails."""
+    pytest.importorskip("distributed")
+    from distributed.protocol import sparse as theirs
+
+    block = sparse.COO(np.zeros((1, 0), np.int64), np.zeros(0), shape=(3,), fill_value=2.5)
+    arrived = theirs.deserialize_sparse(*theirs.serialize_sparse(block))
+    assert arrived.fill_value == 0
+
+
+def test_a_block_is_sent_with_its_fill_value():
+    pytest.importorskip("distributed")
+    from distributed.protocol import deserialize, serialize
+
+    from interp_embed.lazy.transfer import register
+
+    register()
+    for fill_value in (0.0, 2.5, np.nan):
+        block = sparse.COO(
+            np.array([[1]]), np.array([4.0]), shape=(3,), fill_value=np.float64(fill_value)
+        )
+        arrived = deserialize(*serialize(block))
+        np.testing.assert_array_equal(arrived.todense(), [fill_value, 4.0, fill_value])
+        np.testing.assert_equal(arrived.fill_value, fill_value)
