@@ -14,7 +14,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz soak check lint types format bench docs picture notebooks clean distclean FORCE
+.PHONY: help setup demo test fuzz soak check lint types oldest format bench docs picture notebooks clean distclean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,14 @@ lint: $(STAMP) ## ruff: rules and format; import-linter: who may import whom
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
+
+# In an environment of its own. What is listed is what pyproject.toml allows at least.
+oldest: $(STAMP) ## Run the tests of lazy arrays with the oldest xarray and dask that are allowed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/oldest
+	$(BIN)/uv pip install --quiet --python .venv/oldest/bin/python --editable '.[io,cluster]' \
+		'xarray==2025.1.*' 'dask[array]==2025.1.*' 'distributed==2025.1.*' \
+		pytest pytest-timeout hypothesis
+	.venv/oldest/bin/python -m pytest $(wildcard tests/lazy tests/test_lazy*.py) $(ARGS)
 
 format: $(STAMP) ## Rewrite the code as ruff formats it, with its safe fixes
 	$(BIN)/ruff check --fix-only .

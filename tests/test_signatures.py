@@ -16,6 +16,7 @@ PUBLIC = (
     "interp_embed",
     "interp_embed.analysis",
     "interp_embed.data",
+    "interp_embed.encode",
     "interp_embed.errors",
     "interp_embed.interop",
     "interp_embed.llm",

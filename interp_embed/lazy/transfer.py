@@ -4,6 +4,13 @@ distributed sends a `sparse.COO` without its fill value, which is 0 for the bloc
 for all that is computed from them: the sum of a whole array is nothing but a fill value. Here a block
 is sent whole, in a form that a process without this registration reads too, and which registers it
 there, so that it is in place before that process sends anything on.
+
+The registration replaces that of distributed for `sparse.COO` in the whole process. It cannot be one for
+a class of our own: what sparse computes from blocks is a plain `sparse.COO`, whatever class the blocks
+have, and those results are what distributed would send wrongly. It is narrow in other ways: it happens
+when a lazy array of a store is read, and not on import; only in a process that has imported distributed;
+and for code that knows nothing of it a block arrives as it did before, with its fill value. It can go
+when distributed sends fill values itself, which `tests/test_lazy_internals.py` notices.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def _has(module: Any, name: str) -> bool:
 
 def _subclasses(cls: type) -> Iterator[type[BaseSAE]]:
     """Yield all classes below one, those that were defined last first."""
-    for subclass in reversed(cls.__subclasses__()):
+    below: list[type[BaseSAE]] = cls.__subclasses__()
+    for subclass in reversed(below):
         yield subclass
         yield from _subclasses(subclass)
 

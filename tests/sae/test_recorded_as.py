@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from interp_embed.store.fingerprint import check_fingerprint, fingerprint_differ
 from interp_embed.store.store import Store
 from interp_embed.store.verify.verifier import verify
 from interp_embed.testing import ReplaySAE, random_chunk
-from tests.support.fake_sae import D_SAE, WordSAE, expected
+from tests.support.fake_sae import WordSAE, expected
 
 FIXTURES = next(p / "fixtures" for p in Path(__file__).parents if (p / "fixtures").is_dir())
 OLD = "interp_embed.testing.saes:ReplaySAE"
@@ -32,22 +33,35 @@ LIBRARY = {
 }
 
 
-class MovedSAE(WordSAE):
-    """The class that earlier stores know under another name."""
+MOVED = f"""
+from {WordSAE.__module__} import D_SAE, WordSAE
 
+class MovedSAE(WordSAE):
     recorded_as = "fake_sae:WideSAE"
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._d_sae = D_SAE
 
-
 class BelowSAE(MovedSAE):
-    """Another class than the one it is made from."""
+    pass
+"""
 
 
 class ReplayedSAE(ReplaySAE):
     """A user's subclass of a class of the library."""
+
+
+@pytest.fixture
+def moved(tmp_path, monkeypatch):
+    """A module with a class that earlier stores know under another name, and a subclass of it.
+
+    It is unloaded afterwards: other tests mean the class that has this name by itself.
+    """
+    (tmp_path / "moved_sae.py").write_text(MOVED)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("moved_sae")
+    del sys.modules["moved_sae"]
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +93,12 @@ def errors(path):
     return [problem for problem in verify(path) if problem.severity == "error"]
 
 
-def test_a_class_is_recorded_by_where_it_is_unless_it_says_otherwise():
+def test_a_class_is_recorded_by_where_it_is_unless_it_says_otherwise(moved):
     assert ReplayedSAE.recorded_as == f"{__name__}:ReplayedSAE"
-    assert MovedSAE.recorded_as == "fake_sae:WideSAE"
-    assert BelowSAE.recorded_as == f"{__name__}:BelowSAE"
-    assert BelowSAE().fingerprint()["class"] == sae_record(BelowSAE())["sae_class"]
-    assert MovedSAE().fingerprint()["class"] == "fake_sae:WideSAE"
+    assert moved.MovedSAE.recorded_as == "fake_sae:WideSAE"
+    assert moved.BelowSAE.recorded_as == "moved_sae:BelowSAE"
+    for cls in (moved.MovedSAE, moved.BelowSAE):
+        assert cls().fingerprint()["class"] == sae_record(cls())["sae_class"] == cls.recorded_as
 
 
 @pytest.mark.parametrize("name", ["Moved", "", ":Moved", "module:", None, 3])
@@ -115,9 +129,9 @@ def test_an_sae_is_built_from_a_record_with_a_former_name(former):
     assert again.fingerprint() == sae.fingerprint()
 
 
-def test_a_class_is_found_by_what_it_is_recorded_as():
+def test_a_class_is_found_by_what_it_is_recorded_as(moved):
     sae = load_sae_from_metadata({"sae_class": "fake_sae:WideSAE", "scale": 2.0})
-    assert type(sae) is MovedSAE
+    assert type(sae) is moved.MovedSAE
     assert sae.scale == 2.0
 
 
@@ -187,12 +201,12 @@ def test_stores_under_two_names_are_merged_and_the_result_is_added_to(
     np.testing.assert_array_equal(merged.latents("max"), whole.latents("max"))
 
 
-def test_a_store_goes_on_with_the_class_that_has_moved(tmp_path):
+def test_a_store_goes_on_with_the_class_that_has_moved(tmp_path, moved):
     with tarfile.open(FIXTURES / "golden.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     assert name_of(tmp_path / "half") == "fake_sae:WideSAE"
     resumed = Dataset.load_from_file(tmp_path / "half", resume=True)
-    assert type(resumed.sae) is MovedSAE
+    assert type(resumed.sae) is moved.MovedSAE
     assert resumed.sae.seen == ["  two  spaces  ", "the the the", "loyal pets sat on python"]
     for row, text in zip(resumed.rows, resumed.documents(), strict=True):
         if row is not None:
