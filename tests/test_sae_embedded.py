@@ -13,7 +13,8 @@ pytest.importorskip("sae_lens")
 from sae_helpers import TEXTS, assert_close, dense, hidden_states, sae_lens
 
 from interp_embed.core.chunk import DocumentStatus
-from interp_embed.sae import LocalSAE, embedded_release
+from interp_embed.sae import LocalSAE
+from interp_embed.sae.releases import embedded_release
 from interp_embed.sae.releases.embedded_release import (
     cache_folder,
     embedded_model,
