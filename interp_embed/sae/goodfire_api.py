@@ -73,7 +73,7 @@ class GoodfireApiSAE(ApiSAE):
         If an argument is out of range, or it is not known how many features the variant has.
     """
 
-    _transport = (*ApiSAE._transport, "base_url", "timeout")
+    _transport = ("base_url", "timeout")
 
     def __init__(
         self,

@@ -83,9 +83,7 @@ class HttpSAE(RemoteSAE):
         If an argument is out of range, or the URL holds what may be a key.
     """
 
-    _transport = (
-        *RemoteSAE._transport, "url", "timeout", "request_characters", "request_documents", "form",
-    )  # fmt: skip
+    _transport = ("url", "timeout", "request_characters", "request_documents", "form")
 
     def __init__(
         self,
@@ -131,7 +129,7 @@ class HttpSAE(RemoteSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; the token is not among them."""
-        return {name: getattr(self, name) for name in self._transport}
+        return {name: getattr(self, name) for name in self._all_transport()}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on: once loaded, the server's SAE.

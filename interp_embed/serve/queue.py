@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -13,7 +14,7 @@ from interp_embed.encode.isolate import encode_isolated, prepare_isolated
 from interp_embed.sae.batch_budget import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from typing import Any
 
     from interp_embed.core.chunk import Chunk
@@ -94,8 +95,9 @@ class DeviceQueue:
         for executor in (self._tokenizer, self._runner):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def admit(self) -> _Place:
-        """Return a place in the queue, to be used as a context manager.
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Have a place in the queue inside.
 
         Raises
         ------
@@ -108,7 +110,11 @@ class DeviceQueue:
             raise ClosingError
         if self._inside >= self._most:
             raise BusyError(max(1, math.ceil(self._seconds)))
-        return _Place(self)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
 
     async def encode(self, texts: Sequence[str], gone: Callable[[], Awaitable[bool]]) -> Chunk:
         """Return the documents as a run of this SAE would commit them as float32.
@@ -154,19 +160,6 @@ class DeviceQueue:
     async def off_loop(self, call: Callable[..., T], *args: Any) -> T:
         """Return what a call returns that would keep the event loop from answering others."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, call, *args)
-
-
-class _Place:
-    """A request's place in the queue."""
-
-    def __init__(self, queue: DeviceQueue) -> None:
-        self._queue = queue
-
-    def __enter__(self) -> None:
-        self._queue._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._queue._inside -= 1
 
 
 def _finished(encoded: Any, sae: BaseSAE) -> Chunk:

@@ -31,6 +31,7 @@ __all__ = ["RemoteSAE", "require_number"]
 _CLOSE_SECONDS = 5.0
 _PATIENCE_SECONDS = 60.0
 """A service may take long to encode."""
+_REQUESTS = ("max_concurrency", "max_retries", "base_delay")
 
 
 class RemoteSAE(BaseSAE):
@@ -67,8 +68,8 @@ class RemoteSAE(BaseSAE):
     """
 
     makes_batches = True
-    _transport: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
-    """Settings on which activations do not depend."""
+    _transport: tuple[str, ...] = _REQUESTS
+    """Settings on which activations do not depend, beside those of the classes above."""
 
     def __init__(
         self,
@@ -140,12 +141,18 @@ class RemoteSAE(BaseSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; there is no key among them."""
-        settings = {name: getattr(self, name) for name in RemoteSAE._transport}
+        settings = {name: getattr(self, name) for name in _REQUESTS}
         return {**super().metadata(), **settings}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on; how requests are made is left out."""
-        return {k: v for k, v in super().fingerprint().items() if k not in self._transport}
+        left_out = self._all_transport()
+        return {k: v for k, v in super().fingerprint().items() if k not in left_out}
+
+    def _all_transport(self) -> list[str]:
+        """Return the names in ``_transport`` of this class and of those above."""
+        classes = reversed(type(self).__mro__)
+        return [name for cls in classes for name in vars(cls).get("_transport", ())]
 
     def load_models(self) -> None:
         """Start the event loop and make the client.
@@ -300,7 +307,16 @@ class RemoteSAE(BaseSAE):
                     before_pause=tell,
                 )
                 waiting.answers(wait)
-                return chunk
+        if chunk.n_documents != len(texts):
+            raise ValueError(
+                f"{self.service()} returned {chunk.n_documents} documents for {len(texts)}"
+            )
+        if chunk.d_sae and self._d_sae and chunk.d_sae != self._d_sae:
+            raise ValueError(
+                f"{self.service()} returned {chunk.d_sae} features, and {self._d_sae} before"
+            )
+        self._d_sae = self._d_sae or chunk.d_sae or None
+        return chunk
 
 
 def require_number(name: str, value: object, least: float, *, whole: bool = False) -> None:

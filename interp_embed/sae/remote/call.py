@@ -66,11 +66,6 @@ class Call:
         sae, before = self._sae, self._answers
         try:
             chunk = await sae.request([self._texts[i] for i in batch])
-            if chunk.n_documents != len(batch):
-                raise ValueError(
-                    f"{sae.service()} returned {chunk.n_documents} documents for {len(batch)}"
-                )
-            self._require_width(chunk)
         except SAEUnavailableError:
             raise
         except Exception as error:
@@ -96,15 +91,6 @@ class Call:
             self._parts.append((chunk, list(batch)))
             return
         await self._side_by_side(halves(batch))
-
-    def _require_width(self, chunk: Chunk) -> None:
-        known = self._sae.d_sae
-        if chunk.d_sae and known and chunk.d_sae != known:
-            raise ValueError(
-                f"{self._sae.service()} returned {chunk.d_sae} features, and {known} before"
-            )
-        if chunk.d_sae and not known:
-            self._sae._d_sae = chunk.d_sae
 
     def chunk(self) -> Chunk:
         """Return all documents, in order."""
