@@ -29,8 +29,8 @@ from interp_embed.llm import (
     LLMStatusError,
     LLMTimeoutError,
     Request,
-    errors,
 )
+from interp_embed.llm.ask import errors
 from interp_embed.llm.ask.answers import UnreadableAnswerError, read_answer
 from interp_embed.llm.ask.endpoint import resolve_endpoint
 from interp_embed.llm.ask.request import Message, check_settings

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.core.chunk import Chunk
-    from interp_embed.net.retries import Pause
 
 __all__ = ["RemoteSAE", "require_number"]
 
@@ -294,10 +293,10 @@ class RemoteSAE(BaseSAE):
                     waiting.attempts(wait)
                     return await self.encode_batch(texts)
 
-                def tell(pause: Pause[Chunk]) -> None:
-                    why = " ".join(str(pause.outcome).split()) or type(pause.outcome).__name__
-                    gone = http_status(pause.outcome) is None
-                    waiting.pauses(wait, why, pause.seconds, pause.left, gone=gone)
+                def tell(outcome: Chunk | Exception, seconds: float, left: float) -> None:
+                    why = " ".join(str(outcome).split()) or type(outcome).__name__
+                    gone = http_status(outcome) is None
+                    waiting.pauses(wait, why, seconds, left, gone=gone)
 
                 chunk = await retrying(
                     ask,
