@@ -979,7 +979,7 @@ def test_the_token_is_nowhere_but_in_the_request(tmp_path, token, caplog, capfd)
         dataset = Dataset(data(["the cat", "refused", "repeated"]), sae, save_path=path)
         assert dataset.status().tolist() == ["ok", "failed", "failed"]
         reasons = dataset.failures()["reason"].tolist()
-        assert "Bearer (key)xxx" in reasons[0]
+        assert "Bearer [key]xxx" in reasons[0]
         assert "repeats the key" in reasons[1]
         sae.load()
         shown = [repr(sae), str(vars(sae)), repr(dataset), str(sae_record(sae)), *reasons]
