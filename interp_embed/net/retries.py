@@ -8,14 +8,14 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     import tenacity
 
-__all__ = ["Backoff", "Pause", "asked_pause", "http_status", "retrying"]
+__all__ = ["Backoff", "asked_pause", "http_status", "retrying"]
 
 T = TypeVar("T")
 
@@ -43,41 +43,15 @@ class Backoff:
 
     def left(self, done: int) -> float:
         """Return the seconds of all pauses after the first ``done``, as long as they are on average."""
-        pauses = self.max_retries - done
-        # Beyond the sixty-fourth doubling a pause is as long as the longest.
-        doubled = range(done, min(self.max_retries, max(done, 64)))
-        growing = sum(min(self.first * 2.0**n, self.longest) for n in doubled)
-        rest = (pauses - len(doubled)) * min(self.first * 2.0**64, self.longest)
-        return growing + rest + max(0, pauses) * self.spread / 2
-
-
-@dataclass(frozen=True, slots=True)
-class Pause(Generic[T]):
-    """Between a request that failed and its repetition.
-
-    Attributes
-    ----------
-    outcome : T or Exception
-        What came of the request.
-    since : float
-        Seconds since the request was first made.
-    seconds : float
-        Until it is repeated.
-    left : float
-        Seconds until it is given up, if it fails at once each time and nobody asks for longer pauses.
-    """
-
-    outcome: T | Exception
-    since: float
-    seconds: float
-    left: float
+        growing = (self.first * 2.0 ** min(n, 64) for n in range(done, self.max_retries))
+        return sum(min(pause, self.longest) + self.spread / 2 for pause in growing)
 
 
 async def retrying(
     attempt: Callable[[], Awaitable[T]],
     wait: Callable[[T | Exception, float], float | None],
     backoff: Backoff,
-    before_pause: Callable[[Pause[T]], None] = lambda pause: None,
+    before_pause: Callable[[T | Exception, float, float], None] = lambda *_: None,
 ) -> T:
     """Await an attempt, and again while that is worth it; return or raise what came of the last one.
 
@@ -91,7 +65,8 @@ async def retrying(
     backoff
         How often, and which pauses.
     before_pause
-        Is told of each pause before it begins.
+        Is told of each pause before it begins: what came of the attempt, the seconds until the next
+        one, and those until it is given up if all fail at once and nobody asks for longer pauses.
     """
     import tenacity
 
@@ -108,8 +83,7 @@ async def retrying(
 
     def tell(state: tenacity.RetryCallState) -> None:
         seconds = state.upcoming_sleep
-        left = seconds + backoff.left(state.attempt_number)
-        before_pause(Pause(_outcome(state), state.seconds_since_start or 0.0, seconds, left))
+        before_pause(_outcome(state), seconds, seconds + backoff.left(state.attempt_number))
 
     async def once() -> T:  # tenacity awaits coroutine functions only
         return await attempt()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.hooked import HookedSAE
 from interp_embed.sae.kinds import SAEType
-from interp_embed.sae.quiet import quiet_saelens
+from interp_embed.sae.quiet import quiet_casts, quiet_saelens
 from interp_embed.sae.releases.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 from interp_embed.sae.releases.neuronpedia import published_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
+    from interp_embed.core.chunk import Chunk
     from interp_embed.sae.model.language_model import HookedModel
+    from interp_embed.sae.model.tokenizing import TokenizedDocument
 
 __all__ = ["GoodfireSAE"]
 
@@ -240,6 +243,10 @@ class GoodfireSAE(HookedSAE):
                 f"stream of the model has {width}"
             )
         return hooked
+
+    def _encode_documents(self, documents: Sequence[TokenizedDocument]) -> Chunk:
+        with quiet_casts() if self.quantize else contextlib.nullcontext():
+            return super()._encode_documents(documents)
 
     def load_feature_labels(self) -> None:
         """Fetch what Neuronpedia has published of the features; none, with a warning, if it fails."""

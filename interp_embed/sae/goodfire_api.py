@@ -76,7 +76,7 @@ class GoodfireApiSAE(ApiSAE):
     """
 
     recorded_as = "interp_embed.sae:GoodfireApiSAE"
-    transport_settings = (*ApiSAE.transport_settings, "base_url", "timeout")
+    _transport = ("base_url", "timeout")
 
     def __init__(
         self,

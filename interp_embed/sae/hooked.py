@@ -157,7 +157,7 @@ class HookedSAE(BaseSAE):
             dtype=self.dtype,
         )
 
-    def own_folder(self) -> Path | None:
+    def _own_folder(self) -> Path | None:
         """Return the folder that the SAE is in, where its files are what tells it from others."""
         return None
 
@@ -264,7 +264,7 @@ class HookedSAE(BaseSAE):
         """Return what was asked for, as far as the rest of the fingerprint does not say it."""
         settings = {name: getattr(self, name) for name in
                     ("dtype", "prepend_bos", "context_size", "bos_activations")}  # fmt: skip
-        return what_was_asked(self.own_folder(), self._given_model, self._given_tokenizer, settings)
+        return what_was_asked(self._own_folder(), self._given_model, self._given_tokenizer, settings)
 
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False

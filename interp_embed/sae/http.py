@@ -84,9 +84,7 @@ class HttpSAE(RemoteSAE):
     """
 
     recorded_as = "interp_embed.sae:HttpSAE"
-    transport_settings = (
-        *RemoteSAE.transport_settings, "url", "timeout", "request_characters", "request_documents", "form",
-    )  # fmt: skip
+    _transport = ("url", "timeout", "request_characters", "request_documents", "form")
 
     def __init__(
         self,
@@ -132,7 +130,7 @@ class HttpSAE(RemoteSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; the token is not among them."""
-        return {name: getattr(self, name) for name in self.transport_settings}
+        return {name: getattr(self, name) for name in self._all_transport()}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on: once loaded, the server's SAE.

@@ -85,7 +85,7 @@ def load_sae_from_metadata(
             f"{cls.recorded_as} does not take the recorded settings: {error}"
         ) from error
     from_folder = fingerprint is not None and fingerprint.get("release") == "folder"
-    if from_folder and isinstance(sae, HookedSAE) and sae.own_folder() is None:
+    if from_folder and isinstance(sae, HookedSAE) and sae.fingerprint().get("release") != "folder":
         # Records hold whole paths; those of older versions, what was given.
         raise ValueError(
             f"it was read from a folder that is recorded as {settings.get('release')!r}, and there is "

@@ -17,7 +17,7 @@ from interp_embed.sae.releases.embedded_release import (
     embedded_labels,
     embedded_sae_folder,
 )
-from interp_embed.sae.releases.hub import from_hub
+from interp_embed.sae.releases.hub import from_hub, switched_off
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,11 +185,11 @@ class LocalSAE(HookedSAE):
         A folder's place does not matter: its files are hashed.
         """
         known = super().fingerprint()
-        if self.own_folder() is not None:
+        if self._own_folder() is not None:
             known["release"] = known["sae_id"] = "folder"
         return known
 
-    def own_folder(self) -> Path | None:
+    def _own_folder(self) -> Path | None:
         """Return the SAE's folder; None where it is in a registry or the embedded one."""
         return self._folder if self.release != EMBEDDED_RELEASE else None
 
@@ -207,11 +207,14 @@ class LocalSAE(HookedSAE):
         if (problem := self.problem()) is not None:
             raise ValueError(problem)
         repository, files = published_at(self.release, self.sae_id)
-        with from_hub(
-            f"the SAE {self.sae_id!r} of {self.release!r}",
-            repository,
-            files=files,
-            instead="its folder as release= (on the command line --sae FOLDER)",
+        with (
+            from_hub(
+                f"the SAE {self.sae_id!r} of {self.release!r}",
+                repository,
+                files=files,
+                instead="its folder as release= (on the command line --sae FOLDER)",
+            ) as cached,
+            switched_off(cached),
         ):
             return SAE.from_pretrained(
                 self.release, self.sae_id, device=self.sae_device, dtype="float32"

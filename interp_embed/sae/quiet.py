@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["quiet_bitsandbytes", "quiet_saelens"]
+__all__ = ["quiet_bitsandbytes", "quiet_casts", "quiet_saelens"]
 
 
 @contextlib.contextmanager
@@ -41,3 +41,21 @@ def quiet_bitsandbytes() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet_casts() -> Iterator[None]:
+    """Run a model in 8 bits without what bitsandbytes says for each layer of each batch.
+
+    It is what LLM.int8 does with any bfloat16.
+    """
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+
+    def no_cast(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+
+    logger.addFilter(no_cast)  # this call's own: another thread's may end before
+    try:
+        yield
+    finally:
+        logger.removeFilter(no_cast)

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import json
-import sys
-import traceback
+import logging
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.assemble import one_line
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
     from interp_embed.sae.base import BaseSAE
     from interp_embed.serve.queue import DeviceQueue
+
+_log = logging.getLogger("interp_embed.serve")
 
 __all__ = ["MAX_CHARACTERS", "MAX_DOCUMENTS", "make_app"]
 
@@ -147,7 +148,7 @@ class _Handlers:
             raise _RefusedError(503, "the server is about to end", {"Retry-After": "1"}) from None
         except Exception as error:  # noqa: BLE001 - the server goes on
             # What goes wrong with documents is in the chunk, so this is the server's own failure.
-            traceback.print_exception(error, file=sys.stderr)
+            _log.exception("a request failed")
             raise _RefusedError(500, one_line(error)) from None
         return _response(body, kind)
 

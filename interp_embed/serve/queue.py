@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from interp_embed.encode.isolate import encode_isolated, prepare_isolated
@@ -15,7 +15,6 @@ from interp_embed.sae.batch_budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
     from typing import Any
 
     from interp_embed.core.chunk import Chunk
@@ -96,8 +95,9 @@ class DeviceQueue:
         for executor in (self._tokenizer, self._runner):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def admit(self) -> AbstractContextManager[None]:
-        """Return a place in the queue, to be used as a context manager.
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Have a place in the queue inside.
 
         Raises
         ------
@@ -110,10 +110,6 @@ class DeviceQueue:
             raise ClosingError
         if self._inside >= self._most:
             raise BusyError(max(1, math.ceil(self._seconds)))
-        return self._place()
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
         self._inside += 1
         try:
             yield

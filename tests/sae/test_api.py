@@ -651,7 +651,7 @@ def test_the_key_is_nowhere_but_in_the_request(tmp_path, key, caplog, monkeypatc
         assert dataset.status().tolist() == ["ok", "failed", "failed"]
         reasons = dataset.failures()["reason"].tolist()
         assert "422" in reasons[0]
-        assert "key (key) may not" in reasons[0]
+        assert "key [key] may not" in reasons[0]
         assert "repeats the key" in reasons[1]
         sae.load()
         shown = [repr(sae), str(vars(sae)), repr(dataset), str(sae.metadata()), *reasons]
@@ -661,7 +661,7 @@ def test_the_key_is_nowhere_but_in_the_request(tmp_path, key, caplog, monkeypatc
         with pytest.raises(SAEUnavailableError, match=r"refuses requests: .*401") as e:
             sae.encode_chunk(["a"])
         shown += traceback.format_exception(e.value)
-        assert "Bearer (key) is not a key" in str(e.value)
+        assert "Bearer [key] is not a key" in str(e.value)
         sae.destroy()
     out, err = capfd.readouterr()
     files = [p.read_bytes() for p in path.rglob("*") if p.is_file()]

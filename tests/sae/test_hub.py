@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae import GoodfireSAE, LocalSAE
 from interp_embed.sae.releases import embedded_release, hub
-from interp_embed.sae.releases.hub import from_hub
+from interp_embed.sae.releases.hub import from_hub, switched_off
 from tests.support.tiny_models import random_sae, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE
 
@@ -156,7 +156,7 @@ def test_two_that_find_at_once_that_the_hub_is_gone_leave_everything_as_it_was(g
     both, left = threading.Barrier(2, timeout=PATIENCE), threading.Event()
 
     def load():
-        with from_hub("x", "y", instead="z"):
+        with from_hub("x", "y", instead="z") as cached, switched_off(cached):
             entered.append(threading.get_ident())
             both.wait()
             if entered[0] != threading.get_ident():  # who came last goes last
@@ -180,7 +180,7 @@ def test_two_that_find_at_once_that_the_hub_is_gone_leave_everything_as_it_was(g
 
 
 def test_what_loads_inside_of_another_says_what_is_wrong_with_the_hub(gone):
-    with from_hub("x", "y", instead="z"):
+    with from_hub("x", "y", instead="z") as cached, switched_off(cached):
         with (
             pytest.raises(OSError, match=f"{gone.url} cannot be reached"),
             from_hub("x", "y", instead="z"),
@@ -199,6 +199,31 @@ def test_with_the_hub_switched_off_it_is_not_asked(gone, monkeypatch):
         LocalSAE("x", "someone/sae").load()
     assert not gone.asked
     assert constants.HF_HUB_OFFLINE is True
+
+
+def test_the_switch_of_the_process_is_left_alone_where_an_argument_does(
+    gone, tmp_path, monkeypatch
+):
+    """A language model and its tokenizer: transformers is told to look into the cache."""
+    import transformers
+
+    seen = []
+    for kind in ("AutoModelForCausalLM", "AutoTokenizer"):
+
+        class Seeing(getattr(transformers, kind)):
+            @classmethod
+            def from_pretrained(cls, name, **settings):
+                seen.append((constants.HF_HUB_OFFLINE, settings["local_files_only"]))
+                return super().from_pretrained(name, **settings)
+
+        monkeypatch.setattr(transformers, kind, Seeing)
+    random_sae("topk", HOOK).save_model(tmp_path / "sae")
+    sae = LocalSAE(release=tmp_path / "sae", model="someone/model")
+    error_of(sae, gone)
+    sae = LocalSAE(release=tmp_path / "sae", model=tiny_model("llama"), tokenizer="someone/words")
+    with pytest.raises(OSError, match="could not be fetched from the hub"):
+        sae.load()
+    assert seen == [(False, True)] * 2
 
 
 @pytest.mark.parametrize(

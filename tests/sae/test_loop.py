@@ -78,6 +78,22 @@ def test_what_runs_is_cancelled(how):
     assert not loop.is_alive()
 
 
+def test_an_interrupt_cancels_what_runs_although_it_comes_while_the_portal_starts_it(loop):
+    """A coroutine may run before the portal has given a future for it."""
+    cancelled = threading.Event()
+
+    async def interrupting():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(interrupting())
+    assert cancelled.wait(10)
+
+
 SCRIPT = """
 from interp_embed.sae.remote.loop import LoopThread
 loop = LoopThread("the loop")

@@ -63,10 +63,13 @@ class Endpoint:
         LLMAuthenticationError
             If the server needs a key and there is none, or what is set cannot be a key.
         """
+        key = problem = None
         try:
             key = read_key(self.key_variable)
         except ValueError as error:
-            raise LLMAuthenticationError(str(error)) from None
+            problem = str(error)
+        if problem is not None:  # raised here, it has no context whose variables would be shown
+            raise LLMAuthenticationError(problem)
         if key is None and self.needs_key:
             raise LLMAuthenticationError(
                 f"{self.base_url} needs a key: set the environment variable "

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from interp_embed.llm.ask.endpoint import Endpoint
     from interp_embed.llm.ask.request import Message
-    from interp_embed.net.retries import Pause
 
 __all__ = ["Outcome", "Transport", "check_patience"]
 
@@ -143,13 +142,11 @@ class Transport:
                 charged += came.charged
                 return came
 
-            def tell(pause: Pause[Outcome]) -> None:
-                error = pause.outcome.error if isinstance(pause.outcome, Outcome) else None
+            def tell(outcome: Outcome | Exception, seconds: float, left: float) -> None:
+                error = outcome.error if isinstance(outcome, Outcome) else None
                 reached = not isinstance(error, LLMConnectionError)
                 late = isinstance(error, LLMTimeoutError)
-                waiting.pauses(
-                    wait, _trouble(error), pause.seconds, pause.left, gone=not (reached or late)
-                )
+                waiting.pauses(wait, _trouble(error), seconds, left, gone=not (reached or late))
 
             backoff = Backoff(self._max_retries, _FIRST_PAUSE, _LAST_PAUSE, _SPREAD)
             found = await retrying(attempt, _wait, backoff, tell)

@@ -20,7 +20,7 @@ from interp_embed.sae.model.hooks import HookNotFoundError, decoder_layers
 from interp_embed.sae.model.runner import LensRunner, ModelRunner
 from interp_embed.sae.model.trunk import hub_commit, load_trunk
 from interp_embed.sae.releases.embedded_release import HUB_NAME, LAYERS, embedded_model
-from interp_embed.sae.releases.hub import from_hub
+from interp_embed.sae.releases.hub import from_hub, switched_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -133,7 +133,10 @@ def load_hooked_model(
     name = str(metadata.model_name if model is None or _is_module(model) else model)
     lens_class = metadata.model_class_name or "HookedTransformer"
     if model is None and not _transformers_can_load(name, lens_class, options):
-        with from_hub(f"the language model {name!r}", name, instead=_INSTEAD):
+        with (
+            from_hub(f"the language model {name!r}", name, instead=_INSTEAD) as cached,
+            switched_off(cached),
+        ):
             lens = _load_lens(lens_class, name, options, device, torch_dtype)
         return _with_lens(metadata, lens, tokenizer or lens.tokenizer, {"model": name})
     loaded, loaded_tokenizer, identity = _load_transformers(
@@ -198,7 +201,8 @@ def _load_transformers(
         official = name if model is not None else _official_name(name)
         shared = {k: v for k, v in options.items() if k in _SHARED}
         is_folder = Path(official).is_dir()
-        with _source("the language model", official):
+        with _source("the language model", official) as cached:
+            shared["local_files_only"] = cached
             resolved = None if layers is None else hub_commit(official, shared)
             if layers is None:
                 loaded = AutoModelForCausalLM.from_pretrained(
@@ -231,16 +235,16 @@ def _tokenizer(tokenizer: Any) -> Any:
         return tokenizer
     from transformers import AutoTokenizer
 
-    with _source("the tokenizer", str(tokenizer), "a folder as tokenizer="):
-        return AutoTokenizer.from_pretrained(tokenizer)
+    with _source("the tokenizer", str(tokenizer), "a folder as tokenizer=") as cached:
+        return AutoTokenizer.from_pretrained(tokenizer, local_files_only=cached)
 
 
 def _source(
     what: str, name: str, instead: str = _INSTEAD
-) -> contextlib.AbstractContextManager[None]:
-    """Load a name of the hub inside, or a folder."""
+) -> contextlib.AbstractContextManager[bool]:
+    """Load a name of the hub inside, or a folder; see `from_hub`."""
     if Path(name).is_dir():
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(False)
     return from_hub(f"{what} {name!r}", name, instead=instead)
 
 

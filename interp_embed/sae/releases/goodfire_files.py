@@ -133,9 +133,9 @@ def hub_file(repository: str, name: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     what = f"{name} of {repository}"
-    with from_hub(what, repository, files=name, instead="its path as weights="):
+    with from_hub(what, repository, files=name, instead="its path as weights=") as cached:
         try:
-            return Path(hf_hub_download(repository, name))
+            return Path(hf_hub_download(repository, name, local_files_only=cached))
         except LocalEntryNotFoundError:
             raise
         except (OSError, EntryNotFoundError) as error:

@@ -3,6 +3,9 @@
 Its client asks again five times for each file, half a minute in all, before it looks into its cache or
 gives up. Here the hub is asked once whether it is there; if it is not, files come from the cache, or
 one error says which are missing, where they were sought, and how to bring them.
+
+What loads takes ``local_files_only`` for that. SAELens and TransformerLens take no such argument, nor
+pass one on: for them, and only while the hub is found to be gone, its client is switched off.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["from_hub"]
+__all__ = ["from_hub", "switched_off"]
 
 _SECONDS = 5.0
 _FRESH_SECONDS = 10.0
@@ -33,8 +36,10 @@ _before = False
 
 
 @contextlib.contextmanager
-def from_hub(what: str, repository: str, *, files: str = "", instead: str) -> Iterator[None]:
+def from_hub(what: str, repository: str, *, files: str = "", instead: str) -> Iterator[bool]:
     """Load something of the hub inside; from its cache alone where it cannot be reached.
+
+    Gives whether that is so, to be passed on as ``local_files_only``.
 
     Parameters
     ----------
@@ -56,17 +61,14 @@ def from_hub(what: str, repository: str, *, files: str = "", instead: str) -> It
     from huggingface_hub import constants
 
     with _lock:
-        switched_off = constants.HF_HUB_OFFLINE and not _inside  # by somebody else
-    if switched_off:
+        forbidden = constants.HF_HUB_OFFLINE and not _inside  # by somebody else
+    if forbidden:
         why: str | None = "HF_HUB_OFFLINE is set"
-        offline: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
         problem = _problem()
         why = None if problem is None else f"{constants.ENDPOINT} cannot be reached ({problem})"
-        offline = contextlib.nullcontext() if problem is None else _offline()
     try:
-        with offline:
-            yield
+        yield why is not None
     except Exception as error:
         reason = _absent(error, why)
         if reason is None:
@@ -116,11 +118,22 @@ def _problem() -> str | None:
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Have the hub's client, and what is built on it, look into the cache and nowhere else."""
+def switched_off(cached: bool) -> Iterator[None]:
+    """Have the hub's client look into the cache and nowhere else, where that is all there is.
+
+    It is one switch for the process, so other threads see it: they could not reach the hub either.
+
+    Parameters
+    ----------
+    cached
+        What `from_hub` gave.
+    """
     from huggingface_hub import constants
 
     global _before, _inside
+    if not cached:
+        yield
+        return
     with _lock:
         if not _inside:
             _before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True

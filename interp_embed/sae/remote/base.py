@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from interp_embed.core.chunk import Chunk
-    from interp_embed.net.retries import Pause
 
 __all__ = ["RemoteSAE", "require_number"]
 
 _CLOSE_SECONDS = 5.0
 _PATIENCE_SECONDS = 60.0
 """A service may take long to encode."""
+_REQUESTS = ("max_concurrency", "max_retries", "base_delay")
 
 
 class RemoteSAE(BaseSAE):
@@ -67,8 +67,8 @@ class RemoteSAE(BaseSAE):
     """
 
     makes_batches = True
-    transport_settings: tuple[str, ...] = ("max_concurrency", "max_retries", "base_delay")
-    """Settings on which activations do not depend."""
+    _transport: tuple[str, ...] = _REQUESTS
+    """Settings on which activations do not depend, beside those of the classes above."""
 
     def __init__(
         self,
@@ -140,12 +140,18 @@ class RemoteSAE(BaseSAE):
 
     def metadata(self) -> dict[str, Any]:
         """Return the constructor's arguments as values for JSON; there is no key among them."""
-        settings = {name: getattr(self, name) for name in RemoteSAE.transport_settings}
+        settings = {name: getattr(self, name) for name in _REQUESTS}
         return {**super().metadata(), **settings}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on; how requests are made is left out."""
-        return {k: v for k, v in super().fingerprint().items() if k not in self.transport_settings}
+        left_out = self._all_transport()
+        return {k: v for k, v in super().fingerprint().items() if k not in left_out}
+
+    def _all_transport(self) -> list[str]:
+        """Return the names in ``_transport`` of this class and of those above."""
+        classes = reversed(type(self).__mro__)
+        return [name for cls in classes for name in vars(cls).get("_transport", ())]
 
     def load_models(self) -> None:
         """Start the event loop and make the client.
@@ -275,22 +281,6 @@ class RemoteSAE(BaseSAE):
         await call.run()
         return call.chunk()
 
-    def require_width(self, chunk: Chunk) -> None:
-        """Take over the number of features of the first documents; those of others must be as wide.
-
-        Raises
-        ------
-        ValueError
-            If a chunk has another number of features than those before.
-        """
-        known = self.d_sae
-        if chunk.d_sae and known and chunk.d_sae != known:
-            raise ValueError(
-                f"{self.service()} returned {chunk.d_sae} features, and {known} before"
-            )
-        if chunk.d_sae and not known:
-            self._d_sae = chunk.d_sae
-
     async def request(self, texts: Sequence[str]) -> Chunk:
         """Return the documents of one request, which is repeated where that is worth it."""
         slots, waiting = self._slots, self._waiting
@@ -303,10 +293,10 @@ class RemoteSAE(BaseSAE):
                     waiting.attempts(wait)
                     return await self.encode_batch(texts)
 
-                def tell(pause: Pause[Chunk]) -> None:
-                    why = " ".join(str(pause.outcome).split()) or type(pause.outcome).__name__
-                    gone = http_status(pause.outcome) is None
-                    waiting.pauses(wait, why, pause.seconds, pause.left, gone=gone)
+                def tell(outcome: Chunk | Exception, seconds: float, left: float) -> None:
+                    why = " ".join(str(outcome).split()) or type(outcome).__name__
+                    gone = http_status(outcome) is None
+                    waiting.pauses(wait, why, seconds, left, gone=gone)
 
                 chunk = await retrying(
                     ask,
@@ -316,7 +306,16 @@ class RemoteSAE(BaseSAE):
                     before_pause=tell,
                 )
                 waiting.answers(wait)
-                return chunk
+        if chunk.n_documents != len(texts):
+            raise ValueError(
+                f"{self.service()} returned {chunk.n_documents} documents for {len(texts)}"
+            )
+        if chunk.d_sae and self._d_sae and chunk.d_sae != self._d_sae:
+            raise ValueError(
+                f"{self.service()} returned {chunk.d_sae} features, and {self._d_sae} before"
+            )
+        self._d_sae = self._d_sae or chunk.d_sae or None
+        return chunk
 
 
 def require_number(name: str, value: object, least: float, *, whole: bool = False) -> None:

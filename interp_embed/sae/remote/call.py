@@ -36,9 +36,6 @@ class Service(Protocol):
     async def request(self, texts: Sequence[str]) -> Chunk:
         """Return the documents of one request, which is repeated where that is worth it."""
 
-    def require_width(self, chunk: Chunk) -> None:
-        """Raise ValueError if a chunk has another number of features than those before."""
-
     def classify(self, error: BaseException) -> Trouble:
         """Return what to make of an error of `request`."""
 
@@ -93,11 +90,6 @@ class Call:
         sae, before = self._sae, self._answers
         try:
             chunk = await sae.request([self._texts[i] for i in batch])
-            if chunk.n_documents != len(batch):
-                raise ValueError(
-                    f"{sae.service()} returned {chunk.n_documents} documents for {len(batch)}"
-                )
-            sae.require_width(chunk)
         except SAEUnavailableError:
             raise
         except Exception as error:

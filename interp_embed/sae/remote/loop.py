@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,11 +71,30 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what a coroutine returns; an interrupt of the thread that waits cancels it."""
-        future = self.submit(work)
+        task: asyncio.Task[Any] | None = None
+        given_up = False
+
+        async def cancellable() -> T:
+            nonlocal task
+            task = asyncio.current_task()
+            if given_up and task is not None:
+                task.cancel()
+            return await work
+
+        def cancel() -> None:
+            nonlocal given_up
+            given_up = True
+            if task is not None:
+                task.cancel()
+
         try:
-            return future.result()
+            return self.submit(cancellable()).result()
+        except Exception:
+            work.close()  # if it was not begun
+            raise
         except BaseException:
-            future.cancel()
+            # An interrupt may come before the portal has given a future that could be cancelled.
+            self._portal.start_task_soon(cancel)
             raise
 
     def close(self) -> None:

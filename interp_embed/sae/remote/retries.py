@@ -12,8 +12,6 @@ from interp_embed.net.retries import retrying as net_retrying
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from interp_embed.net.retries import Pause
-
 __all__ = ["Trouble", "retrying", "seconds_to_wait", "trouble"]
 
 T = TypeVar("T")
@@ -91,13 +89,13 @@ async def retrying(
     *,
     max_retries: int,
     base_delay: float,
-    before_pause: Callable[[Pause[T]], None] = lambda pause: None,
+    before_pause: Callable[[T | Exception, float, float], None] = lambda *_: None,
 ) -> T:
     """Await a request, and again while its failure is worth it.
 
     The pause before retry n is ``base_delay * 2 ** (n - 1)`` seconds, at most a minute, or what the
     service asks for if that is longer, and up to ``base_delay`` more, so that many clients do not
-    come back at once. ``before_pause`` is told of each pause before it begins.
+    come back at once. ``before_pause`` is told of each pause before it begins; see `net.retries`.
     """
 
     def wait(outcome: T | Exception, growing: float) -> float | None:

@@ -73,6 +73,7 @@ class Answer:
 def require_http(what: str) -> None:
     """Raise ImportError, saying what to install, where there is no HTTP client."""
     try:
+        import anyio  # noqa: F401
         import httpx  # noqa: F401
         import tenacity  # noqa: F401
     except ImportError as error:
