@@ -308,6 +308,5 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    # A new name is durable only once its folder is. Windows has no such call and needs none.
-    if os.name != "nt":
-        _sync_path(path)
+    # A new name is durable only once its folder is.
+    _sync_path(path)
