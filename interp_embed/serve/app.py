@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import json
-import sys
-import traceback
+import logging
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.assemble import one_line
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_CHARACTERS", "MAX_DOCUMENTS", "make_app"]
 
+_LOGGER = logging.getLogger("interp_embed.serve")
 MAX_CHARACTERS = 2**20
 MAX_DOCUMENTS = 4096
 _LONGEST_TEXT = 2**24
@@ -145,9 +145,9 @@ class _Handlers:
             if not self._queue.closing:
                 raise
             raise _RefusedError(503, "the server is about to end", {"Retry-After": "1"}) from None
-        except Exception as error:  # noqa: BLE001 - the server goes on
+        except Exception as error:
             # What goes wrong with documents is in the chunk, so this is the server's own failure.
-            traceback.print_exception(error, file=sys.stderr)
+            _LOGGER.exception("a request could not be answered")
             raise _RefusedError(500, one_line(error)) from None
         return _response(body, kind)
 
