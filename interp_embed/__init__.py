@@ -5,6 +5,7 @@ The public names are imported when they are first used, so that ``import interp_
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from interp_embed.dataset import Dataset, merge
     from interp_embed.lazy.densify import densify
     from interp_embed.selection.row import DatasetRow
+
+if os.name != "posix":
+    raise ImportError(
+        "interp_embed needs a POSIX system such as Linux or macOS; on Windows use WSL"
+    )
 
 __version__ = "0.1.0"
 __all__ = ["Dataset", "DatasetRow", "__version__", "densify", "merge"]

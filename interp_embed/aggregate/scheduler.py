@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tqdm.auto import tqdm
 
-from interp_embed.core.allocation import release_freed_memory
+from interp_embed.core.allocation import releasing
 from interp_embed.core.memory import available_memory
 from interp_embed.core.progress import show_progress
 from interp_embed.core.threads import available_cpus, bounded_map
@@ -29,9 +28,6 @@ R = TypeVar("R")
 __all__ = ["active_client", "run_tasks", "worker_count"]
 
 _QUIET_SECONDS = 2.0
-_RELEASE_SECONDS = 1.0
-"""How often freed memory is given back in a long pass: what is held grows slowly, and taking it again
-costs some 20 ms."""
 _TASKS_A_THREAD = 2
 """Tasks that a cluster's thread has before it: one is computed while the other's result travels."""
 _TASKS_AHEAD = 16
@@ -120,14 +116,10 @@ def run_tasks(
             yield task
 
     with bar:
-        released = time.monotonic()
         for result in _ordered(run, noted(), workers, ahead):
             yield result
             del result
             bar.update(sizes.popleft())
-            if time.monotonic() - released > _RELEASE_SECONDS:
-                release_freed_memory()
-                released = time.monotonic()
 
 
 def _ordered(
@@ -146,10 +138,10 @@ def _ordered(
             fetching = stack.enter_context(_Fetching(ahead))
             run, tasks = fetching.using(run), fetching.before(tasks)
         if workers == 1:
-            yield from map(run, tasks)
+            yield from releasing(map(run, tasks))
             return
         executor = stack.enter_context(ThreadPoolExecutor(threads, "interp-embed-aggregate"))
-        yield from bounded_map(executor, run, tasks, ahead=threads)
+        yield from releasing(bounded_map(executor, run, tasks, ahead=threads))
 
 
 class _Fetching(Generic[T]):

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from interp_embed.cli.app import app
+from interp_embed.cli.logs import shown_log
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["describe", "run"]
 
@@ -46,7 +47,11 @@ def run(arguments: Sequence[str]) -> int:
     words = [a for a in arguments if a != "--debug"]
     try:
         # Not through main(), which deals with errors and with Ctrl-C in its own way.
-        with _plain_warnings(), command.make_context("interp-embed", words) as context:
+        with (
+            _plain_warnings(),
+            shown_log(),
+            command.make_context("interp-embed", words) as context,
+        ):
             command.invoke(context)
     except typer.Exit as exit_:
         return exit_.exit_code
@@ -99,7 +104,7 @@ def _report(error: BaseException, line: str, debug: bool) -> None:
 
 
 @contextlib.contextmanager
-def _plain_warnings() -> Any:
+def _plain_warnings() -> Iterator[None]:
     """Show a warning as a line, without the place in the code that it comes from."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

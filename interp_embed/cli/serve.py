@@ -12,4 +12,8 @@ def run_serve(sae: str, *, host: str, port: int, device: str, queue: int, batch_
     """Lend an SAE to other machines until the process is told to end."""
     model = build_sae(sae, device)
     quiet_loading()
-    serve(model, host, port, queue=queue, batch_size=batch_size)
+
+    def show(url: str) -> None:
+        print(url, flush=True)  # for a program that waits for it
+
+    serve(model, host, port, queue=queue, batch_size=batch_size, on_listening=show)

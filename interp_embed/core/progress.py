@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["chosen_log", "log_as", "logged_worker", "quiet_progress", "say", "show_progress"]
 
+_LOGGER = logging.getLogger("interp_embed")
 _LOGS = ("bar", "json", "none")
 _log: ContextVar[str | None] = ContextVar("log", default=None)
 _worker: ContextVar[str | None] = ContextVar("worker", default=None)
@@ -69,15 +71,12 @@ def show_progress() -> bool:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, above a bar where there is one; nothing where `log_as` says "none".
+    """Log a line as a warning of the logger ``interp_embed``; nothing where `log_as` says "none".
 
     For what somebody should know who waits, or reads a log later: that a server does not answer, say.
     """
-    if _log.get() == "none" or sys.stderr is None:
-        return
-    from tqdm.auto import tqdm
-
-    tqdm.write(line, file=sys.stderr)
+    if _log.get() != "none":
+        _LOGGER.warning(line)
 
 
 @contextlib.contextmanager

@@ -53,8 +53,8 @@ class ProcessPool:
     def __init__(self, threads: int, name: str) -> None:
         self._threads, self._name = threads, name
         self._forget()
-        if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads
-            os.register_at_fork(after_in_child=self._forget)
+        # A forked child has the pool without its threads.
+        os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         self._pool: ThreadPoolExecutor | None = None

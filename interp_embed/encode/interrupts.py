@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 __all__ = ["TerminatedError", "kept_interrupts"]
 
@@ -27,38 +28,63 @@ class TerminatedError(KeyboardInterrupt):
 def kept_interrupts() -> Iterator[Callable[[], None]]:
     """Have SIGTERM raise like SIGINT; give a function that raises what was swallowed of either.
 
-    Outside of the main thread it does nothing; a signal that is ignored, or a SIGTERM that somebody
-    else handles, stays as it is.
+    Signals are a matter of the main thread, so elsewhere this does nothing. A handler that the user
+    installed stays in charge: the one for SIGINT is called, and what it raises is kept; one for
+    SIGTERM is left as it is, and so is a signal that is ignored. Afterwards the handlers are those of
+    before, unless somebody else has installed others meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    arrived: list[KeyboardInterrupt] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _handlers() as raised:
+        earlier = len(raised)
+
+        def check() -> None:
+            if len(raised) > earlier:
+                raise raised[-1]
+
+        yield check
+
+
+_outer: list[list[BaseException]] = []
+"""What the handlers that are installed now have raised; of the main thread alone."""
+
+
+@contextmanager
+def _handlers() -> Iterator[list[BaseException]]:
+    """Give the list of what handlers raise, with those of an outer call where there is one."""
+    if _outer:
+        yield _outer[-1]
+        return
+    raised: list[BaseException] = []
+    before: dict[signal.Signals, Any] = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     on_interrupt = before[signal.SIGINT]
 
-    def interrupt(number: int, frame: Any) -> None:
-        arrived.append(KeyboardInterrupt())
-        if callable(on_interrupt):
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        try:
             on_interrupt(number, frame)
+        except BaseException as stop:
+            raised.append(stop)
+            raise
 
-    def terminate(number: int, frame: Any) -> None:
-        arrived.append(TerminatedError())
-        raise arrived[-1]
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raised.append(TerminatedError())
+        raise raised[-1]
 
-    def check() -> None:
-        if arrived:
-            raise arrived[-1]
-
-    changed = []
+    wanted: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {}
     if callable(on_interrupt):
-        signal.signal(signal.SIGINT, interrupt)
-        changed.append(signal.SIGINT)
+        wanted[signal.SIGINT] = interrupt
     if before[signal.SIGTERM] is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, terminate)
-        changed.append(signal.SIGTERM)
+        wanted[signal.SIGTERM] = terminate
+    _outer.append(raised)
     try:
-        yield check
+        for number, handler in wanted.items():
+            signal.signal(number, handler)
+        yield raised
     finally:
-        for number in changed:
-            signal.signal(number, before[number])
+        _outer.clear()
+        for number, handler in wanted.items():
+            if signal.getsignal(number) is handler:
+                signal.signal(number, before[number])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -84,12 +85,7 @@ def clear_leftovers(root: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder that is being written, as far as the system has locks; yield whether it is."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield False
-        return
+    """Hold a folder that is being written, as far as the disk has locks; yield whether it is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

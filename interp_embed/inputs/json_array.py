@@ -1,4 +1,9 @@
-"""A JSON array, item by item."""
+"""A JSON array, item by item, with the values that `json` gives and that JSON Lines therefore has.
+
+ijson 3.6 would read most arrays as well, but its fast backend refuses NaN and integers of more than 64
+bits, turns half a surrogate pair into ``?`` without a word, and gives no items for what is no array.
+A store would then depend on which of two formats the same records came in.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ __all__ = ["json_items"]
 
 _READ = 2**20
 _NEAR = 16
-"""An error so close to the end of what was read may be one of reading too little."""
+"""So close to the end of what was read, an error or a number may be one of reading too little."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -40,10 +45,10 @@ def json_items(text: IO[str]) -> Iterator[Any]:
             yield parser.value(number)
             end = parser.next_character()
             if end not in ("]", ","):
-                raise ValueError(f"expected ',' or ']' behind record {number}")
+                raise ValueError(f"expected ',' or ']' after record {number}")
             parser.at += 1
     if parser.next_character():
-        raise ValueError("there is something behind the end of the list")
+        raise ValueError("unexpected data after the end of the JSON array")
 
 
 class _Parser:
@@ -83,8 +88,8 @@ class _Parser:
                 raise ValueError(f"record {number}: {error}") from None
             else:
                 size = end - self.at
-                # A number may go on where what was read ends.
-                if end == len(self._held) and self._more():
+                # A number may go on: "1." is cut off from "1.5".
+                if end > len(self._held) - _NEAR and self._more():
                     continue
                 self.at += size
                 return found

@@ -264,7 +264,9 @@ class HookedSAE(BaseSAE):
         """Return what was asked for, as far as the rest of the fingerprint does not say it."""
         settings = {name: getattr(self, name) for name in
                     ("dtype", "prepend_bos", "context_size", "bos_activations")}  # fmt: skip
-        return what_was_asked(self._own_folder(), self._given_model, self._given_tokenizer, settings)
+        return what_was_asked(
+            self._own_folder(), self._given_model, self._given_tokenizer, settings
+        )
 
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
-import sys
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.core.checks import check_positive
@@ -14,10 +14,13 @@ from interp_embed.net.keys import read_key
 from interp_embed.sae.http import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from interp_embed.sae.base import BaseSAE
 
 __all__ = ["serve"]
 
+_LOGGER = logging.getLogger("interp_embed.serve")
 _GRACE_SECONDS = 30
 _SHORTEST_TOKEN = 16
 
@@ -29,8 +32,9 @@ def serve(
     *,
     queue: int = 16,
     batch_size: int = 8,
+    on_listening: Callable[[str], object] | None = None,
 ) -> None:
-    """Lend an SAE to other machines until SIGINT or SIGTERM; the URL is printed once it listens.
+    """Lend an SAE to other machines until SIGINT or SIGTERM.
 
     If the environment has ``INTERP_EMBED_HTTP_TOKEN``, requests have to bring it along. What is being
     encoded when the server is told to end is finished and answered, if that takes no more than 30
@@ -48,6 +52,9 @@ def serve(
         Requests that may wait or run at once; others are answered 429.
     batch_size : int
         Documents at once, for an SAE that makes no batches by itself.
+    on_listening : callable, optional
+        Is given the URL once the server listens, such as ``print``. What the server lends is logged
+        under ``interp_embed.serve``.
 
     Raises
     ------
@@ -70,7 +77,7 @@ def serve(
         with kept_interrupts():
             if loaded_here:
                 sae.load()
-            _run(sae, listening, token, queue, batch_size)
+            _run(sae, listening, token, queue, batch_size, on_listening)
     finally:
         listening.close()
         if loaded_here:
@@ -78,7 +85,12 @@ def serve(
 
 
 def _run(
-    sae: BaseSAE, listening: socket.socket, token: str | None, most: int, batch_size: int
+    sae: BaseSAE,
+    listening: socket.socket,
+    token: str | None,
+    most: int,
+    batch_size: int,
+    on_listening: Callable[[str], object] | None,
 ) -> None:
     import uvicorn
 
@@ -99,9 +111,10 @@ def _run(
             host, port = listening.getsockname()[:2]
             name = f"[{host}]" if ":" in host else host
             asks = "without a token" if token is None else f"with the token of {TOKEN_VARIABLE}"
-            print(f"{sae!r}", file=sys.stderr)
-            print(f"listening {asks}; Ctrl-C ends it", file=sys.stderr)
-            print(f"http://{name}:{port}", flush=True)
+            _LOGGER.info("%r", sae)
+            _LOGGER.info("listening %s; Ctrl-C ends it", asks)
+            if on_listening is not None:
+                on_listening(f"http://{name}:{port}")
 
     server = Server(
         uvicorn.Config(

@@ -14,6 +14,7 @@ from email.utils import formatdate
 import pytest
 
 from interp_embed import Dataset
+from interp_embed.cli.logs import shown_log
 from interp_embed.core.progress import log_as
 from interp_embed.llm import (
     FeatureLabelResponse,
@@ -30,6 +31,13 @@ from interp_embed.testing import LLMServer, Reply
 MODEL = "some/model"
 GOOD = {"label": "cats", "brief_description": "It is about cats.", "detailed_explanation": None}
 SAID = json.dumps(GOOD)
+
+
+@pytest.fixture(autouse=True)
+def _shown():
+    """Have what is logged on stderr, as those see it who run a command."""
+    with shown_log():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from interp_embed import Dataset
+from interp_embed.cli.logs import shown_log
 from interp_embed.cli.run import run as run_cli
 from interp_embed.core.progress import log_as
 from interp_embed.errors import SAEUnavailableError
@@ -40,6 +41,13 @@ pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
 
 FAST = {"max_retries": 1, "base_delay": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def _shown():
+    """Have what is logged on stderr, as those see it who run a command."""
+    with shown_log():
+        yield
 
 
 @contextmanager
