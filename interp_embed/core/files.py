@@ -29,9 +29,8 @@ def sync_path(path: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Have the disk keep the names in a folder. Windows has no such call and needs none."""
-    if os.name != "nt":
-        sync_path(folder)
+    """Have the disk keep the names in a folder."""
+    sync_path(folder)
 
 
 def sync_tree(folder: Path) -> None:

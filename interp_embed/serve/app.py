@@ -146,7 +146,7 @@ class _Handlers:
             if not self._queue.closing:
                 raise
             raise _RefusedError(503, "the server is about to end", {"Retry-After": "1"}) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (the server goes on)
             # What goes wrong with documents is in the chunk, so this is the server's own failure.
             _log.exception("a request could not be answered")
             raise _RefusedError(500, one_line(error)) from None
