@@ -378,10 +378,11 @@ def test_what_is_encoded_is_committed_when_a_later_stage_fails(tmp_path):
 class Stuck(LocalStorage):
     """A disk that stops answering when the third commit is to be made."""
 
-    release = threading.Event()
+    reached, release = threading.Event(), threading.Event()
 
     def put_if_absent(self, key, data):
         if key.startswith("commits/") and len(list(self.list("commits"))) == 2:
+            self.reached.set()
             self.release.wait(2 * PATIENCE)
         return super().put_if_absent(key, data)
 
@@ -394,6 +395,7 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_after_an_interrupt(tmp_pa
     class Breaks(SteppedSAE):
         def encode_prepared(self, prepared):
             if len(self.encoded) >= 12:
+                assert storage.reached.wait(PATIENCE)
                 raise KeyboardInterrupt
             return super().encode_prepared(prepared)
 
