@@ -113,10 +113,9 @@ def _has(module: Any, name: str) -> bool:
     return True
 
 
-def _subclasses(cls: type) -> Iterator[type[BaseSAE]]:
+def _subclasses(cls: type[Any]) -> Iterator[type[BaseSAE]]:
     """Yield all classes below one, those that were defined last first."""
-    below: list[type[BaseSAE]] = cls.__subclasses__()
-    for subclass in reversed(below):
+    for subclass in reversed(cls.__subclasses__()):
         yield subclass
         yield from _subclasses(subclass)
 
