@@ -78,10 +78,10 @@ def test_where_the_cache_is(monkeypatch, variables, expected):
 
 
 def test_without_the_package_and_without_the_hub_the_error_says_what_to_install(monkeypatch):
-    def offline(*_):
+    def offline(*_, **__):
         raise OSError("no connection\nmore")
 
-    monkeypatch.setattr(embedded_release, "_from_folder", offline)
+    monkeypatch.setattr(embedded_release, "_load", offline)
     missing = embedded_release.EmbeddedModel(None, None)
     import torch
 
