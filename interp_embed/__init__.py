@@ -6,8 +6,9 @@ The public names are imported when they are first used, so that ``import interp_
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from interp_embed.dataset import Dataset, merge
@@ -22,21 +23,11 @@ if os.name != "posix":
 __version__ = "0.1.0"
 __all__ = ["Dataset", "DatasetRow", "__version__", "densify", "merge"]
 
-_HOME = {
-    "Dataset": "interp_embed.dataset",
-    "DatasetRow": "interp_embed.selection.row",
-    "densify": "interp_embed.lazy.densify",
-    "merge": "interp_embed.dataset",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'interp_embed' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dataset": ["Dataset", "merge"],
+        "lazy.densify": ["densify"],
+        "selection.row": ["DatasetRow"],
+    },
+)

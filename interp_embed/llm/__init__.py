@@ -7,8 +7,9 @@ that use them, so that importing this package costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from interp_embed.llm.ask.answers import Answers
@@ -50,25 +51,23 @@ __all__ = [
     "Usage",
 ]
 
-_HOME = {
-    "Answers": "ask.answers",
-    "FeatureLabelResponse": "ask.schemas",
-    "LLMClient": "ask.client",
-    "Prompts": "ask.prompt_files",
-    "Request": "ask.request",
-    "ScoredSample": "ask.schemas",
-    "SingleSampleScoringResponse": "ask.schemas",
-    "Usage": "ask.client",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'ask.errors')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ask.answers": ["Answers"],
+        "ask.client": ["LLMClient", "Usage"],
+        "ask.errors": [
+            "AnswersNotKeptError",
+            "LLMAnswerError",
+            "LLMAuthenticationError",
+            "LLMConnectionError",
+            "LLMError",
+            "LLMRateLimitError",
+            "LLMStatusError",
+            "LLMTimeoutError",
+        ],
+        "ask.prompt_files": ["Prompts"],
+        "ask.request": ["Request"],
+        "ask.schemas": ["FeatureLabelResponse", "ScoredSample", "SingleSampleScoringResponse"],
+    },
+)

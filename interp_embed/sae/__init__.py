@@ -6,18 +6,18 @@ and a class that needs an extra when it is asked for by name.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from interp_embed.sae.base import BaseSAE
-from interp_embed.sae.kinds import SAEType
-from interp_embed.sae.local import LocalSAE
+import lazy_loader
 
 if TYPE_CHECKING:
     from interp_embed.sae.api import ApiSAE
+    from interp_embed.sae.base import BaseSAE
     from interp_embed.sae.goodfire import GoodfireSAE
     from interp_embed.sae.goodfire_api import GoodfireApiSAE
     from interp_embed.sae.http import HttpSAE
+    from interp_embed.sae.kinds import SAEType
+    from interp_embed.sae.local import LocalSAE
 
 __all__ = [
     "ApiSAE",
@@ -29,19 +29,15 @@ __all__ = [
     "SAEType",
 ]
 
-_WHERE = {
-    "ApiSAE": "api",
-    "GoodfireApiSAE": "goodfire_api",
-    "GoodfireSAE": "goodfire",
-    "HttpSAE": "http",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "api": ["ApiSAE"],
+        "base": ["BaseSAE"],
+        "goodfire": ["GoodfireSAE"],
+        "goodfire_api": ["GoodfireApiSAE"],
+        "http": ["HttpSAE"],
+        "kinds": ["SAEType"],
+        "local": ["LocalSAE"],
+    },
+)

@@ -8,29 +8,29 @@ hypothesis is imported by `interp_embed.testing.strategies` alone.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from interp_embed.testing.faults import (
-    FaultyStorage,
-    InjectedError,
-    LostResponseStorage,
-    TornStorage,
-)
-from interp_embed.testing.file_record import FileRecorder
-from interp_embed.testing.oracle import dense, oracle
-from interp_embed.testing.power_cuts import CrashState, crash_states, safe_state
-from interp_embed.testing.saes import ReplaySAE
-from interp_embed.testing.slow import CountingStorage, SlowStorage
-from interp_embed.testing.stores import (
-    assert_chunks_equal,
-    read_everything,
-    store_from_chunk,
-    texts_of,
-)
+import lazy_loader
 
 if TYPE_CHECKING:
+    from interp_embed.testing.faults import (
+        FaultyStorage,
+        InjectedError,
+        LostResponseStorage,
+        TornStorage,
+    )
+    from interp_embed.testing.file_record import FileRecorder
     from interp_embed.testing.llm_server import LLMServer, Reply, samples_of
+    from interp_embed.testing.oracle import dense, oracle
+    from interp_embed.testing.power_cuts import CrashState, crash_states, safe_state
+    from interp_embed.testing.saes import ReplaySAE
+    from interp_embed.testing.slow import CountingStorage, SlowStorage
+    from interp_embed.testing.stores import (
+        assert_chunks_equal,
+        read_everything,
+        store_from_chunk,
+        texts_of,
+    )
     from interp_embed.testing.strategies import chunks, frames, random_chunk
 
 __all__ = [
@@ -59,13 +59,17 @@ __all__ = [
     "texts_of",
 ]
 
-_LATER = {
-    **dict.fromkeys(("chunks", "frames", "random_chunk"), "strategies"),
-    **dict.fromkeys(("LLMServer", "Reply", "samples_of"), "llm_server"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "faults": ["FaultyStorage", "InjectedError", "LostResponseStorage", "TornStorage"],
+        "file_record": ["FileRecorder"],
+        "llm_server": ["LLMServer", "Reply", "samples_of"],
+        "oracle": ["dense", "oracle"],
+        "power_cuts": ["CrashState", "crash_states", "safe_state"],
+        "saes": ["ReplaySAE"],
+        "slow": ["CountingStorage", "SlowStorage"],
+        "stores": ["assert_chunks_equal", "read_everything", "store_from_chunk", "texts_of"],
+        "strategies": ["chunks", "frames", "random_chunk"],
+    },
+)

@@ -36,8 +36,8 @@ def index(
         bool, typer.Option("--rebuild", help="Delete the index that there is, and make it anew.")
     ] = False,
     memory: Annotated[
-        str, typer.Option(help="What the process should stay within, such as 2G.")
-    ] = "1G",
+        str, typer.Option(help="What the process should stay within, such as 2GiB.")
+    ] = "1GiB",
 ) -> None:
     """Index a store by feature.
 
