@@ -28,7 +28,7 @@ from interp_embed.aggregate.summary import (
     check_statistics,
     feature_statistics,
 )
-from interp_embed.core.checks import check_dtype
+from interp_embed.core.checks import check_dtype, check_positive
 from interp_embed.core.chunk import DocumentStatus
 from interp_embed.core.memory import memory_budget, parse_size
 from interp_embed.core.progress import show_progress
@@ -36,7 +36,7 @@ from interp_embed.exchange import joining, opening, saving
 from interp_embed.exchange.labels import SeenLabels, label_records
 from interp_embed.exchange.rows import write_rows
 from interp_embed.exchange.temporary import TemporaryFolder
-from interp_embed.inputs import as_documents, check_positive, check_rows, check_sae
+from interp_embed.inputs import as_documents, check_rows, check_sae
 from interp_embed.labels.report import LabelsAdded, NamedFeatures
 from interp_embed.llm.defaults import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT
 from interp_embed.selection import by_feature
@@ -68,13 +68,6 @@ if TYPE_CHECKING:
     from interp_embed.store.labels.paid_answers import Answers as StoredAnswers
 
 __all__ = ["Dataset", "merge"]
-
-
-def _stored_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    try:
-        return check_dtype(dtype)
-    except TypeError:  # a name that numpy does not know
-        raise ValueError(f"dtype must be float16 or float32, got {dtype!r}") from None
 
 
 class Dataset:
@@ -150,7 +143,7 @@ class Dataset:
         documents = as_documents(data, field)
         check_sae(sae)
         check_positive(save_every_batch=save_every_batch, batch_size=batch_size)
-        stored_dtype = _stored_dtype(dtype)
+        stored_dtype = check_dtype(dtype)
         if rows is not None:
             check_rows(rows, documents.frame(), field)
         keep = None
@@ -388,7 +381,7 @@ class Dataset:
         """
         path = f"dataset_{self.id}.zarr" if file_path is None else file_path
         words = saving.Words(self.id, self.dataset_description, self._seen_labels())
-        saving.save(self._selection, words, path, _stored_dtype(dtype))
+        saving.save(self._selection, words, path, check_dtype(dtype))
 
     def build_index(self, memory: int | str | None = None, *, rebuild: bool = False) -> None:
         """Index the whole store by feature, so that questions about a few features are quick.

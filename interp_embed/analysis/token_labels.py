@@ -9,6 +9,7 @@ import numpy as np
 from interp_embed.aggregate.matrices import aggregate_blocks
 from interp_embed.aggregate.reductions import REDUCTIONS
 from interp_embed.analysis.lexical import Strongest, WordsOfFeatures, strongest_documents
+from interp_embed.core.checks import check_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,13 +42,7 @@ def feature_mask(features: Sequence[int] | None, width: int) -> NDArray[np.bool_
     """
     mask = np.full(width, features is None)
     if features is not None:
-        columns = np.asarray(features)
-        if columns.ndim != 1 or (columns.dtype.kind not in "iu" and len(columns)):
-            raise TypeError(f"features must be a list of integers, got {features!r:.80}")
-        columns = columns.astype(np.int64)
-        if (bad := columns[(columns < 0) | (columns >= width)]).size:
-            raise IndexError(f"feature {bad[0]} is not among the {width} features of the SAE")
-        mask[columns] = True
+        mask[check_features(features, width)] = True
     return mask
 
 

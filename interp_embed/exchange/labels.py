@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from interp_embed.core.checks import check_feature
 from interp_embed.exchange.label_files import check_writable, read_labels, write_labels
 from interp_embed.exchange.paths import expanded
 from interp_embed.labels.record import FeatureLabel, best_labels
@@ -95,12 +96,13 @@ class SeenLabels:
 
     def check(self, records: Iterable[FeatureLabel], where: str = "") -> None:
         """Raise IndexError if the SAE lacks a feature; ``where`` begins the message."""
-        for record in records:
-            if self.n_features is not None and record.feature >= self.n_features:
-                raise IndexError(
-                    f"{where}feature {record.feature} is not among the {self.n_features} features "
-                    "of the SAE"
-                )
+        if self.n_features is None:
+            return
+        try:
+            for record in records:
+                check_feature(record.feature, self.n_features)
+        except IndexError as error:
+            raise IndexError(f"{where}{error}") from None
 
     def add(self, records: Sequence[FeatureLabel]) -> LabelsAdded:
         """Commit labels; see `Dataset.add_labels`."""

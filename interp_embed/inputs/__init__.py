@@ -1,6 +1,5 @@
 """What a caller may pass as data, read in pieces of bounded size, and what is checked before work."""
 
-from interp_embed.core.checks import check_positive
 from interp_embed.inputs.checks import check_rows, check_sae
 from interp_embed.inputs.frames import MissingFieldError, as_frame
 from interp_embed.inputs.sources import Documents, as_documents
@@ -10,7 +9,6 @@ __all__ = [
     "MissingFieldError",
     "as_documents",
     "as_frame",
-    "check_positive",
     "check_rows",
     "check_sae",
 ]

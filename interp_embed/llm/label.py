@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.inputs import check_positive
+from interp_embed.core.checks import check_positive
 from interp_embed.llm.ask.request import Request, check_settings
 from interp_embed.llm.ask.schemas import FeatureLabelResponse
 from interp_embed.llm.samples.choice import Chosen, choose

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from interp_embed.core.checks import check_features, check_positive
 from interp_embed.core.progress import show_progress
-from interp_embed.inputs import check_positive
 from interp_embed.llm.defaults import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -196,10 +196,11 @@ class Kept:
 
     def work(self, features: Iterable[int] | None, asking: BulkAsking) -> list[Work]:
         """Return what there is to do; see `plan_work`."""
-        from interp_embed.llm.bulk.plan import check_features, plan_work
+        from interp_embed.llm.bulk.plan import plan_work
 
         if features is not None:
-            return plan_work(check_features(features, self.width), None, (), asking)
+            given = dict.fromkeys(check_features(features, self.width).tolist())
+            return plan_work([*given], None, (), asking)
         return plan_work(None, self.occurring(), self.known(), asking)
 
     def known(self) -> list[FeatureLabel]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_embed.inputs import check_positive
+from interp_embed.core.checks import check_one_of, check_positive
 from interp_embed.llm.ask.request import Request, check_settings
 from interp_embed.llm.ask.schemas import BatchResponse, SingleSampleScoringResponse
 from interp_embed.llm.samples.choice import choose, scattered
@@ -100,8 +100,7 @@ def score_task(
     check_positive(k=k)
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label must be a text that says what the feature is, got {label!r:.100}")
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    check_one_of("method", method, get_args(Method))
     checked, prompts = check_settings(asking.settings), asking.prompts
     fuzzing = method == "fuzzing"
     chosen = choose(

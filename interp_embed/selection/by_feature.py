@@ -10,6 +10,7 @@ from interp_embed.aggregate import ranking
 from interp_embed.aggregate.by_index import feature_columns, holders, top_documents
 from interp_embed.aggregate.matrices import unavailable
 from interp_embed.aggregate.reductions import REDUCTIONS, check_method
+from interp_embed.core.checks import check_feature, check_features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,12 +54,10 @@ def feature_values(
         If the SAE has no such feature.
     """
     check_method(method)
-    columns = np.asarray(features)
-    if columns.ndim != 1 or columns.dtype.kind not in "iu" or len(columns) == 0:
-        raise TypeError(f"features must be one or more integers, got {features!r}")
-    if (bad := columns[(columns < 0) | (columns >= width)]).size:
-        raise IndexError(f"feature {bad[0]} is not among the {width} features of the SAE")
-    unique, where = np.unique(columns.astype(np.int64), return_inverse=True)
+    columns = check_features(features, width)
+    if len(columns) == 0:
+        raise TypeError("features must be one integer or more, got none")
+    unique, where = np.unique(columns, return_inverse=True)
     values = feature_columns(selection.store, selection.documents, unique, REDUCTIONS[method])
     return values[:, where]
 
@@ -77,8 +76,9 @@ def top_positions(
 
     Ties go by document order. ``inactive`` also considers documents in which it is nowhere active.
     """
-    if method == "max" and highest and _is_feature(feature, width):
-        listed = listed_top(selection, int(feature), k, inactive=inactive)
+    check_feature(feature, width)
+    if method == "max" and highest:
+        listed = listed_top(selection, feature, k, inactive=inactive)
         if listed is not None:
             return listed
     values = feature_values(selection, [feature], method, width)[:, 0]
@@ -99,22 +99,13 @@ def listed_top(
     return positions
 
 
-def _is_feature(feature: int, width: int) -> bool:
-    plain = isinstance(feature, (int, np.integer)) and not isinstance(feature, bool)
-    return plain and 0 <= feature < width
-
-
 def highlighted(selection: Selection, feature: int, width: int) -> list[str | None]:
     """Return every text with the tokens on which a feature is active highlighted.
 
     Texts of documents that lack the feature are read without their activations, and end where the
     document was cut. None stands for documents without activations.
     """
-    if isinstance(feature, bool) or not isinstance(feature, (int, np.integer)):
-        raise TypeError(f"feature must be an integer, got {feature!r}")
-    feature = int(feature)
-    if not 0 <= feature < width:
-        raise IndexError(f"feature {feature} is not among the {width} features of the SAE")
+    feature = check_feature(feature, width)
     found: list[str | None] = [None] * len(selection)
     held = holders(selection.store, selection.documents, feature)
     absent = unavailable(selection.store, selection.documents)

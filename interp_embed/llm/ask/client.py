@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel
 
-from interp_embed.inputs import check_positive
+from interp_embed.core.checks import check_positive
 from interp_embed.llm.ask.answers import Answer, UnreadableAnswerError, read_answer
 from interp_embed.llm.ask.endpoint import resolve_endpoint
 from interp_embed.llm.ask.errors import AnswersNotKeptError, LLMAnswerError, LLMError

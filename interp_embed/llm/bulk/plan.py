@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from interp_embed.inputs import check_positive
+from interp_embed.core.checks import check_positive
 from interp_embed.llm.ask.schemas import BatchResponse
 from interp_embed.llm.bulk.budget import dollars, request_size, rough_tokens
 from interp_embed.llm.label import LabelTask, label_task
@@ -29,7 +29,6 @@ __all__ = [
     "BulkAsking",
     "Estimate",
     "Work",
-    "check_features",
     "check_methods",
     "estimate",
     "plan_work",
@@ -186,27 +185,6 @@ def check_methods(score: Method | Sequence[Method] | None) -> tuple[Method, ...]
                 f"got {method!r:.80}"
             )
     return found
-
-
-def check_features(features: Iterable[int], width: int) -> list[int]:
-    """Return features as integers, each once, in the order in which they are given.
-
-    Raises
-    ------
-    TypeError
-        If they are no integers.
-    IndexError
-        If the SAE has no such feature.
-    """
-    try:
-        columns = np.asarray([*features])
-    except (TypeError, ValueError):
-        columns = np.empty((0, 0))
-    if columns.ndim != 1 or (len(columns) and columns.dtype.kind not in "iu"):
-        raise TypeError(f"features must be integers, got {features!r:.80}")
-    if len(bad := columns[(columns < 0) | (columns >= width)]):
-        raise IndexError(f"feature {bad[0]} is not among the {width} features of the SAE")
-    return list(dict.fromkeys(columns.tolist()))
 
 
 def plan_work(

@@ -8,12 +8,11 @@ there is one, and only the documents that are looked at are read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from interp_embed.inputs import check_positive
+from interp_embed.core.checks import check_one_of, check_positive, is_integer
 from interp_embed.llm.samples.excerpts import Example, anywhere, around_peak, quiet, scattered
 
 if TYPE_CHECKING:
@@ -89,11 +88,10 @@ class Choice:
             ("examples", self.examples, get_args(PositiveChoice)),
             ("negatives", self.negatives, get_args(NegativeChoice)),
         ):
-            if given not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+            check_one_of(name, given, known)
         seed: object = self.seed
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
-            raise ValueError(f"seed must be an integer, 0 or more and below 2**63, got {seed!r}")
+        if not is_integer(seed) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
 
 
 def choose(
