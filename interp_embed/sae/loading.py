@@ -113,7 +113,7 @@ def _has(module: Any, name: str) -> bool:
     return True
 
 
-def _subclasses(cls: type[BaseSAE]) -> Iterator[type[BaseSAE]]:
+def _subclasses(cls: type[Any]) -> Iterator[type[BaseSAE]]:
     """Yield all classes below one, those that were defined last first."""
     for subclass in reversed(cls.__subclasses__()):
         yield subclass
