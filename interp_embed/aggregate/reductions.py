@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from interp_embed.kernels.tokens import TokenReducer
+    from interp_embed.kernels.token_reductions import TokenReducer
 
 __all__ = ["REDUCTIONS", "Reduction", "check_method", "check_threshold"]
 
@@ -30,13 +30,13 @@ def _above_zero(threshold: float) -> bool:
 
 
 def _count_above() -> type[TokenReducer]:
-    from interp_embed.kernels.tokens import CountAbove  # a compiler: not needed to read
+    from interp_embed.kernels.token_reductions import CountAbove  # a compiler: not needed to read
 
     return CountAbove
 
 
 def _variance() -> type[TokenReducer]:
-    from interp_embed.kernels.tokens import Variance
+    from interp_embed.kernels.token_reductions import Variance
 
     return Variance
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
-    from interp_embed.kernels.pooling import Pooled
+    from interp_embed.kernels.document_level import Pooled
     from interp_embed.store.arrays.folder import FolderWriter
     from interp_embed.store.arrays.readahead import Wanted
     from interp_embed.store.arrays.shard import ArraySpec
@@ -131,7 +131,9 @@ def _write_document_level(
     if pooled is not None:
         blocks: Iterable[Pooled] = [pooled]
     else:
-        from interp_embed.kernels.pooling import pool_blocks  # a compiler: not needed to read
+        from interp_embed.kernels.document_level import (
+            pool_blocks,  # a compiler: not needed to read
+        )
 
         blocks = pool_blocks(
             chunk.feature,
@@ -167,7 +169,7 @@ def _all_sums(
         if needed == len(own) - 1:
             single[which] = own[:-1]
     else:
-        from interp_embed.kernels.pooling import fill_sums
+        from interp_embed.kernels.document_level import fill_sums
 
         needed = fill_sums(count, single, own, single)
     if needed != len(own) - 1:
@@ -277,7 +279,7 @@ class StoredChunk:
 
     def document_level(self, start: int, stop: int) -> Pooled:
         """Return the document level of documents ``start:stop`` as it is stored."""
-        from interp_embed.kernels.pooling import Pooled
+        from interp_embed.kernels.document_level import Pooled
 
         level = self.pooled(("max", "count", "positive"), start, stop)
         pointer = self.array("pooled/sum_ptr").read(start, stop + 1).astype(np.int64)

@@ -44,7 +44,7 @@ PASS = """
     from pathlib import Path
     import numpy as np
     from interp_embed import Dataset
-    import interp_embed.kernels.tokens, interp_embed.kernels.statistics, interp_embed.kernels.pooling
+    import interp_embed.kernels.token_reductions, interp_embed.kernels.statistics, interp_embed.kernels.document_level
 
     dataset = Dataset.load_from_file(sys.argv[1])
     for _ in dataset[:50].iter_latents("count", 0.5): pass  # compiled before the limit

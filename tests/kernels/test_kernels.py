@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp_embed.kernels import pooling
-from interp_embed.kernels.pooling import has_own_sum, pool
-from interp_embed.kernels.tokens import CountAbove, Variance
+from interp_embed.kernels import document_level as pooling
+from interp_embed.kernels.document_level import has_own_sum, pool
+from interp_embed.kernels.token_reductions import CountAbove, Variance
 from interp_embed.testing import chunks, dense, oracle, random_chunk
 from tests.support.hypotheses import examples
 

@@ -19,7 +19,7 @@ from interp_embed.errors import (
     UnsupportedFormatError,
 )
 from interp_embed.inputs import batches as pieces
-from interp_embed.kernels.pooling import pool
+from interp_embed.kernels.document_level import pool
 from interp_embed.store import MISSING, Store, StoreWriter, create_store
 from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.format.sealed import seal, unseal

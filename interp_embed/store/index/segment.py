@@ -178,7 +178,7 @@ def write_segment(
     advance
         Called with the number of entries done since the last call.
     """
-    from interp_embed.kernels.pooling import fill_sums
+    from interp_embed.kernels.document_level import fill_sums
     from interp_embed.kernels.transpose import feature_ranges, scatter
 
     workers = available_cpus()

@@ -29,7 +29,7 @@ from interp_embed.store.write.indexing import build_index, delete_superseded
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from interp_embed.kernels.pooling import Pooled
+    from interp_embed.kernels.document_level import Pooled
     from interp_embed.store.ledger import Commit
     from interp_embed.store.store import Store
     from interp_embed.store.write.writer import StoreWriter
@@ -123,7 +123,7 @@ def compact(
 
 
 def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]:
-    from interp_embed.kernels.pooling import Pooled
+    from interp_embed.kernels.document_level import Pooled
 
     chunks, levels, runs = [], [], []
     for interval in group:

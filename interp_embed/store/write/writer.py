@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from interp_embed.core.chunk import Chunk
-    from interp_embed.kernels.pooling import Pooled
+    from interp_embed.kernels.document_level import Pooled
     from interp_embed.store.store import Store
 
 __all__ = ["StoreWriter"]
