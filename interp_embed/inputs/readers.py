@@ -6,10 +6,15 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.inputs.arrow import ArrowPiece, column_names_of, require_pyarrow, rows_a_piece
+from interp_embed.inputs.arrow_tables import (
+    ArrowPiece,
+    column_names_of,
+    require_pyarrow,
+    rows_a_piece,
+)
 from interp_embed.inputs.batches import RecordPiece
-from interp_embed.inputs.delimited import DelimitedReader
-from interp_embed.inputs.json_array import json_items
+from interp_embed.inputs.read_delimited import DelimitedReader
+from interp_embed.inputs.read_json_array import json_items
 from interp_embed.store.format.document_blocks import value_size
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp_embed.inputs.arrow import pieces_of_tables, require_pyarrow, rows_a_piece
+from interp_embed.inputs.arrow_tables import pieces_of_tables, require_pyarrow, rows_a_piece
 from interp_embed.inputs.batches import FramePiece, Piece, cut, joined_pieces
 from interp_embed.inputs.files import find_files
 from interp_embed.inputs.frames import (

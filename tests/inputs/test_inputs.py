@@ -27,7 +27,7 @@ from interp_embed import Dataset
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.exchange.opening import plan_store
 from interp_embed.inputs import as_documents
-from interp_embed.inputs.json_array import json_items
+from interp_embed.inputs.read_json_array import json_items
 from interp_embed.inputs.records import typed
 from interp_embed.store.format import document_blocks as blocks
 from interp_embed.store.format.document_hash import hash_frame

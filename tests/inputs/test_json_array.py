@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from interp_embed.inputs.json_array import json_items
+from interp_embed.inputs.read_json_array import json_items
 
 
 @pytest.mark.parametrize(
