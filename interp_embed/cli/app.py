@@ -4,10 +4,18 @@ from typing import Annotated
 
 import typer
 
-from interp_embed.cli.commands.encoding import append, demo, encode, finish, merge, plan, serve_sae
-from interp_embed.cli.commands.labelling import label, labels
-from interp_embed.cli.commands.reading import info, top
-from interp_embed.cli.commands.upkeep import compact, convert, index, verify
+from interp_embed.cli.signatures.encoding import (
+    append,
+    demo,
+    encode,
+    finish,
+    merge,
+    plan,
+    serve_sae,
+)
+from interp_embed.cli.signatures.labelling import label, labels
+from interp_embed.cli.signatures.reading import info, top
+from interp_embed.cli.signatures.upkeep import compact, convert, index, verify
 
 __all__ = ["app"]
 
