@@ -16,7 +16,7 @@ import pytest
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.cli.workers import _Screen, processes_for, visible_gpus
+from interp_embed.cli.commands.workers import _Screen, processes_for, visible_gpus
 from interp_embed.encode import Worker, encode, finish_store
 from interp_embed.encode.shares import gaps
 from interp_embed.errors import FingerprintMismatchError
@@ -361,7 +361,7 @@ def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkey
         assert cli("encode", planned, "--worker", "0/1")[0] == 0
         arguments = ["finish", planned]
     with monkeypatch.context() as patch:
-        patch.setattr("interp_embed.cli.plan.plan_store", interrupted)
+        patch.setattr("interp_embed.cli.commands.plan.plan_store", interrupted)
         patch.setattr("interp_embed.encode.planned.finish_chunks", interrupted)
         found, _, err = cli(*arguments)
     assert found == code
@@ -404,7 +404,7 @@ def test_gpus_that_are_not_there_are_refused_before_documents_are_written(
 
 
 def test_a_worker_that_leaves_chunks_missing_says_so_with_its_exit_code(planned, cli, monkeypatch):
-    monkeypatch.setattr("interp_embed.cli.workers.missing_chunks", lambda store: [3, 4])
+    monkeypatch.setattr("interp_embed.cli.commands.workers.missing_chunks", lambda store: [3, 4])
     code, out, _ = cli("encode", planned, "--worker", "0/2")
     assert code == 1
     assert "2 chunks are still missing" in out

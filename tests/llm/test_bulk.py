@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from interp_embed import Dataset
 from interp_embed.cli import run
-from interp_embed.cli.label import read_features, read_prices
+from interp_embed.cli.commands.label import read_features, read_prices
 from interp_embed.errors import DiskFullError
 from interp_embed.llm import (
     AnswersNotKeptError,

@@ -500,7 +500,7 @@ def test_the_command_line_says_what_a_server_did_in_one_line(tmp_path, capsys, m
     with Scripted(when_encoding(lambda t: Said(500) if "bad" in t else None)) as server:
         assert isinstance(build_sae(server.url, "auto"), HttpSAE)
         sae = HttpSAE(server.url, **FAST)  # as above, but with less patience
-        monkeypatch.setattr("interp_embed.cli.encode.build_sae", lambda *_: sae)
+        monkeypatch.setattr("interp_embed.cli.commands.encode.build_sae", lambda *_: sae)
         assert run_cli(["encode", str(source), store]) == 0
         sae.destroy()
     out = capsys.readouterr().out

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from interp_embed import Dataset
-from interp_embed.cli.info import _without_secrets
+from interp_embed.cli.commands.info import _without_secrets
 from interp_embed.cli.run import run as run_cli
 from interp_embed.sae.http import HttpSAE
 from tests.support.fake_sae import D_SAE, WordSAE

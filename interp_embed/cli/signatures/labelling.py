@@ -53,7 +53,7 @@ def labels(
     """
     if read is None and (source is not None or only is not None):
         raise typer.BadParameter("--source and --only are for --import")
-    from interp_embed.cli.labels import run_labels
+    from interp_embed.cli.commands.labels import run_labels
 
     run_labels(
         store,
@@ -138,7 +138,7 @@ def label(
     Interrupted or killed, the same command goes on, and pays for no answer again that came. The exit
     code is 1 where a limit of tokens or cost ends it, or where every feature fails.
     """
-    from interp_embed.cli.label import read_features, read_prices, run_label
+    from interp_embed.cli.commands.label import read_features, read_prices, run_label
 
     try:
         chosen = None if features is None else read_features(features)

@@ -14,7 +14,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a store holds, and its size."""
-    from interp_embed.cli.info import run_info
+    from interp_embed.cli.commands.info import run_info
 
     run_info(store, as_json=json)
 
@@ -27,6 +27,6 @@ def top(
     by: Annotated[By, typer.Option(help="How tokens are aggregated.")] = By.max,
 ) -> None:
     """Show the documents where a feature is strongest."""
-    from interp_embed.cli.top import run_top
+    from interp_embed.cli.commands.top import run_top
 
     run_top(store, feature, k=k, lowest=lowest, by=by.value)

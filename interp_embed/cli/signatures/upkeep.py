@@ -14,7 +14,7 @@ def verify(store: StorePath) -> None:
 
     The exit code is 1 if anything is damaged.
     """
-    from interp_embed.cli.maintain import run_verify
+    from interp_embed.cli.commands.upkeep import run_verify
 
     if not run_verify(store):
         raise typer.Exit(1)
@@ -25,7 +25,7 @@ def compact(store: StorePath) -> None:
 
     Also deletes what killed runs left. Nothing else may be encoding into the store meanwhile; reading is fine.
     """
-    from interp_embed.cli.maintain import run_compact
+    from interp_embed.cli.commands.upkeep import run_compact
 
     run_compact(store)
 
@@ -44,7 +44,7 @@ def index(
     Finding the documents of a feature then takes a few reads instead of a pass over the store. What
     is indexed already is kept. Encoding and reading may go on meanwhile.
     """
-    from interp_embed.cli.maintain import run_index
+    from interp_embed.cli.commands.upkeep import run_index
 
     run_index(store, rebuild=rebuild, memory=memory)
 
@@ -67,6 +67,6 @@ def convert(
 
     A pickle keeps neither why documents failed nor which were truncated. Read back, a document that failed counts as not encoded yet, unless it has no text.
     """
-    from interp_embed.cli.maintain import run_convert
+    from interp_embed.cli.commands.upkeep import run_convert
 
     run_convert(old, new, dtype=None if dtype is None else dtype.value, overwrite=overwrite)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp_embed.cli.facts import open_store, thousands
+from interp_embed.cli.input_documents import open_documents
 from interp_embed.cli.interrupts import resumable
 from interp_embed.cli.saes import build_sae
-from interp_embed.cli.tables import open_documents
 from interp_embed.encode.recorded import recorded_sae
 from interp_embed.encode.shares import chunk_ranges, missing_chunks
 from interp_embed.exchange.opening import plan_store

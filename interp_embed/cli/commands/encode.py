@@ -8,9 +8,9 @@ import numpy as np
 
 from interp_embed import Dataset
 from interp_embed.cli.facts import thousands
+from interp_embed.cli.input_documents import open_documents
 from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.saes import build_sae, quiet_loading
-from interp_embed.cli.tables import open_documents
 from interp_embed.store import is_store
 from interp_embed.store.write.creation import check_place
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from interp_embed import Dataset
 from interp_embed.analysis import diff
+from interp_embed.cli.commands.top import document_lines, markers
 from interp_embed.cli.facts import open_store, read_facts, thousands
 from interp_embed.cli.hints import telling_words
 from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.saes import best_device, quiet_loading
-from interp_embed.cli.top import document_lines, markers
 from interp_embed.core.memory import format_bytes
 from interp_embed.data import load_demo
 from interp_embed.errors import FingerprintMismatchError

@@ -9,9 +9,9 @@ import numpy as np
 
 from interp_embed import Dataset, merge
 from interp_embed.cli.facts import open_store, thousands
+from interp_embed.cli.input_documents import open_documents
 from interp_embed.cli.interrupts import says
 from interp_embed.cli.saes import quiet_loading, reached, sae_for
-from interp_embed.cli.tables import open_documents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

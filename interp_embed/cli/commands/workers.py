@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from tqdm.auto import tqdm
 
+from interp_embed.cli.commands.plan import create_planned, run_finish
 from interp_embed.cli.facts import open_store, thousands
 from interp_embed.cli.interrupts import COMMITTED, says
-from interp_embed.cli.plan import create_planned, run_finish
 from interp_embed.cli.saes import build_sae, quiet_loading, reached, sae_for
 from interp_embed.core.progress import chosen_log, log_as
 from interp_embed.core.threads import available_cpus
