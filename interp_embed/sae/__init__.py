@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from interp_embed.sae.goodfire import GoodfireSAE
     from interp_embed.sae.goodfire_api import GoodfireApiSAE
     from interp_embed.sae.http import HttpSAE
-    from interp_embed.sae.kinds import SAEType
     from interp_embed.sae.local import LocalSAE
+    from interp_embed.sae.sae_types import SAEType
 
 __all__ = [
     "ApiSAE",

@@ -16,8 +16,8 @@ from interp_embed.core.spans import partition_spans
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae.assemble import chunk_from_encode
 from interp_embed.sae.device import parse_device
-from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.model.template import render_chat
+from interp_embed.sae.sae_types import plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.hooked import HookedSAE
-from interp_embed.sae.kinds import SAEType
 from interp_embed.sae.quiet import quiet_casts, quiet_saelens
 from interp_embed.sae.releases.goodfire_files import VARIANTS, find_variant, hub_file, read_weights
 from interp_embed.sae.releases.neuronpedia import published_labels
+from interp_embed.sae.sae_types import SAEType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

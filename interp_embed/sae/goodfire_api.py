@@ -17,7 +17,6 @@ from scipy.sparse import csr_matrix
 from interp_embed.net.keys import read_key
 from interp_embed.net.urls import checked_url
 from interp_embed.sae.api import ApiDocument, ApiSAE
-from interp_embed.sae.kinds import SAEType
 from interp_embed.sae.remote.base import require_number
 from interp_embed.sae.remote.retries import retrying
 from interp_embed.sae.remote.transport import (
@@ -26,6 +25,7 @@ from interp_embed.sae.remote.transport import (
     require_http,
 )
 from interp_embed.sae.remote.wire import JSON, parse_json
+from interp_embed.sae.sae_types import SAEType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

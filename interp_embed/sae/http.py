@@ -11,7 +11,6 @@ from interp_embed.net.keys import read_key
 from interp_embed.net.retries import http_status
 from interp_embed.net.urls import checked_url
 from interp_embed.sae.assemble import one_line
-from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.remote.arrow_form import decode_arrow, has_arrow
 from interp_embed.sae.remote.base import RemoteSAE, require_number
 from interp_embed.sae.remote.json_form import decode_json
@@ -24,6 +23,7 @@ from interp_embed.sae.remote.transport import (
     require_http,
 )
 from interp_embed.sae.remote.wire import ARROW, JSON, PROTOCOL, parse_json, strings
+from interp_embed.sae.sae_types import plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_embed.sae.kinds import plain_json
+from interp_embed.sae.sae_types import plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

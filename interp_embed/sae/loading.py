@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interp_embed.core.recorded_names import current_name
 from interp_embed.sae.base import BaseSAE
 from interp_embed.sae.hooked import HookedSAE
-from interp_embed.sae.kinds import SAEType, plain_json
+from interp_embed.sae.sae_types import SAEType, plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

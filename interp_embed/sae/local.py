@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from interp_embed.sae.hooked import HookedSAE
 from interp_embed.sae.identity import published_at, unknown_sae
-from interp_embed.sae.kinds import SAEType
 from interp_embed.sae.quiet import quiet_saelens
 from interp_embed.sae.releases.embedded_release import (
     EMBEDDED_RELEASE,
@@ -18,6 +17,7 @@ from interp_embed.sae.releases.embedded_release import (
     embedded_sae_folder,
 )
 from interp_embed.sae.releases.hub import from_hub, switched_off
+from interp_embed.sae.sae_types import SAEType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,10 +10,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from interp_embed.sae.assemble import one_line
-from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.remote.arrow_form import encode_arrow, has_arrow
 from interp_embed.sae.remote.json_form import encode_json
 from interp_embed.sae.remote.wire import ARROW, JSON, PROTOCOL
+from interp_embed.sae.sae_types import plain_json
 from interp_embed.serve.queue import BusyError, ClosingError, GoneError
 from interp_embed.store.format.sealed import digest
 

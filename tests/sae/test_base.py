@@ -17,8 +17,8 @@ from interp_embed.core.spans import token_strings
 from interp_embed.errors import SAENotLoadedError
 from interp_embed.sae import BaseSAE, LocalSAE, SAEType
 from interp_embed.sae.device import device_problem, parse_device
-from interp_embed.sae.kinds import plain_json
 from interp_embed.sae.loading import load_sae_from_metadata, sae_record
+from interp_embed.sae.sae_types import plain_json
 
 OK, TRUNCATED, FAILED = DocumentStatus.OK, DocumentStatus.TRUNCATED, DocumentStatus.FAILED
 
