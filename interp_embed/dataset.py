@@ -33,8 +33,8 @@ from interp_embed.core.chunk import DocumentStatus
 from interp_embed.core.memory import memory_budget, parse_size
 from interp_embed.core.progress import show_progress
 from interp_embed.exchange import joining, opening, saving
+from interp_embed.exchange.given_rows import write_rows
 from interp_embed.exchange.labels import SeenLabels, label_records
-from interp_embed.exchange.rows import write_rows
 from interp_embed.exchange.temporary import TemporaryFolder
 from interp_embed.inputs import as_documents, check_rows, check_sae
 from interp_embed.labels.report import LabelsAdded, NamedFeatures
@@ -255,7 +255,7 @@ class Dataset:
 
     def _compute(self, batch_size: int, documents_per_commit: int | None = None) -> None:
         from interp_embed.encode import encode_store
-        from interp_embed.encode.recorded import keep_labels
+        from interp_embed.encode.recorded_sae import keep_labels
 
         store = self._selection.store
         if self.sae is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from interp_embed.encode.recorded import recorded_sae
+from interp_embed.encode.recorded_sae import recorded_sae
 from interp_embed.sae import device as devices
 
 if TYPE_CHECKING:

@@ -2,6 +2,6 @@
 
 from interp_embed.encode.pipeline import EncodeReport, encode_store
 from interp_embed.encode.planned import encode, finish_store
-from interp_embed.encode.shares import Worker
+from interp_embed.encode.worker_shares import Worker
 
 __all__ = ["EncodeReport", "Worker", "encode", "encode_store", "finish_store"]

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from interp_embed.core.progress import chosen_log
 from interp_embed.encode.pipeline import EncodeReport, encode_store
-from interp_embed.encode.recorded import keep_labels, recorded_sae
-from interp_embed.encode.shares import chunk_ranges, gaps, missing_chunks
+from interp_embed.encode.recorded_sae import keep_labels, recorded_sae
+from interp_embed.encode.worker_shares import chunk_ranges, gaps, missing_chunks
 from interp_embed.store.format.sealed import digest
 from interp_embed.store.store import Store
 

@@ -20,8 +20,8 @@ from interp_embed.encode.commits import ATTEMPTS, Committer
 from interp_embed.encode.interrupts import kept_interrupts
 from interp_embed.encode.isolate import encode_isolated, prepare_isolated
 from interp_embed.encode.monitor import Monitor
+from interp_embed.encode.pipeline_thread import Stage
 from interp_embed.encode.portions import commit_size, cut, retries
-from interp_embed.encode.stage import Stage
 from interp_embed.sae.batch_budget import Budget
 from interp_embed.store.fingerprint import check_fingerprint
 from interp_embed.store.ledger import read_manifest

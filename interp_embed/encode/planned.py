@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from interp_embed.core.checks import check_positive
 from interp_embed.core.progress import show_progress
 from interp_embed.encode.pipeline import EncodeReport, encode_store
-from interp_embed.encode.recorded import keep_labels, recorded_sae
-from interp_embed.encode.shares import Worker, chunk_ranges, missing_chunks, take_work
+from interp_embed.encode.recorded_sae import keep_labels, recorded_sae
+from interp_embed.encode.worker_shares import Worker, chunk_ranges, missing_chunks, take_work
 from interp_embed.store import StoreWriter
 from interp_embed.store import finish as finish_chunks
 from interp_embed.store.store import Store

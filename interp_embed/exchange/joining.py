@@ -18,7 +18,7 @@ from interp_embed.store.format.layout import FORMAT_VERSION, SAVING, library_ver
 from interp_embed.store.storage import open_storage
 from interp_embed.store.write.creation import add_documents, check_place
 from interp_embed.store.write.merging import check_mergeable, is_merged, merge_stores
-from interp_embed.store.write.unannounced import Unannounced
+from interp_embed.store.write.unannounced_store import Unannounced
 
 if TYPE_CHECKING:
     import os

@@ -13,9 +13,9 @@ import numpy as np
 
 from interp_embed.core.progress import show_progress
 from interp_embed.errors import NotAStoreError
+from interp_embed.exchange.given_rows import write_rows
 from interp_embed.exchange.paths import expanded
 from interp_embed.exchange.replacing import recover
-from interp_embed.exchange.rows import write_rows
 from interp_embed.exchange.temporary import TemporaryFolder
 from interp_embed.selection.selection import Selection
 from interp_embed.store import Store, create_store, is_store

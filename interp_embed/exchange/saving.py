@@ -25,7 +25,7 @@ from interp_embed.store.format.document_blocks import describe_block
 from interp_embed.store.labels.collection import copy_labels, put_first_labels
 from interp_embed.store.storage import LocalStorage, open_storage
 from interp_embed.store.write.creation import check_place
-from interp_embed.store.write.unannounced import Unannounced
+from interp_embed.store.write.unannounced_store import Unannounced
 
 if TYPE_CHECKING:
     import os

@@ -268,7 +268,7 @@ def by_the_words(body):
 
 def test_names_are_scored_by_detection_like_those_of_a_language_model(planted, tmp_path):
     pytest.importorskip("openai")
-    from interp_embed.llm.records import score_record
+    from interp_embed.llm.label_records import score_record
     from interp_embed.testing import LLMServer
 
     planted.save_to_file(tmp_path / "s")

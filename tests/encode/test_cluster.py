@@ -15,7 +15,7 @@ import pytest
 from interp_embed import Dataset
 from interp_embed.encode import encode
 from interp_embed.encode.cluster import _encode_run, _let_go, _tasks, _Where
-from interp_embed.encode.shares import gaps
+from interp_embed.encode.worker_shares import gaps
 from interp_embed.exchange import opening as saving
 from interp_embed.store import Store
 from interp_embed.store.verify.verifier import verify

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from interp_embed.encode.shares import (
+from interp_embed.encode.worker_shares import (
     Worker,
     chunk_ranges,
     gaps,

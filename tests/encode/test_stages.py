@@ -18,8 +18,8 @@ from interp_embed import Dataset
 from interp_embed.core.progress import chosen_log, log_as
 from interp_embed.encode import encode_store
 from interp_embed.encode.interrupts import TerminatedError, kept_interrupts
+from interp_embed.encode.pipeline_thread import Stage
 from interp_embed.encode.portions import Piece, commit_size, cut
-from interp_embed.encode.stage import Stage
 from interp_embed.sae import BaseSAE
 from interp_embed.store import Store
 from interp_embed.store.ledger import Plan

@@ -18,7 +18,7 @@ from interp_embed import Dataset
 from interp_embed.cli import run
 from interp_embed.cli.commands.workers import _Screen, processes_for, visible_gpus
 from interp_embed.encode import Worker, encode, finish_store
-from interp_embed.encode.shares import gaps
+from interp_embed.encode.worker_shares import gaps
 from interp_embed.errors import FingerprintMismatchError
 from interp_embed.store import Store
 from interp_embed.store.storage import open_storage

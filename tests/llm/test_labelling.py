@@ -33,7 +33,7 @@ from interp_embed.llm import (
 from interp_embed.llm.asking import Asking
 from interp_embed.llm.judging import balanced_accuracy
 from interp_embed.llm.label import ask_label, label_task
-from interp_embed.llm.records import label_record, score_record
+from interp_embed.llm.label_records import label_record, score_record
 from interp_embed.llm.samples.choice import Choice
 from interp_embed.llm.samples.samples import SelectedSamples
 from interp_embed.testing import LLMServer, Reply, samples_of

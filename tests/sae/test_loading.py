@@ -228,11 +228,11 @@ class TestStores:
         ],
     )
     def test_workers_put_it_where_it_fits(self, gpu, made_on, asked, found, tmp_path, monkeypatch):
-        from interp_embed.encode.recorded import recorded_sae
+        from interp_embed.encode.recorded_sae import recorded_sae
         from interp_embed.store import Store
 
         problem = None if gpu else "torch sees no GPU here"
-        monkeypatch.setattr("interp_embed.encode.recorded.device_problem", lambda _: problem)
+        monkeypatch.setattr("interp_embed.encode.recorded_sae.device_problem", lambda _: problem)
         path = tmp_path / "store.zarr"
         Dataset(
             [{"text": "a"}], GoodfireSAE(device=made_on), save_path=path, compute_activations=False

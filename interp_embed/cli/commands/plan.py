@@ -12,8 +12,8 @@ from interp_embed.cli.facts import open_store, thousands
 from interp_embed.cli.input_documents import open_documents
 from interp_embed.cli.interrupts import resumable
 from interp_embed.cli.saes import build_sae
-from interp_embed.encode.recorded import recorded_sae
-from interp_embed.encode.shares import chunk_ranges, missing_chunks
+from interp_embed.encode.recorded_sae import recorded_sae
+from interp_embed.encode.worker_shares import chunk_ranges, missing_chunks
 from interp_embed.exchange.opening import plan_store
 from interp_embed.sae import LocalSAE
 from interp_embed.store.fingerprint import fingerprint_differences

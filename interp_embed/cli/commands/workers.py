@@ -22,7 +22,7 @@ from interp_embed.cli.interrupts import COMMITTED, says
 from interp_embed.cli.saes import build_sae, quiet_loading, reached, sae_for
 from interp_embed.core.progress import chosen_log, log_as
 from interp_embed.core.threads import available_cpus
-from interp_embed.encode.shares import Worker, missing_chunks
+from interp_embed.encode.worker_shares import Worker, missing_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -21,7 +21,7 @@ from interp_embed.llm.bulk.kept_reads import KeptReads
 from interp_embed.llm.bulk.result import Outcome
 from interp_embed.llm.judging import ask_score
 from interp_embed.llm.label import ask_label
-from interp_embed.llm.records import label_record, score_record
+from interp_embed.llm.label_records import label_record, score_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
