@@ -19,6 +19,7 @@ PUBLIC = (
     "interp_embed.encode",
     "interp_embed.errors",
     "interp_embed.interop",
+    "interp_embed.labels",
     "interp_embed.llm",
     "interp_embed.sae",
     "interp_embed.testing",

@@ -49,11 +49,6 @@ class Strongest(NamedTuple):
         chosen = features[self.feature]
         return Strongest(self.document[chosen], self.feature[chosen])
 
-    def between(self, start: int, stop: int) -> Strongest:
-        """Return the part that is about the documents ``start:stop``, counted from ``start``."""
-        low, high = np.searchsorted(self.document, [start, stop])
-        return Strongest(self.document[low:high] - start, self.feature[low:high])
-
 
 def strongest_documents(
     blocks: Iterable[tuple[NDArray[np.int64], csr_matrix]], d_sae: int, k: int

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
+from interp_embed.core.chunk import Chunk, TokenTable
+
 if TYPE_CHECKING:
-    from interp_embed.sae.api import ApiSAE
+    from interp_embed.sae.api import ApiDocument, ApiSAE
     from interp_embed.sae.base import BaseSAE
     from interp_embed.sae.goodfire import GoodfireSAE
     from interp_embed.sae.goodfire_api import GoodfireApiSAE
@@ -20,24 +22,27 @@ if TYPE_CHECKING:
     from interp_embed.sae.sae_types import SAEType
 
 __all__ = [
+    "ApiDocument",
     "ApiSAE",
     "BaseSAE",
+    "Chunk",
     "GoodfireApiSAE",
     "GoodfireSAE",
     "HttpSAE",
     "LocalSAE",
     "SAEType",
+    "TokenTable",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "api": ["ApiSAE"],
+        "api": ["ApiDocument", "ApiSAE"],
         "base": ["BaseSAE"],
         "goodfire": ["GoodfireSAE"],
         "goodfire_api": ["GoodfireApiSAE"],
         "http": ["HttpSAE"],
-        "kinds": ["SAEType"],
+        "sae_types": ["SAEType"],
         "local": ["LocalSAE"],
     },
 )

@@ -115,7 +115,7 @@ def test_the_description_of_the_format_reads_a_store(tmp_path, monkeypatch):
 )
 def test_the_description_of_the_format_reads_every_kind_of_text(tmp_path, monkeypatch, texts, kind):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("interp_embed.store.blocks.BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr("interp_embed.store.format.document_blocks.BLOCK_DOCUMENTS", 3)
     frame = pd.DataFrame({"other": range(4), "text": pd.Series(texts, dtype=object)})
     chunk = random_chunk(0, 4, d_sae=7, failures=False)
     store = store_from_chunk("corpus.zarr", chunk, frame)

@@ -1,4 +1,4 @@
-"""The commands and their arguments, a module for each group; what they do is in the modules they import.
+"""The commands as users write them, a module per group; `interp_embed.cli.commands` has what they do.
 
 Annotations are read by typer when it builds a command, so these modules do not postpone them.
 """
