@@ -17,6 +17,7 @@ from interp_embed.exchange.given_rows import write_rows
 from interp_embed.exchange.paths import expanded
 from interp_embed.exchange.replacing import recover
 from interp_embed.exchange.temporary import TemporaryFolder
+from interp_embed.sae.device import sees_gpu
 from interp_embed.selection.selection import Selection
 from interp_embed.store import Store, create_store, is_store
 from interp_embed.store.fingerprint import check_fingerprint
@@ -306,7 +307,7 @@ def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
     if sae is None:
         return
     wanted = [device] if isinstance(device, str) else list(device.values())
-    if any(d.startswith("cuda") for d in wanted) and not _sees_gpu():
+    if any(d.startswith("cuda") for d in wanted) and not sees_gpu():
         if device != DEFAULT_DEVICE:
             warnings.warn(
                 f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
@@ -317,11 +318,3 @@ def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
     elif device == DEFAULT_DEVICE and getattr(sae, "model_device", None) == "auto":
         device = {"model": "auto", "sae": device}  # a model that may not fit on one GPU
     sae.set_device(device)
-
-
-def _sees_gpu() -> bool:
-    try:
-        import torch
-    except ImportError:  # an SAE of the user's own may do without it
-        return False
-    return bool(torch.cuda.is_available())

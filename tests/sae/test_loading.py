@@ -211,7 +211,7 @@ class TestStores:
         ],
     )
     def test_a_model_that_was_spread_stays_spread(self, gpu, asked, found, monkeypatch):
-        monkeypatch.setattr("interp_embed.exchange.opening._sees_gpu", lambda: gpu)
+        monkeypatch.setattr("interp_embed.exchange.opening.sees_gpu", lambda: gpu)
         sae = GoodfireSAE(device={"model": "auto", "sae": "cuda:1"})
         again = load_sae_from_metadata(sae_record(sae))
         assert (again.model_device, again.sae_device) == ("auto", "cuda:1")
