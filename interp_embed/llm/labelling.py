@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from interp_embed.core.checks import check_features, check_positive
 from interp_embed.core.progress import show_progress
 from interp_embed.llm.defaults import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT
@@ -244,7 +246,7 @@ async def ask_feature_labels(
     expected = await asyncio.to_thread(estimate, samples, scored, work, asking, kept.answers, paid)
     shown = show_progress() if progress is None else progress
     if shown:
-        print(expected, file=sys.stderr)
+        tqdm.write(str(expected), file=sys.stderr)
     async with client:
         run = BulkRun(
             samples,
