@@ -335,7 +335,7 @@ def test_fingerprints_leave_out_devices():
     here, there = LetterSAE(device="cpu"), LetterSAE(device="cuda")
     assert here.fingerprint() == there.fingerprint()
     assert here.fingerprint() != LetterSAE(truncate=False).fingerprint()
-    assert here.fingerprint()["class"].endswith("test_sae_base:LetterSAE")
+    assert here.fingerprint()["class"].endswith("test_base:LetterSAE")
 
 
 class Colour(Enum):
