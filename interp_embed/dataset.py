@@ -380,7 +380,7 @@ class Dataset:
             If an activation is beyond the range of ``dtype``.
         """
         path = f"dataset_{self.id}.zarr" if file_path is None else file_path
-        words = saving.Words(self.id, self.dataset_description, self._seen_labels())
+        words = saving.Words(self.id, self.dataset_description, self._seen_labels)
         saving.save(self._selection, words, path, check_dtype(dtype))
 
     def build_index(self, memory: int | str | None = None, *, rebuild: bool = False) -> None:
@@ -889,7 +889,7 @@ class Dataset:
                 self._selection,
                 features,
                 self._width(),
-                self.feature_labels() if include_top_feature else None,
+                self.feature_labels if include_top_feature else None,
                 method=aggregation_type,
                 descending=descending,
                 inactive=include_nonactive_samples,
@@ -966,7 +966,8 @@ class Dataset:
         TypeError, ValueError
             If something is no label.
         """
-        return self._seen_labels().add([*label_records(labels, source)])
+        records = [*label_records(labels, source)]
+        return self._seen_labels().add(records)
 
     def export_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> int:
         """Write labels to a file, which `import_labels` reads.
@@ -1087,24 +1088,32 @@ class Dataset:
         with memory_budget(memory):
             found = labels_from_tokens(self._selection, wanted, k=k, words=words)
         seen = self._seen_labels()
-        added = seen.add(found) if commit else None
-        if added is not None and added.shown is not None:
-            return NamedFeatures(found, added, added.shown)
-        return NamedFeatures(found, None, seen.preview(found))
+        if not commit:
+            return NamedFeatures(found, None, seen.preview(found))
+        added = seen.add(found)
+        assert added.shown is not None
+        return NamedFeatures(found, added, added.shown)
 
     @property
     def answers(self) -> StoredAnswers:
         """Answers of language models by the digest of the request, kept in the store."""
         return self._selection.store.answers
 
-    def _samples(self, name: str, given: Dataset | None) -> SelectedSamples:
-        """Return the documents of a dataset that was given by an argument, or else these."""
+    def _samples(self, **given: Dataset | None) -> list[SelectedSamples]:
+        """Return these documents, and those of each dataset that an argument gave in their place.
+
+        Those of one dataset are one object, whose reads are shared.
+        """
         from interp_embed.llm.samples.samples import SelectedSamples
 
-        if given is not None and not isinstance(given, Dataset):
-            raise TypeError(f"{name} must be a Dataset, got {type(given).__name__}: {given!r:.60}")
-        chosen = self if given is None else given
-        return SelectedSamples(chosen.selection, chosen._width())
+        for name, chosen in given.items():
+            if chosen is not None and not isinstance(chosen, Dataset):
+                raise TypeError(
+                    f"{name} must be a Dataset, got {type(chosen).__name__}: {chosen!r:.60}"
+                )
+        datasets = [self, *(self if chosen is None else chosen for chosen in given.values())]
+        known = {id(each): SelectedSamples(each.selection, each._width()) for each in datasets}
+        return [known[id(each)] for each in datasets]
 
     async def label_feature(
         self,
@@ -1194,9 +1203,11 @@ class Dataset:
         from interp_embed.llm.labelling import Connection, ask_feature_label, require_packages
 
         require_packages()
+        _, *samples = self._samples(
+            positive_dataset=positive_dataset, negative_dataset=negative_dataset
+        )
         return await ask_feature_label(
-            self._samples("positive_dataset", positive_dataset),
-            self._samples("negative_dataset", negative_dataset),
+            *samples,
             feature,
             _asking(model, examples, negatives, seed, window_tokens, prompts, settings),
             Connection(base_url, timeout, max_retries, answers, client),
@@ -1274,9 +1285,11 @@ class Dataset:
         from interp_embed.llm.labelling import Connection, ask_feature_score, require_packages
 
         require_packages()
+        _, *samples = self._samples(
+            positive_dataset=positive_dataset, negative_dataset=negative_dataset
+        )
         return await ask_feature_score(
-            self._samples("positive_dataset", positive_dataset),
-            self._samples("negative_dataset", negative_dataset),
+            *samples,
             feature,
             label,
             _asking(model, examples, negatives, seed, window_tokens, prompts, settings),
@@ -1381,10 +1394,8 @@ class Dataset:
             prices,
         )
         asking = _asking(model, examples, negatives, seed, window_tokens, prompts, settings)
-        samples = self._samples("", None)
         return await ask_feature_labels(
-            samples,
-            samples if scored_on is None else self._samples("scored_on", scored_on),
+            *self._samples(scored_on=scored_on),
             features,
             _bulk_asking(asking, score, k, score_k),
             Connection(base_url, timeout, max_retries),
@@ -1437,8 +1448,7 @@ class Dataset:
         require_packages()
         asking = _asking(model, examples, negatives, seed, window_tokens, prompts, settings)
         return estimate_feature_labels(
-            self._samples("", None),
-            self._samples("scored_on", scored_on),
+            *self._samples(scored_on=scored_on),
             features,
             _bulk_asking(asking, score, k, score_k),
             prices,

@@ -29,7 +29,7 @@ from interp_embed.store.write.unannounced_store import Unannounced
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from interp_embed.exchange.labels import SeenLabels
     from interp_embed.selection.selection import Selection
@@ -50,13 +50,13 @@ class Words:
     ----------
     identifier, description : str
         Of the dataset.
-    labels : SeenLabels
-        Names of its features.
+    labels : callable
+        Returns the names of its features.
     """
 
     identifier: str
     description: str
-    labels: SeenLabels
+    labels: Callable[[], SeenLabels]
 
 
 def save(
@@ -78,11 +78,13 @@ def save(
             return
         # Nothing can be renamed there, so the root is written last; cut off, the same save goes on.
         unannounced = Unannounced(target)
-        if taken and not unannounced.is_announced():
+        announced = unannounced.is_announced()
+        if taken and not announced:
             raise StoreExistsError(
                 f"there is a store at {target.url} already; delete it or save elsewhere"
             )
-        _copy(selection, words, unannounced, dtype)
+        # Where it is announced nothing is missing: this makes sure that it is of the same documents.
+        _copy(selection, words, unannounced, dtype, labelled=not announced)
         unannounced.announce()
         return
     if taken and _same_place(source, target.url):
@@ -132,6 +134,8 @@ def _copy(
     words: Words,
     path: str | os.PathLike[str] | Storage,
     dtype: np.dtype[Any],
+    *,
+    labelled: bool = True,
 ) -> None:
     store = selection.store
     attributes = store.attributes
@@ -152,10 +156,12 @@ def _copy(
         fingerprint=settings,
         sae=attributes["sae"],
     )
-    documents, own = selection.documents, words.labels.own
-    if own:
-        put_first_labels(copy.storage, own, words.labels.source)
-    copy_labels(store.storage, copy.storage, documents, first=own is None)
+    documents = selection.documents
+    if labelled:
+        labels = words.labels()
+        if labels.own:
+            put_first_labels(copy.storage, labels.own, labels.source)
+        copy_labels(store.storage, copy.storage, documents, first=labels.own is None)
     located = store.status(documents) != MISSING
     located &= copy.ledger.locate(np.arange(len(documents))) < 0  # by a save that was cut off
     with StoreWriter(copy) as writer:
@@ -224,7 +230,7 @@ def _save_pickle(selection: Selection, words: Words, path: Path, dtype: np.dtype
         dataset_description=words.description,
         id=words.identifier,
         sae_metadata=dict(selection.store.attributes["sae"]),
-        feature_labels=words.labels.shown(),
+        feature_labels=words.labels().shown(),
     )
     with _naming(str(path)):
         write_pickle(path, legacy)

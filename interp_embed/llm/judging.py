@@ -70,7 +70,7 @@ async def ask_score(client: LLMClient, task: ScoreTask, *, warn: bool = True) ->
             warnings.warn(
                 f"{lost} of {lost + len(responses)} samples for the score of feature {task.feature} "
                 f"were not judged, and the others count; see ['failures']. The first: {first}",
-                stacklevel=3,
+                stacklevel=4,
             )
     accuracy = balanced_accuracy([r.expected for r in responses], [r.judged for r in responses])
     mean = sum(response.score for response in responses) / len(responses)

@@ -13,7 +13,7 @@ from interp_embed.aggregate.reductions import REDUCTIONS, check_method
 from interp_embed.core.checks import check_feature, check_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ _ROWS = 256
 
 
 def feature_values(
-    selection: Selection, features: Sequence[int], method: str, width: int
+    selection: Selection, features: Sequence[int] | NDArray[np.int64], method: str, width: int
 ) -> NDArray[np.float32]:
     """Return some features' aggregates.
 
@@ -76,7 +76,8 @@ def top_positions(
 
     Ties go by document order. ``inactive`` also considers documents in which it is nowhere active.
     """
-    check_feature(feature, width)
+    check_method(method)
+    feature = check_feature(feature, width)
     if method == "max" and highest:
         listed = listed_top(selection, feature, k, inactive=inactive)
         if listed is not None:
@@ -129,7 +130,7 @@ def sorted_by_features(
     selection: Selection,
     features: Sequence[int],
     width: int,
-    labels: Mapping[int, str] | None,
+    labels: Callable[[], Mapping[int, str]] | None,
     *,
     method: str = "max",
     descending: bool = True,
@@ -137,15 +138,18 @@ def sorted_by_features(
 ) -> Selection:
     """Return the documents ordered by the highest activation among some features.
 
-    With ``labels`` the result has the columns ``feature_activation``, ``top_feature_label`` and
+    With ``labels``, which returns the name of each feature, the result has the columns ``feature_activation``, ``top_feature_label`` and
     ``top_feature_index`` (-1 where none is active).
     """
-    values = feature_values(selection, features, method, width)
+    check_method(method)
+    columns = check_features(features, width)
+    values = feature_values(selection, columns, method, width)
     order, activation, best = ranking.by_features(values, descending=descending, inactive=inactive)
     if labels is None:
         return selection.take(order)
-    index = np.append(np.asarray(features, np.int64), -1)[best]
-    names = ["NA" if f < 0 else labels.get(f, "") for f in index.tolist()]
+    index = np.append(columns, -1)[best]
+    known = labels()
+    names = ["NA" if f < 0 else known.get(f, "") for f in index.tolist()]
     return selection.take(
         order,
         {

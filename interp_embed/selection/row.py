@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -241,7 +242,7 @@ class DatasetRow:
         IndexError
             If there is no such feature.
         """
-        feature = check_feature(feature, self.activations.shape[1])
+        feature = check_feature(operator.index(feature), self.activations.shape[1])
         values = self.activations[:, [feature]].toarray()[:, 0]
         hidden = self.special_tokens & (self.truncate_chat_template | (as_string & (values <= 0)))
         tokens = [t for t, h in zip(self.tokenized_document, hidden.tolist(), strict=True) if not h]

@@ -60,7 +60,7 @@ def encoded(*texts):
 def opened(path, marks):
     """Open a store; None where there is none yet, which is said, and nothing was marked as done."""
     try:
-        return Dataset.load_from_file(path)._store
+        return Dataset.load_from_file(path).selection.store
     except NotAStoreError as error:
         said = str(error)
     assert not marks, said

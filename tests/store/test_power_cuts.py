@@ -244,7 +244,7 @@ def announced(tmp_path):
 
 def test_a_merge_that_was_cut_off_when_the_store_was_there_can_be_run_again(announced):
     merged = interp_embed.merge([announced / "a", announced / "b"], announced / "s")
-    assert_holds(merged._store, [*RECORDS, *MORE])
+    assert_holds(merged.selection.store, [*RECORDS, *MORE])
     assert verify(announced / "s") == []
     with pytest.raises(StoreExistsError, match="there is a store at"):
         interp_embed.merge([announced / "a", announced / "b"], announced / "s")

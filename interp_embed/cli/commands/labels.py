@@ -58,7 +58,7 @@ def run_labels(
 
 def _check_features(features: Sequence[int], width: int | None) -> None:
     for feature in features:
-        if width is not None and feature >= width:
+        if width is not None and not 0 <= feature < width:
             raise typer.BadParameter(
                 f"--feature: the SAE has no feature {feature}; it has 0 to {width - 1}"
             )

@@ -50,6 +50,8 @@ class KeptReads:
         self._columns: LRUCache[int, tuple[NDArray[Any], NDArray[np.float32]]] = LRUCache(
             _COLUMN_BYTES, lambda column: column[0].nbytes + column[1].nbytes
         )
+        # What was read last, which is asked for next: no part of it makes room for another.
+        self._block: dict[int, tuple[NDArray[Any], NDArray[np.float32]]] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -59,7 +61,7 @@ class KeptReads:
         feature = int(features[0]) if len(features) == 1 else -1
         if feature not in self._place:
             return self._samples.strengths(features)
-        column = self._columns.get(feature)
+        column = self._block.get(feature) or self._columns.get(feature)
         rows, values = self._read_columns(feature) if column is None else column
         out = np.zeros((len(self), 1), np.float32)
         out[rows, 0] = values
@@ -69,14 +71,19 @@ class KeptReads:
         """Read the column of a feature, and those of the features that will be asked for next."""
         count = max(1, min(_BLOCK_FEATURES, _BLOCK_BYTES // (4 * max(1, len(self)))))
         place = self._place[feature]
-        wanted = [f for f in self._order[place : place + count] if f not in self._columns]
+        wanted = [
+            f
+            for f in self._order[place : place + count]
+            if f not in self._columns and f not in self._block
+        ]
         dense = self._samples.strengths(wanted)
-        found = {}
+        for each, read in self._block.items():
+            _keep(self._columns, each, read)
+        self._block = {}
         for number, each in enumerate(wanted):
             rows = np.flatnonzero(dense[:, number])  # NaN is not 0
-            found[each] = rows, dense[rows, number]
-            _keep(self._columns, each, found[each])
-        return found[feature]
+            self._block[each] = rows, dense[rows, number]
+        return self._block[feature]
 
     def rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
         """Read some documents with their activations."""

@@ -203,7 +203,7 @@ class FeatureIndex:
         """
         if unknown := set(columns) - set(COLUMNS):
             raise ValueError(f"the columns of postings are {COLUMNS}, got {sorted(unknown)[0]!r}")
-        check_feature(feature, self.d_sae)
+        feature = check_feature(feature, self.d_sae)
         documents: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         values: dict[str, list[NDArray[Any]]] = {
             name: [np.empty(0, np.float32 if name == "max" else np.uint32)] for name in columns
@@ -261,7 +261,7 @@ class FeatureIndex:
 
         Or None, where the index does not cover all documents or lists fewer than asked for.
         """
-        check_feature(feature, self.d_sae)
+        feature = check_feature(feature, self.d_sae)
         if self._summary is None:
             return None
         with self._ahead([self._steps_of_top(self._summary, feature, k)]):
