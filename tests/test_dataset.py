@@ -1375,7 +1375,7 @@ def test_rows_of_another_width_or_text_are_refused():
         made(["a", "b"], NeverSAE(), rows=[row("a", 3), row("b", 4)])
     with pytest.raises(ValueError, match="32 features"):
         made(["a"], WideSAE(), rows=[row("a", 3)])
-    with pytest.raises(ValueError, match=r"rows\[1\] is of another text than document 1"):
+    with pytest.raises(ValueError, match=r"rows\[1\] must have the text of document 1"):
         made(["a", "b"], NeverSAE(), rows=[None, row("c", 3)])
 
 

@@ -239,11 +239,11 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.txt", b"some text", "cannot tell what this is"),
+        ("notes.txt", b"some text", "has an unknown format"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1,}\n', "JSON Lines: line 2: "),
         ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: Expecting value (column 1)\n"),
         ("a.csv", b"text\na\ncaf\xe9\n", "line 3 is not UTF-8 (byte 0xe9); save it as UTF-8\n"),
-        ("a.json", b'["a", "b"]', "record 1 is no object but str"),
+        ("a.json", b'["a", "b"]', "record 1 must be a JSON object, got str"),
         ("a.csv", b"text\n\xff\xfe", "cannot be read as CSV: line 2 is not UTF-8"),
         ("a.csv", b"", "cannot be read as CSV: No columns"),
         ("a.parquet", b"PAR1 and nothing else", "cannot be read as Parquet"),

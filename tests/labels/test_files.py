@@ -178,7 +178,7 @@ def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
         ("h.csv", "feature,label,scores\n1,x,{\n", r"h\.csv, line 2"),
         ("i.json", '{"format": "interp_embed.labels", "version": 9, "labels": []}', "version 9"),
         ("j.csv", "feature,label,source\n1,x,magic\n", r"line 2: source must be one of"),
-        ("k.txt", "1 cats", r"k\.txt: cannot tell what this is"),
+        ("k.txt", "1 cats", r"k\.txt has an unknown format"),
         ("m.json", "[" * 100_000, r"m\.json is nested too deeply"),
         ("n.jsonl", '{"feature": 1, "label": "x"}\n{"a": ' + "[" * 100_000, r"n\.jsonl is nested"),
         ("o.csv", f'feature,label,scores\n1,x,"{"[" * 100_000}"\n', r"o\.csv, line 2: nested"),
