@@ -1371,7 +1371,7 @@ def test_rows_of_another_width_or_text_are_refused():
     def row(text, width):
         return DatasetRow({"text": text}, [text], csr_matrix(np.ones((1, width), np.float32)))
 
-    with pytest.raises(ValueError, match="different numbers of features"):
+    with pytest.raises(ValueError, match="rows must have the same number of features"):
         made(["a", "b"], NeverSAE(), rows=[row("a", 3), row("b", 4)])
     with pytest.raises(ValueError, match="32 features"):
         made(["a"], WideSAE(), rows=[row("a", 3)])
