@@ -174,7 +174,11 @@ def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
         ("d.json", "[3]", r"d\.json, entry 0: expected a JSON object, got 3"),
         ("e.json", '[{"text": "x"}]', r"entry 0: it needs 'feature' and 'label'.*'text'"),
         ("f.csv", "text\nx\n", r"f\.csv has the columns text; labels need 'feature' and 'label'"),
-        ("g.csv", "feature,label\n1,a\n-2,x\n", r"line 3: feature must be an integer of at least 0"),
+        (
+            "g.csv",
+            "feature,label\n1,a\n-2,x\n",
+            r"line 3: feature must be an integer of at least 0",
+        ),
         ("h.csv", "feature,label,scores\n1,x,{\n", r"h\.csv, line 2"),
         ("i.json", '{"format": "interp_embed.labels", "version": 9, "labels": []}', "version 9"),
         ("j.csv", "feature,label,source\n1,x,magic\n", r"line 2: source must be one of"),
