@@ -293,7 +293,7 @@ def test_thresholds_are_compared_exactly(tmp_path):
 
 def test_what_does_not_fit_in_memory_is_refused_before_work(dataset, monkeypatch):
     monkeypatch.setenv("INTERP_EMBED_MEMORY", "1K")
-    with pytest.raises(ResultTooLargeError, match=r"1\.4 KiB.*1\.0 KiB.*compress=True"):
+    with pytest.raises(ResultTooLargeError, match=r"1\.4 KiB.*1000 B.*compress=True"):
         dataset.latents()
     with pytest.raises(MemoryError, match=r"dense activations of .* tokens .*compress=True"):
         dataset.latents("all")
@@ -835,9 +835,9 @@ class NeverSAE(WordSAE):
         ({"batch_size": 0}, ValueError, "batch_size must be a positive integer"),
         ({"batch_size": 2.0}, ValueError, "batch_size"),
         ({"save_every_batch": -1}, ValueError, "save_every_batch"),
-        ({"dtype": np.int32}, ValueError, "float32 or float16, got int32"),
-        ({"dtype": np.float64}, ValueError, "float32 or float16, got float64"),
-        ({"dtype": "half of it"}, ValueError, "float32 or float16, got 'half of it'"),
+        ({"dtype": np.int32}, ValueError, "dtype must be float16 or float32, got int32"),
+        ({"dtype": np.float64}, ValueError, "dtype must be float16 or float32, got float64"),
+        ({"dtype": "half of it"}, ValueError, "dtype must be float16 or float32, got 'half of it'"),
         ({"rows": [None]}, ValueError, "1 rows for 2 documents"),
         ({"rows": [None, "row"]}, TypeError, r"rows\[1\] must be a DatasetRow or None, got str"),
         ({"save_path": ""}, ValueError, "a path or a URL"),
@@ -1131,9 +1131,9 @@ def test_float16_from_the_start_fails_the_document_that_overflows(tmp_path):
 
 
 def test_saving_takes_no_other_dtype(dataset, tmp_path):
-    with pytest.raises(ValueError, match="float32 or float16, got float64"):
+    with pytest.raises(ValueError, match="dtype must be float16 or float32, got float64"):
         dataset.save_to_file(tmp_path / "s", dtype=np.float64)
-    with pytest.raises(ValueError, match="float32 or float16, got 'float8'"):
+    with pytest.raises(ValueError, match="dtype must be float16 or float32, got 'float8'"):
         dataset.save_to_file(tmp_path / "s", dtype="float8")
     assert list(tmp_path.iterdir()) == []
 

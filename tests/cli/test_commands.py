@@ -318,7 +318,7 @@ def test_going_on_with_other_settings_or_documents_is_refused(cli, source, store
     source.write_text(source.read_text().replace("the cat", "the dog"))
     code, _, err = cli(*again)
     assert code == 1
-    assert "What differs: the texts of documents 0 to 6. Use" in err
+    assert "Differences: the texts of documents 0 to 6. Use" in err
     assert "save_path" not in err
 
 
@@ -831,5 +831,5 @@ def test_the_demo_refuses_a_store_of_other_texts(cli):
     )
     code, _, err = cli("demo", "--device", "cpu")
     assert code == 1
-    assert "was made with something else" in err
+    assert "was made with other documents, another SAE or other settings" in err
     assert "note: delete " in err

@@ -797,7 +797,7 @@ def test_entries_that_are_sealed_are_a_sealed_document_a_line_each(entries, data
     "entries", [{"value": {}}, {"values": 3}, {"values": ["a"]}, {"others": {"a": 1}}]
 )
 def test_a_pack_without_values_is_an_error(entries):
-    with pytest.raises(CorruptStoreError, match="k is not what it should be: it holds no values"):
+    with pytest.raises(CorruptStoreError, match="k is damaged: it holds no values"):
         read_entries("values", seal(entries), "k")
 
 
