@@ -462,10 +462,10 @@ def test_a_column_whose_values_have_no_order_is_named(sae):
     records = [{"text": t, "n": 1, "meta": {"a": i}} for i, t in enumerate("abc")]
     dataset = Dataset(records, sae)
     for columns in ("meta", ["n", "meta"], ["meta", "n"]):
-        with pytest.raises(TypeError, match=r"column 'meta' cannot be sorted by, as .*'dict'"):
+        with pytest.raises(TypeError, match=r"column 'meta' cannot be used for sorting, .*'dict'"):
             dataset.sort_by_columns(columns)
     mixed = Dataset([{"text": t, "x": x} for t, x in zip("ab", [1, "one"], strict=True)], sae)
-    with pytest.raises(TypeError, match="column 'x' cannot be sorted by"):
+    with pytest.raises(TypeError, match="column 'x' cannot be used for sorting"):
         mixed.sort_by_columns("x")
 
 
@@ -993,7 +993,7 @@ def test_what_was_opened_before_a_store_was_replaced_is_not_read_from_the_new_on
     Dataset.load_from_file(tmp_path / "b.zarr").save_to_file(tmp_path / "a.zarr")
     with pytest.raises(CorruptStoreError, match="another one was saved in its place"):
         old.latents("max")
-    with pytest.raises(CorruptStoreError, match="replaced by another one"):
+    with pytest.raises(CorruptStoreError, match="replaced by another store"):
         pickle.loads(sent).n_documents  # noqa: B018  (where it is opened)
 
 
@@ -1213,7 +1213,7 @@ def test_a_store_that_was_deleted_is_an_error_and_not_empty(data, gone, tmp_path
     for folder in {"everything": ["."], "chunks": ["chunks"]}.get(gone, ["commits", "chunks"]):
         shutil.rmtree(tmp_path / "s" / folder)
     for ask in (dataset.latents, lambda: dataset.latents(compress=True), lambda: dataset[1]):
-        with pytest.raises(OSError, match=r"is missing|not there any more"):
+        with pytest.raises(OSError, match=r"is missing|no longer exists"):
             ask()
 
 

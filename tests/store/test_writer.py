@@ -274,9 +274,9 @@ def test_what_float16_cannot_hold_is_an_error(tmp_path, value, why):
 def test_chunks_that_do_not_fit_the_store_are_refused(tmp_path):
     store = create(tmp_path / "s", texts(9))
     with StoreWriter(store) as writer:
-        with pytest.raises(ValueError, match="consecutive documents"):
+        with pytest.raises(ValueError, match="must be consecutive"):
             writer.write(random_chunk(0, 4).take([0, 2]))
-        with pytest.raises(ValueError, match="has 512 features, the chunk 9"):
+        with pytest.raises(ValueError, match="the store.s 512 features, got 9"):
             writer.write(random_chunk(0, 4, d_sae=9))
 
 
