@@ -276,7 +276,7 @@ def test_chunks_that_do_not_fit_the_store_are_refused(tmp_path):
     with StoreWriter(store) as writer:
         with pytest.raises(ValueError, match="must be consecutive"):
             writer.write(random_chunk(0, 4).take([0, 2]))
-        with pytest.raises(ValueError, match="the store.s 512 features, got 9"):
+        with pytest.raises(ValueError, match=r"the store.s 512 features, got 9"):
             writer.write(random_chunk(0, 4, d_sae=9))
 
 
