@@ -363,7 +363,7 @@ def test_integers_give_rows_negative_ones_from_the_end(eleven, kind):
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        ("text", TypeError, "indexed by .* got str"),
+        ("text", TypeError, "index must be .* got str"),
         (1.0, TypeError, "got float"),
         (None, TypeError, "got NoneType"),
         (True, TypeError, "got bool"),
@@ -716,10 +716,10 @@ def test_filter_na_rows_leaves_failed_documents_out(dataset):
     [
         (None, "missing"),
         (float("nan"), "missing"),
-        (5, "not a string but int: 5"),
-        (1.5, "not a string but float"),
-        (["a"], "not a string but list"),
-        ({"a": 1}, "not a string but dict"),
+        (5, "the text must be a string, got int: 5"),
+        (1.5, "the text must be a string, got float"),
+        (["a"], "the text must be a string, got list"),
+        ({"a": 1}, "the text must be a string, got dict"),
         (b"bytes", "missing"),
         (object(), "missing"),
         (pd.Timestamp(0), "missing"),
@@ -991,7 +991,7 @@ def test_what_was_opened_before_a_store_was_replaced_is_not_read_from_the_new_on
     assert len(old.documents()) == 12
     sent = pickle.dumps(old.selection.store)
     Dataset.load_from_file(tmp_path / "b.zarr").save_to_file(tmp_path / "a.zarr")
-    with pytest.raises(CorruptStoreError, match="another one was saved in its place"):
+    with pytest.raises(CorruptStoreError, match="another store was saved in its place"):
         old.latents("max")
     with pytest.raises(CorruptStoreError, match="replaced by another store"):
         pickle.loads(sent).n_documents  # noqa: B018  (where it is opened)

@@ -394,7 +394,7 @@ def test_a_digest_is_64_hexadecimal_digits(digest, tmp_path):
         answers.put(digest, "text")
     with pytest.raises(ValueError, match="SHA-256 in lower-case hexadecimal"):
         answers.get(digest)
-    with pytest.raises(ValueError, match="cannot be None"):
+    with pytest.raises(ValueError, match="must be a JSON value, got None"):
         answers.put(name(1), None)
 
 
