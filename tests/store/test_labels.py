@@ -77,7 +77,9 @@ def test_what_is_no_label_is_refused_with_its_value(arguments, message):
 def test_a_score_is_a_finite_number(value):
     with pytest.raises((TypeError, ValueError), match="value must be"):
         Score("detection", value)
-    with pytest.raises(ValueError, match=r"low of a score must not be above high, got 0\.6 and 0\.4"):
+    with pytest.raises(
+        ValueError, match=r"low of a score must not be above high, got 0\.6 and 0\.4"
+    ):
         Score("detection", 0.5, 0.6, 0.4)
     with pytest.raises(ValueError, match="got tokens 3:2 of document 0"):
         LabelExample(0, 3, 2, 1.0)

@@ -261,7 +261,9 @@ def test_locations_of_all_kinds_open(tmp_path):
 def test_what_is_no_location_is_refused_in_words(monkeypatch):
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match=r"two slashes into one. Pass the URL as a string: 's3://b/x'"):
+    with pytest.raises(
+        ValueError, match=r"two slashes into one. Pass the URL as a string: 's3://b/x'"
+    ):
         open_storage(Path("s3://b/x"))
     for url in ("s3://key:hidden@bucket/x", "simplecache::ftp://me:hidden@host/x"):
         with pytest.raises(ValueError, match="has a password in it") as caught:
