@@ -1,6 +1,7 @@
-"""`Dataset`: the page that users read. What a method does is in the module that it calls.
+"""`Dataset`: the page that users read. Each method calls the module that does its work.
 
-A dataset is a `Selection` of a store, the SAE that encodes its documents, and a few words about both.
+A dataset holds a `Selection` of a store, the SAE that encodes its documents, and a few words about
+both.
 """
 
 from __future__ import annotations
@@ -73,45 +74,46 @@ __all__ = ["Dataset", "merge"]
 class Dataset:
     """Documents and their feature activations.
 
-    The activations live in a store on disk; this object selects documents of it. Slicing, masking,
-    sorting and filtering give new views and copy no activations.
+    The activations live in a store on disk, and this object selects documents of that store. Slicing,
+    masking, sorting and filtering return new views and copy no activations.
 
     Parameters
     ----------
     data : DataFrame, list of dict, path, Arrow table, Hugging Face dataset, iterable of dict, ...
-        The documents. A path or URL may be of a Parquet, CSV, TSV, JSON Lines or JSON file, of a
-        folder of them, or a pattern; a list of paths is read in order. All but data frames and lists
-        of dictionaries are read block by block and need not fit in memory.
+        The documents. A path or URL may point to a Parquet, CSV, TSV, JSON Lines or JSON file or to a
+        folder of such files, or it may be a pattern. A list of paths is read in order. Everything
+        except data frames and lists of dictionaries is read block by block and need not fit in memory.
     sae : BaseSAE
         Computes the activations.
     dataset_description : str
-        For people; by default that of the store at ``save_path``, where there is one.
+        A description for people. The default is the description of the store at ``save_path``, if
+        there is one.
     rows : list of DatasetRow or None, optional
-        Activations that are known already; None for documents that have none.
+        Activations that are already known; None for documents without any.
     field : str
         Column that holds the text.
     compute_activations : bool
-        Encode the documents that have no activations yet. Where the store at ``save_path`` has some
-        already, for the same documents, SAE and settings, only the rest is encoded.
+        Encode the documents that have no activations yet. If the store at ``save_path`` already has
+        activations for the same documents, SAE and settings, only the rest is encoded.
     feature_labels : dict of int to str, optional
-        Names of features; by default those that the SAE comes with.
+        Names of features; by default the names that the SAE comes with.
     save_path : str or path, optional
-        Where the store goes, a path or a URL. Without it the store is in a temporary folder that
-        goes when the process ends.
+        Path or URL of the store. Without it the store is in a temporary folder, which is deleted when
+        the process ends.
     save_every_batch : int
-        Batches between two commits: at most this much finished work is lost by a crash.
+        Number of batches per commit. A crash loses at most this many finished batches.
     batch_size : int
-        Documents a batch.
+        Number of documents per batch.
     dtype : dtype
-        Of the stored activations: float32 (exact) or float16 (half the size; a document with an
+        Type of the stored activations: float32 (exact) or float16 (half the size; a document with an
         activation beyond its range fails).
 
     Attributes
     ----------
     id : str
-        Six characters that name this dataset.
+        Six characters that identify this dataset.
     dataset_description, field, sae
-        As given.
+        The arguments of the same name.
 
     Raises
     ------
@@ -120,9 +122,9 @@ class Dataset:
     ValueError
         If the documents have no column ``field``, or a file is damaged.
     FingerprintMismatchError
-        If ``save_path`` holds a store of other documents, another SAE or other settings.
+        If the store at ``save_path`` was made with other documents, another SAE or other settings.
     StoreExistsError
-        If ``save_path`` holds something that is no store.
+        If ``save_path`` holds something that is not a store.
     """
 
     def __init__(
@@ -195,14 +197,14 @@ class Dataset:
 
     @classmethod
     def from_selection(cls, selection: Selection, sae: BaseSAE | None = None) -> Self:
-        """Make a dataset of some documents of a store that is open.
+        """Make a dataset from some documents of an open store.
 
         Parameters
         ----------
         selection
-            Which documents. ``Selection.whole(store)`` is all of them.
+            The documents. ``Selection.whole(store)`` selects all of them.
         sae
-            Encodes documents that are added or missing.
+            Encodes documents that are added or not encoded yet.
         """
         dataset = cls.__new__(cls)
         dataset._bind(selection, sae, None)
@@ -231,9 +233,9 @@ class Dataset:
         return copy.copy(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as which documents of which store, so that it can be sent to another process.
+        """Pickle the store's path and the document numbers, so that another process can reopen them.
 
-        A temporary store lives as long as the process that made it.
+        A temporary store lives as long as the process that created it.
         """
         chosen = {"documents": self._selection.documents, "columns": self._selection.columns}
         words = {"labels": self._labels, "description": self.dataset_description, "id": self.id}
@@ -276,28 +278,29 @@ class Dataset:
         )
 
     def append(self, data: Any, compute_activations: bool = True, batch_size: int = 8) -> None:
-        """Add documents to the store, and encode them. This dataset has them afterwards.
+        """Add documents to the store and encode them. This dataset then includes them.
 
-        Cut off while the documents are written, the same call goes on. Once they are written they
-        belong to the store, and ``load_from_file(path, resume=True)`` encodes the rest of them.
+        If the call is interrupted while it writes the documents, call it again with the same arguments
+        to continue. Once they are written they belong to the store, and
+        ``load_from_file(path, resume=True)`` encodes the rest of them.
 
         Parameters
         ----------
         data
-            The documents: whatever `Dataset` takes. Columns that only some documents have are missing
-            in the others.
+            The documents, in any form that `Dataset` takes. If only some documents have a column, its
+            value is missing in the others.
         compute_activations
             Whether to encode the documents now.
         batch_size
-            Documents a batch.
+            Number of documents per batch.
 
         Raises
         ------
         ValueError
-            If this is a part of the store, if documents of the store are not encoded yet, or if there
-            is no SAE to encode with.
+            If this dataset is only part of the store, if documents of the store are not encoded yet,
+            or if there is no SAE to encode with.
         FingerprintMismatchError
-            If the SAE is not what the store was made with.
+            If the store was made with a different SAE.
         """
         check_positive(batch_size=batch_size)
         joining.require_whole(self._selection, "added to")
@@ -325,26 +328,26 @@ class Dataset:
         batch_size: int = 8,
         device: str | Mapping[str, str] = opening.DEFAULT_DEVICE,
     ) -> Dataset:
-        """Open a saved dataset. Neither a model nor a GPU is needed to read it.
+        """Open a saved dataset. Reading it needs neither a model nor a GPU.
 
         Parameters
         ----------
         file_path
-            A store, or a pickle of the original library, told apart by their content.
+            A store, or a pickle of the original library. The content decides which of the two it is.
         resume
-            Encode the documents that have no activations yet, and try again those that failed. The
-            module of an SAE class of your own is then imported if the store names it: pass it only
+            Encode the documents that have no activations yet, and retry those that failed. If the
+            store names an SAE class of your own, this imports its module, so pass ``resume=True`` only
             for stores that you trust. For a pickle, import the class first.
         batch_size
-            Documents a batch, when resuming.
+            Number of documents per batch, when resuming.
         device
-            For the SAE, when resuming. Where there is no GPU the run is on the CPU, with a warning
-            if another GPU than the default was asked for.
+            Device of the SAE, when resuming. If there is no GPU, the run uses the CPU, and it warns if
+            ``device`` names a GPU other than the default.
 
         Raises
         ------
         NotAStoreError
-            If there is neither.
+            If there is neither a store nor a pickle.
         UnsafePickleError
             If a pickle holds anything but arrays, frames and plain values.
         """
@@ -363,14 +366,14 @@ class Dataset:
         Parameters
         ----------
         file_path
-            Where; by default ``dataset_{id}.zarr``. A path that ends in ``.pkl`` or ``.pickle``
-            gets the one-file pickle of the original library, for exchange; any other a store. A
-            pickle keeps neither why documents failed nor which were truncated: read back, one that
-            failed is not encoded yet, unless it has no text. A
-            dataset that is there already is replaced; a process that has the replaced store open
-            then fails to read from it, and has to open it again.
+            Where to save, by default ``dataset_{id}.zarr``. A path that ends in ``.pkl`` or
+            ``.pickle`` gets the one-file pickle of the original library, for exchange; any other path
+            gets a store. A pickle does not keep why documents failed or which were truncated. When it
+            is read back, a failed document counts as not encoded yet, unless it has no text. A dataset
+            that is already there is replaced; a process that has the replaced store open then fails to
+            read from it and has to open it again.
         dtype
-            Of the saved activations, float32 or float16.
+            Type of the saved activations, float32 or float16.
 
         Raises
         ------
@@ -387,21 +390,21 @@ class Dataset:
         """Index the whole store by feature, so that questions about a few features are quick.
 
         Finding a feature's documents then takes a few reads instead of a pass over the corpus. A
-        store of some size gets an index when its encoding is complete; this is for one that was
-        encoded in part, or lost its index. What is right already is kept.
+        store of some size gets an index when its encoding is complete. Call this for a store that was
+        encoded in part or lost its index. Parts of the index that are up to date are kept.
 
         Parameters
         ----------
         memory
-            Bytes that this may take beside what the process holds, or a size such as ``"4G"``;
-            512 MiB by default.
+            Bytes that this may use in addition to what the process already holds, or a size such as
+            ``"4G"``; 512 MiB by default.
         rebuild
-            Delete the index that there is first: it may be damaged.
+            Delete the existing index first, for instance because it is damaged.
 
         Raises
         ------
         ValueError
-            If nothing was encoded yet, or ``memory`` is no size.
+            If nothing was encoded yet, or ``memory`` is not a size.
         """
         from interp_embed.store.write.indexing import DEFAULT_MEMORY, build_index
 
@@ -413,40 +416,40 @@ class Dataset:
 
     @property
     def selection(self) -> Selection:
-        """Which documents of which store this dataset is of, in which order."""
+        """The documents of this dataset: their store, which of its documents, and in which order."""
         return self._selection
 
     @property
     def path(self) -> str:
-        """Where the store is."""
+        """Path or URL of the store."""
         return self._selection.store.storage.url
 
     @property
     def num_documents(self) -> int:
-        """Number of documents of this view."""
+        """Number of documents in this view."""
         return len(self._selection)
 
     @property
     def d_sae(self) -> int | None:
-        """Number of features; None where nothing was encoded and the SAE does not say."""
+        """Number of features; None if nothing was encoded and the SAE does not say."""
         stored = self._selection.store.d_sae
         return self.sae.d_sae if stored is None and self.sae is not None else stored
 
     @property
     def token_count(self) -> int:
-        """Number of tokens of this view's documents."""
+        """Number of tokens in this view's documents."""
         return int(self._selection.store.n_tokens(self._selection.documents).sum())
 
     @property
     def columns(self) -> list[Any]:
-        """Names of the documents' columns; nothing is read."""
+        """Names of the documents' columns. This reads no documents."""
         return self._selection.column_names
 
     def _width(self) -> int:
         return self.d_sae or feature_count(self._selection.store)
 
     def status(self) -> NDArray[np.str_]:
-        """Return what became of each document.
+        """Return the status of each document.
 
         Returns
         -------
@@ -478,7 +481,7 @@ class Dataset:
     # ---- Documents
 
     def _keep_up(self) -> None:
-        """Let go of what was read before the store had other columns, as after `append`."""
+        """Drop cached frames and rows if the store's columns have changed, as after `append`."""
         if self._schema is not (schema := self._selection.store.schema):
             self._frame = self._rows = None
             self._schema = schema
@@ -487,7 +490,7 @@ class Dataset:
     def dataset(self) -> pd.DataFrame:
         """The documents' columns as a data frame with index 0 to n - 1.
 
-        A copy: what is changed in it changes neither the dataset nor what is saved of it.
+        This is a copy: changes to it change neither the dataset nor what is saved.
         """
         self._keep_up()
         if self._frame is None:
@@ -497,7 +500,7 @@ class Dataset:
     def pandas(self) -> pd.DataFrame:
         """Return the documents' columns as a data frame.
 
-        A copy: what is changed in it changes neither the dataset nor what is saved of it.
+        This is a copy: changes to it change neither the dataset nor what is saved.
         """
         return self.dataset
 
@@ -507,7 +510,7 @@ class Dataset:
 
     @property
     def rows(self) -> Rows:
-        """The rows: a sequence that reads a document when it is looked at."""
+        """The rows: a sequence that reads each document when you access it."""
         self._keep_up()
         if self._rows is None:
             self._rows = Rows(len(self), self._selection.rows)
@@ -533,12 +536,12 @@ class Dataset:
         return self._view(self._selection.take(positions_of(index, len(self))))
 
     def sort_by_columns(self, columns: Any, descending: bool = True) -> Self:
-        """Return the documents ordered by some columns; ties keep their order, missing come last.
+        """Return the documents sorted by columns. Ties keep their order; missing values come last.
 
         Parameters
         ----------
         columns
-            One column's name, or a sequence of names.
+            The name of a column, or a sequence of names.
         descending
             Highest first.
 
@@ -547,7 +550,7 @@ class Dataset:
         ValueError
             If there is no such column.
         TypeError
-            If a column holds values that have no order.
+            If a column holds values that cannot be ordered.
         """
         return self._view(sorted_by_columns(self._selection, columns, descending=descending))
 
@@ -607,27 +610,26 @@ class Dataset:
     ) -> NDArray[Any] | csr_matrix | list[csr_matrix] | xr.DataArray:
         """Return the documents' activations, aggregated over their tokens.
 
-        A token on which a feature is absent counts as 0. Documents without activations are rows of
-        NaN.
+        A feature that is absent on a token counts as 0 there. Documents without activations are rows
+        of NaN.
 
         Parameters
         ----------
         aggregation_method
-            ``"max"``, ``"mean"``, ``"sum"``, ``"binarize"`` (1 where any token is above the
-            threshold), ``"count"`` (tokens above the threshold), ``"nnz"`` (tokens that are not 0),
-            ``"var"`` (variance over the tokens, no degree of freedom taken off), or ``"all"`` (no
-            aggregation).
+            ``"max"``, ``"mean"``, ``"sum"``, ``"binarize"`` (1 if any token is above the threshold),
+            ``"count"`` (number of tokens above the threshold), ``"nnz"`` (number of tokens that are
+            not 0), ``"var"`` (population variance over the tokens), or ``"all"`` (no aggregation).
         compress
             Return sparse matrices, without explicit zeros.
         activated_threshold
-            Above which a feature counts as active, for ``"binarize"`` and ``"count"``; 0 or more.
+            A feature counts as active above this value, for ``"binarize"`` and ``"count"``; 0 or more.
         lazy
-            Return a lazy array, for xarray and dask; nothing is read but the documents' lengths,
-            for ``"all"``. Its blocks are sparse whether ``compress`` is given or not, so it must not
-            be. See docs/how-to/lazy-arrays.md.
+            Return a lazy array for xarray and dask. Nothing is read, except the documents' lengths for
+            ``"all"``. Its blocks are always sparse, so ``compress`` cannot be given with it. See
+            docs/how-to/lazy-arrays.md.
         memory
-            Bytes that may be used, or a size such as ``"2G"``; by default what
-            ``INTERP_EMBED_MEMORY`` says, or most of what is free. Not for ``lazy``.
+            Bytes that may be used, or a size such as ``"2G"``. The default is the value of
+            ``INTERP_EMBED_MEMORY``, or most of the free memory. It cannot be given with ``lazy``.
 
         Returns
         -------
@@ -635,14 +637,15 @@ class Dataset:
             For ``"all"`` a list of csr_matrix, or a 1-D object array of dense arrays, each of shape
             (n_tokens, d_sae).
         DataArray of float32, dims ("doc", "feature")
-            If ``lazy``, over a dask array of `sparse.COO` blocks; ``doc`` is the document's number in
-            the store. For ``"all"`` dims ("doc", "token", "feature"): padded with 0 to the longest
-            document, and with NaN on the first position of a document without activations.
+            If ``lazy`` is set: a dask array of `sparse.COO` blocks, where ``doc`` is the document's
+            number in the store. For ``"all"`` the dims are ("doc", "token", "feature"). It is padded
+            with 0 to the longest document, and a document without activations has NaN on its first
+            position.
 
         Raises
         ------
         ResultTooLargeError
-            If the result would not fit in memory; nothing is computed.
+            If the result would not fit in memory. Nothing is computed.
         ValueError
             If ``lazy`` is given with ``compress`` or ``memory``.
         """
@@ -651,11 +654,11 @@ class Dataset:
         store, documents = self._selection.store, self._selection.documents
         if lazy:
             if compress:
-                raise ValueError("a lazy array is of sparse blocks anyway: leave out compress=True")
+                raise ValueError("a lazy array always has sparse blocks: leave out compress=True")
             if memory is not None:
                 raise ValueError(
-                    "memory is for results in memory: the blocks of a lazy array are as large as "
-                    "dask's setting array.chunk-size says"
+                    "memory cannot be given with lazy=True: dask's setting array.chunk-size decides "
+                    "the size of a lazy array's blocks. Leave out memory"
                 )
             from interp_embed.lazy import convert
 
@@ -677,24 +680,25 @@ class Dataset:
         *,
         memory: int | str | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], csr_matrix]]:
-        """Go through the documents' aggregated activations block by block.
+        """Iterate over the documents' aggregated activations block by block.
 
-        For corpora of which even the sparse matrix does not fit in memory: a few blocks are held at
-        a time, whatever the size of the corpus.
+        Use it for corpora whose sparse matrix does not fit in memory. Only a few blocks are held at a
+        time, whatever the size of the corpus.
 
         Parameters
         ----------
         aggregation_method, activated_threshold
-            See `latents`; not ``"all"``.
+            See `latents`. ``"all"`` is not allowed.
         memory
             Bytes that may be used, or a size such as ``"2G"``.
 
         Returns
         -------
         iterator of (positions, matrix)
-            ``positions`` (ndarray of int64) are those of the block's documents in this dataset,
-            ``matrix`` (csr_matrix of float32, shape (len(positions), d_sae)) their rows. Blocks come
-            in the order of the store; each document of this dataset is in one of them.
+            ``positions`` (ndarray of int64) are the positions of the block's documents in this
+            dataset, and ``matrix`` (csr_matrix of float32, shape (len(positions), d_sae)) has their
+            rows. Blocks come in the order of the store. Each document of this dataset is in exactly
+            one block.
         """
         reduction = REDUCTIONS[check_method(aggregation_method)]
         threshold = check_threshold(activated_threshold)
@@ -717,30 +721,29 @@ class Dataset:
         statistics
             Any of
 
-            - ``"document_frequency"``: documents in which the feature is above the threshold on some
-              token;
-            - ``"token_frequency"``: tokens on which it is;
+            - ``"document_frequency"``: number of documents in which the feature is above the
+              threshold on at least one token;
+            - ``"token_frequency"``: number of tokens on which it is above the threshold;
             - ``"mean"``: its activation, averaged over all tokens;
-            - ``"max"``: the highest of its documents' ``max``;
-            - ``"histogram"``: tokens by activation above zero, in 256 bins, eight of equal width for
-              each power of two from 2^-16 to 2^16; the outer bins hold what is beyond, too. Reads
-              the tokens.
+            - ``"max"``: the highest ``max`` of its documents;
+            - ``"histogram"``: number of tokens by activation above zero, in 256 bins: eight bins of
+              equal width for each power of two from 2^-16 to 2^16. The outer bins also hold the
+              values beyond this range. This reads the tokens.
         quantiles
-            From 0 to 1: the activation that so large a share of the activations above zero does not
-            exceed (numpy's method ``"inverted_cdf"``: one that occurs, no mean of two), read off the
-            histogram and so within 1/16 of its value, where that is from 2^-16 to 2^16. Reads the
-            tokens.
+            Numbers from 0 to 1. Each quantile is taken over the activations above zero, as by numpy's
+            method ``"inverted_cdf"``, which returns a value that occurs. It is read off the histogram,
+            so it is within 1/16 of the true value if that is from 2^-16 to 2^16. This reads the tokens.
         activated_threshold
-            0 or more; for the frequencies.
+            Threshold of the frequencies; 0 or more.
         memory
             Bytes that may be used, or a size such as ``"2G"``.
 
         Returns
         -------
         xarray.Dataset
-            Variables over ``feature``, the histogram over (``feature``, ``bin``), ``quantiles`` over
-            (``quantile``, ``feature``); attributes ``n_documents`` and ``n_tokens`` count the
-            documents that have activations.
+            Variables over ``feature``; the histogram is over (``feature``, ``bin``) and ``quantiles``
+            over (``quantile``, ``feature``). The attributes ``n_documents`` and ``n_tokens`` count
+            the documents that have activations, and their tokens.
 
         Raises
         ------
@@ -757,17 +760,18 @@ class Dataset:
             )
 
     def to_xarray(self) -> xr.Dataset:
-        """Return all that is known of the documents, as lazy arrays; see docs/how-to/lazy-arrays.md.
+        """Return everything known about the documents as lazy arrays; see docs/how-to/lazy-arrays.md.
 
         Returns
         -------
         Dataset
-            ``activations`` (doc, token, feature); each reduction of `latents` by its name, with an
+            ``activations`` (doc, token, feature); each reduction of `latents` under its name, with an
             ``activated_threshold`` of 0, (doc, feature); ``token_mask`` and ``token_weight`` (doc,
-            token), which is where a document has tokens; the documents' columns (doc). A column
-            whose name is taken has ``column_`` before it. Coordinates are ``doc`` (the document's
-            number in the store), ``feature``, ``token``, ``n_tokens`` (doc), ``status`` (doc), and
-            ``feature_label`` (feature) where there are labels. Only the coordinates are in memory.
+            token), which say where a document has tokens; and the documents' columns (doc). A column
+            whose name is taken gets the prefix ``column_``. The coordinates are ``doc`` (the
+            document's number in the store), ``feature``, ``token``, ``n_tokens`` (doc), ``status``
+            (doc), and ``feature_label`` (feature) if there are labels. Only the coordinates are in
+            memory.
 
         Raises
         ------
@@ -826,11 +830,11 @@ class Dataset:
         document_only
             Return texts with active tokens highlighted; otherwise rows.
         k
-            How many documents at most.
+            Maximum number of documents.
         select_top
-            Highest first; otherwise lowest first. Ties go by document order.
+            Highest first; otherwise lowest first. Ties keep document order.
         include_nonactive_samples
-            Also consider documents in which the feature is nowhere active.
+            Also consider documents in which the feature is not active.
         """
         check_positive(k=k)
         chosen = by_feature.top_positions(
@@ -863,22 +867,22 @@ class Dataset:
         include_top_feature: bool = True,
         include_nonactive_samples: bool = True,
     ) -> Self:
-        """Return the documents ordered by the highest activation among some features.
+        """Return the documents sorted by their highest activation among some features.
 
-        Documents in which none of them is active come after the others (before them when
-        ascending), in document order; those without activations come last.
+        Documents in which none of the features is active come after the others (before them when
+        ascending), in document order. Documents without activations come last.
 
         Parameters
         ----------
         features
-            Feature indices, or one.
+            Feature indices, or one index.
         aggregation_type
             How a document's tokens are aggregated; see `latents`.
         descending
             Highest first.
         include_top_feature
             Add the columns ``feature_activation``, ``top_feature_label`` and ``top_feature_index``
-            (-1 where none is active) to the result. This dataset keeps its columns.
+            (-1 if none is active) to the result. The columns of this dataset do not change.
         include_nonactive_samples
             Keep the documents in which none of the features is active.
         """
@@ -905,20 +909,21 @@ class Dataset:
         return SeenLabels(store, own, source, self.d_sae)
 
     def feature_labels(self) -> dict[int, str]:
-        """Return names of features, by feature.
+        """Return the names of features, by feature.
 
-        Of several labels of a feature the best: what was given by a person, else what scored highest;
-        see `interp_embed.labels.record.best_labels`. `labels` has all of them.
+        If a feature has several labels, this returns the best one: a label that a person gave, or else
+        the label with the highest score; see `interp_embed.labels.record.best_labels`. `labels` returns
+        all of them.
         """
         return self._seen_labels().shown()
 
     def label_records(self) -> list[FeatureLabel]:
-        """Return every label of every feature, those that other processes have added included.
+        """Return every label of every feature, including labels that other processes have added.
 
         Returns
         -------
         list of FeatureLabel
-            In order of features, then of time.
+            Sorted by feature, then by time.
         """
         return self._seen_labels().records()
 
@@ -928,11 +933,11 @@ class Dataset:
         Returns
         -------
         DataFrame
-            ``feature``; ``label``; ``best``, whether it is the one that `feature_labels` returns;
-            ``source`` (see `FeatureLabel`); ``brief_description``, ``detailed_explanation``,
-            ``model``, ``prompt_version``, ``seed``, ``origin`` and ``created``; the score that
-            counts, as ``score_method``, ``score``, ``low``, ``high``, ``n`` (missing where there is
-            none); ``n_scores`` and ``n_examples``. `label_records` has all scores and examples.
+            ``feature``; ``label``; ``best``, whether `feature_labels` returns this label; ``source``
+            (see `FeatureLabel`); ``brief_description``, ``detailed_explanation``, ``model``,
+            ``prompt_version``, ``seed``, ``origin`` and ``created``; the score that counts, as
+            ``score_method``, ``score``, ``low``, ``high`` and ``n`` (missing if there is no score);
+            ``n_scores`` and ``n_examples``. `label_records` returns all scores and examples.
         """
         return self._seen_labels().table()
 
@@ -941,53 +946,53 @@ class Dataset:
         labels: Mapping[int, str] | Iterable[FeatureLabel] | FeatureLabel,
         source: str = "given",
     ) -> LabelsAdded:
-        """Add labels to the store. They are on disk when this returns, and nothing is replaced.
+        """Add labels to the store. They are on disk when this returns. No label is replaced.
 
-        Any number of processes may add labels at once. A record that is there already, with other
-        scores, gets the new scores too.
+        Any number of processes may add labels at once. If the store already has a record with other
+        scores, the new scores are added to it.
 
         Parameters
         ----------
         labels
-            Labels by feature, or a record, or several.
+            Labels by feature, one record, or several records.
         source
-            Where labels by feature are from; see `FeatureLabel`.
+            Where labels by feature come from; see `FeatureLabel`.
 
         Returns
         -------
         LabelsAdded
-            How many were written, as an integer that says when it is printed what became of all of
-            them: ``new``, ``scored``, ``again``, ``same``, and which of them are ``shown``.
+            The number of labels written. It is an integer whose printed form says what happened to
+            each label: ``new``, ``scored``, ``again`` or ``same``, and which of them are ``shown``.
 
         Raises
         ------
         IndexError
             If the SAE has no such feature. Nothing is added then.
         TypeError, ValueError
-            If something is no label.
+            If something is not a label.
         """
         records = [*label_records(labels, source)]
         return self._seen_labels().add(records)
 
     def export_labels(self, path: str | os.PathLike[str], *, best: bool = False) -> int:
-        """Write labels to a file, which `import_labels` reads.
+        """Write labels to a file that `import_labels` can read.
 
         Parameters
         ----------
         path
-            Ends in ``.json`` or ``.csv``. A file that is there is replaced.
+            A path that ends in ``.json`` or ``.csv``. An existing file is replaced.
         best
-            Only the label of each feature that `feature_labels` returns.
+            Write only the label that `feature_labels` returns for each feature.
 
         Returns
         -------
         int
-            How many labels were written.
+            Number of labels written.
 
         Raises
         ------
         ValueError
-            If the name ends in something else.
+            If the name does not end in ``.json`` or ``.csv``.
         """
         return self._seen_labels().export(path, best=best)
 
@@ -998,21 +1003,22 @@ class Dataset:
         source: str | None = None,
         only: str | None = None,
     ) -> LabelsAdded:
-        """Add the labels of a file, or of several.
+        """Add the labels from one or several files.
 
         Parameters
         ----------
         path
-            A file, a folder of files, a pattern or a URL, also with gzip: JSON or CSV of
-            `export_labels`, whose examples are numbers of documents and left out where this store
-            has too few; a table with the columns ``feature`` and ``label``; a JSON object of
-            labels by feature; or the explanations that Neuronpedia exports (JSON Lines or JSON).
+            A file, a folder of files, a pattern or a URL; files may be compressed with gzip. Each may
+            be JSON or CSV from `export_labels`; a table with the columns ``feature`` and ``label``; a
+            JSON object of labels by feature; or explanations that Neuronpedia exports (JSON Lines or
+            JSON). Examples in a file of `export_labels` are document numbers; they are left out if
+            this store has too few documents.
         source
-            Where they are from, in place of what the file says (``"import"`` where it says nothing).
-            ``"given"`` puts them before all others.
+            Where the labels come from. This replaces what the file says; the default is ``"import"``
+            if the file says nothing. ``"given"`` ranks them above all other labels.
         only
-            Of a file with the explanations of several SAEs, those of this one: ``"model/layer"`` as
-            Neuronpedia names them, such as ``"gpt2-small/8-res-jb"``.
+            If a file has the explanations of several SAEs, read only those of this one:
+            ``"model/layer"`` as Neuronpedia names it, such as ``"gpt2-small/8-res-jb"``.
 
         Returns
         -------
@@ -1024,9 +1030,10 @@ class Dataset:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If a file has no labels, or something else in their place; it names the file and the line.
+            If a file has no labels or is not a file of labels. The message names the file and line.
         IndexError
-            If the SAE has no such feature: the labels are of another one. Nothing is added then.
+            If the SAE has no such feature, so that the labels belong to another SAE. Nothing is added
+            then.
         """
         return self._seen_labels().import_from(path, source=source, only=only)
 
@@ -1042,23 +1049,23 @@ class Dataset:
         """Name features by the words that they prefer, without a language model.
 
         Each feature is named after the words on which it is active in its strongest documents, or
-        after the word that these follow; see `interp_embed.analysis.lexical_names`. The same documents
-        give the same names. Reads the document level once, then the documents in which one of the
-        features is strongest, and the texts of up to 2,048 documents to know which words are usual;
-        memory does not grow with the corpus.
+        after the word that precedes them; see `interp_embed.analysis.lexical_names`. The same documents
+        give the same names. This reads the document level once, then the documents in which one of the
+        features is strongest, and the texts of up to 2,048 documents to find out which words are
+        common. Memory does not grow with the corpus.
 
-        Such a name shows only where a feature has no better label: all others come before it, those
-        that the SAE came with too, unless they were scored and are not better than guessing. What is
-        returned says how many show.
+        Such a name is shown only if a feature has no better label. All other labels rank above it,
+        including those that the SAE came with, unless they were scored and are no better than guessing.
+        The result says how many of the names are shown.
 
         Parameters
         ----------
         features
-            Which; by default all that are active somewhere.
+            Features to name; by default all that are active in some document.
         k
-            Documents a feature, of different texts.
+            Documents per feature, all with different texts.
         words
-            Words a label at most.
+            Maximum number of words per label.
         commit
             Whether to add the labels to the store.
         memory
@@ -1068,7 +1075,7 @@ class Dataset:
         -------
         NamedFeatures
             A list of `FeatureLabel` with the source ``"tokens"``, in order of features. A feature
-            that is nowhere active has none. Printed, it says how many of them show.
+            that is never active gets no label. Its printed form says how many labels are shown.
 
         Raises
         ------
@@ -1077,7 +1084,8 @@ class Dataset:
         ValueError
             If nothing was encoded yet.
         OSError
-            If they are to be added and nothing can be written to the store; before any work.
+            If the labels are to be added and the store cannot be written. This is checked before any
+            work.
         """
         from interp_embed.analysis.token_labels import feature_mask, labels_from_tokens
 
@@ -1096,7 +1104,7 @@ class Dataset:
 
     @property
     def answers(self) -> StoredAnswers:
-        """Answers of language models by the digest of the request, kept in the store."""
+        """Answers of language models, kept in the store by the digest of the request."""
         return self._selection.store.answers
 
     def _samples(self, **given: Dataset | None) -> list[SelectedSamples]:
@@ -1146,57 +1154,57 @@ class Dataset:
             ``openai/NAME`` for a model of OpenAI; otherwise a model of OpenRouter. The key is read
             from ``OPENAI_API_KEY`` or ``OPENROUTER_API_KEY``.
         label_and_score
-            A label to make better, and its score: ``{"label": ..., "score": ...}``. What `score_feature`
-            returned does, with the label added.
+            A label to improve, and its score: ``{"label": ..., "score": ...}``. You can pass the result
+            of `score_feature` with the label added.
         positive_dataset, negative_dataset
-            Where samples come from in which the feature is active, and in which it is not; this
-            dataset by default.
+            Where the samples with and without the feature come from; this dataset by default.
         k
-            How many of either, at most.
+            Maximum number of samples with the feature, and of samples without it.
         base_url
             Another server that speaks OpenAI's protocol (vLLM, Ollama, ...), for instance
             ``http://localhost:8000/v1``; ``OPENAI_BASE_URL`` or ``OPENROUTER_BASE_URL`` by default.
         examples
             Which documents show the feature: ``"top"``, some of the 3 k in which it is strongest;
-            ``"quantile"``, as many of each strength; ``"random"``, any in which it is active.
+            ``"quantile"``, equally many of each strength; ``"random"``, any in which it is active.
         negatives
-            ``"random"``, or ``"hard"``: those most like the positive ones in other features.
+            Which documents do not have the feature: ``"random"``, or ``"hard"``, those most like the
+            positive ones in other features.
         seed
             The same seed chooses the same samples.
         window_tokens
-            Tokens of a document that are shown, around the strongest; special ones are left out.
+            Number of tokens to show per document, around its strongest token. Special tokens are left
+            out.
         prompts
-            A folder of prompts to use in place of the package's; see
+            A folder of prompts that replace the prompts of this package; see
             docs/reference/language-models.md.
         settings
             Further parameters of the request, such as ``{"temperature": 0.7, "max_tokens": 500}``.
         timeout
-            Seconds that one attempt of a request may take: 120 by default.
+            Seconds that one attempt of a request may take; 120 by default.
         max_retries
-            How often a request is sent again, 4 times by default, where the server does not answer in
-            time, cannot be reached, is overloaded (429) or fails (5xx).
+            How often a request is sent again if the server does not answer in time, cannot be reached,
+            is overloaded (429) or fails (5xx); 4 by default.
         answers
-            Where answers are kept, so that nothing is asked twice; see `interp_embed.llm.Answers`.
+            Keeps answers, so that no request is sent twice; see `interp_embed.llm.Answers`.
         client
-            An open `interp_embed.llm.LLMClient`, to share connections, limits and counts. It stands
-            in place of ``model``, ``base_url``, ``answers``, ``timeout`` and ``max_retries``.
+            An open `interp_embed.llm.LLMClient`, to share connections, limits and counts. It replaces
+            ``model``, ``base_url``, ``answers``, ``timeout`` and ``max_retries``.
 
         Returns
         -------
         FeatureLabelResponse
-            With ``label``, ``brief_description`` and ``detailed_explanation`` (which may be None).
+            It has ``label``, ``brief_description`` and ``detailed_explanation`` (which may be None).
 
         Raises
         ------
         ValueError
-            If the feature is active in no document, or an argument makes no sense.
+            If the feature is not active in any document, or an argument is invalid.
         IndexError
             If there is no such feature.
         LLMAuthenticationError
-            If there is no key, or the server does not take it.
+            If there is no key, or the server rejects it.
         LLMAnswerError
-            If the model did not answer in the form that was asked for, in two rounds. It has the
-            answer in ``raw``.
+            If the model did not answer in the requested form, in two rounds. The answer is in ``raw``.
         LLMError
             For other failures of the server, after retries.
         """
@@ -1242,45 +1250,45 @@ class Dataset:
         Parameters
         ----------
         feature, label
-            What is judged.
+            The feature, and the label to judge.
         model, positive_dataset, negative_dataset, base_url, examples, negatives
             See `label_feature`.
         k
-            Samples with the feature, and samples without it, at most.
+            Maximum number of samples with the feature, and of samples without it.
         method
-            ``"reference"``: each sample is shown by itself with its active tokens marked, and judged
-            whether the label fits. ``"detection"``: samples with and without the feature are shown
-            together without marks, and the model has to say which have it. ``"fuzzing"``: samples
-            with the feature are shown, half of them with random tokens marked, and the model has to
-            say which are marked rightly. There are as many of either.
+            ``"reference"``: the model sees each sample alone, with its active tokens marked, and judges
+            whether the label fits. ``"detection"``: the model sees samples with and without the
+            feature together, without marks, and says which have the feature. ``"fuzzing"``: the model
+            sees samples with the feature, exactly half of them with random tokens marked, and says
+            which are marked correctly.
         seed, window_tokens, prompts, settings, timeout, max_retries, answers, client
             See `label_feature`.
 
         Returns
         -------
         dict
-            - ``score``: from 0 to 1; the share of samples that the label fits for ``"reference"``,
-              the balanced accuracy for the others;
+            - ``score``: from 0 to 1. For ``"reference"`` this is the share of samples that the label
+              fits, for the others the balanced accuracy;
             - ``total_count``: number of samples that were judged;
-            - ``responses``: for each a `SingleSampleScoringResponse`, which also has ``document``,
-              ``text``, ``expected`` and ``judged``;
-            - ``balanced_accuracy``, the mean of the accuracies on samples with and without, and
-              ``interval``, its 95 % interval (low, high); NaN where there is only one of the two;
-            - ``n_positive``, ``n_negative``: samples with and without;
-            - ``failures``: a dictionary with ``documents`` and ``reason`` for each request some of whose
-              samples have no usable verdict;
+            - ``responses``: a `SingleSampleScoringResponse` for each sample, which also has
+              ``document``, ``text``, ``expected`` and ``judged``;
+            - ``balanced_accuracy``, the mean of the accuracies on samples with and without the feature,
+              and ``interval``, its 95 % interval (low, high); NaN if only one of the two kinds occurs;
+            - ``n_positive``, ``n_negative``: number of samples with and without the feature;
+            - ``failures``: a dictionary with ``documents`` and ``reason`` for each request that left
+              samples without a usable verdict;
             - ``method``, ``model``, ``prompt_version``, ``seed``.
 
         Raises
         ------
         ValueError
-            If the feature is active in no document, there is nothing to compare with, or an argument
-            makes no sense.
+            If the feature is not active in any document, if there is nothing to compare with, or if an
+            argument is invalid.
         IndexError
             If there is no such feature.
         LLMError
-            If no request was answered, or the server does not take the key or know the model. Where
-            some samples have no verdict the others count, with a warning.
+            If no request was answered, or the server rejects the key or does not know the model. If
+            only some samples have no verdict, the others count and a warning says so.
         """
         from interp_embed.llm.labelling import Connection, ask_feature_score, require_packages
 
@@ -1326,56 +1334,57 @@ class Dataset:
     ) -> BulkLabels:
         """Ask a language model what many features stand for, and keep its labels in the store.
 
-        Answers and labels are on disk as they come, so this may be interrupted or killed anywhere: the
-        same call goes on, and pays for no request again whose answer is kept. See
+        Answers and labels are written to disk as they arrive, so you can interrupt or kill this at any
+        time. The same call then continues, and does not pay again for answers that are kept. See
         docs/how-to/label-features.md.
 
         Parameters
         ----------
         features
-            Which. None for those that occur in these documents and have no label of this model and
-            these prompts yet, or one that lacks a score which is asked for.
+            Features to label. None means those that occur in these documents and either have no label
+            of this model and these prompts yet, or have one that lacks a requested score.
         model, k, seed, examples, negatives, window_tokens, base_url, prompts, settings
             See `label_feature`.
         score
-            How to score each label: a method of `score_feature`, or several; None for no score.
+            How to score each label: one method of `score_feature`, or several; None for no score.
         score_k
-            Samples with the feature, and samples without it, at most, for a score.
+            Maximum number of samples with the feature, and of samples without it, per score.
         scored_on
-            Where the samples of scores come from; this dataset by default.
+            Where the samples for scores come from; this dataset by default.
         max_concurrency
-            Requests in flight at most, and so the most that a crash has paid for in vain.
+            Maximum number of requests in flight. A crash loses at most this many paid answers.
         requests_per_minute, tokens_per_minute
-            As the server allows; None for no limit. Tokens are those of prompts and answers, as they
-            are estimated before they are sent. Attempts after the first are not counted.
+            Rate limits of the server; None for no limit. Tokens are those of prompts and answers,
+            estimated before a request is sent. Retries are not counted.
         max_tokens
-            Tokens of prompts and answers that this call may take; None for no limit.
+            Tokens of prompts and answers that this call may use; None for no limit.
         max_cost
-            US dollars that this call may take, which needs ``prices``. The server's own cost counts
-            where it says it.
+            US dollars that this call may spend. This needs ``prices``. If the server reports its own
+            cost, that cost counts.
         prices
-            US dollars for a million tokens of prompts, and of answers.
+            US dollars per million tokens of prompts, and of answers.
         timeout, max_retries
             See `label_feature`.
         progress
-            Whether to show a bar, and the estimate before; by default where somebody is watching.
+            Whether to show the estimate and a progress bar; by default only if somebody is watching.
 
         Returns
         -------
         BulkLabels
-            ``table``, a data frame with a row a feature: its label, its score, why it failed, and what
-            it took; ``stopped``, why it ended early, if a budget was reached; and what was taken.
+            ``table``, a data frame with one row per feature: its label, its score, why it failed, and
+            what it used; ``stopped``, why the call ended early, if a budget was reached; and the totals
+            that were used.
 
         Raises
         ------
         ValueError
-            If an argument makes no sense. Nothing is sent.
+            If an argument is invalid. Nothing is sent.
         IndexError
             If the SAE has no such feature.
         LLMError
             If the server refuses the key, the model or the account, or fails for many features in a
-            row. What was labelled before is kept. Any other failure concerns one feature alone, and
-            is in the table.
+            row. Labels made before that are kept. Any other failure affects only one feature and is in
+            the table.
         """
         from interp_embed.llm.labelling import (
             Connection,
@@ -1421,9 +1430,9 @@ class Dataset:
         prompts: str | os.PathLike[str] | Prompts | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Estimate:
-        """Return about what `label_features` would take, without sending anything; no key is needed.
+        """Estimate what `label_features` would use. Nothing is sent and no key is needed.
 
-        It makes the requests of up to 32 features, evenly spread, and counts their characters.
+        This builds the requests of up to 32 evenly spread features and counts their characters.
 
         Parameters
         ----------
@@ -1435,13 +1444,13 @@ class Dataset:
         Returns
         -------
         Estimate
-            ``features``, ``requests``, ``kept`` (answered already), ``prompt_tokens``,
-            ``completion_tokens``, and ``cost`` in US dollars, None without prices.
+            ``features``, ``requests``, ``kept`` (already answered), ``prompt_tokens``,
+            ``completion_tokens``, and ``cost`` in US dollars (None without prices).
 
         Raises
         ------
         ValueError, IndexError
-            As `label_features`.
+            As for `label_features`.
         """
         from interp_embed.llm.labelling import estimate_feature_labels, require_packages
 
@@ -1468,7 +1477,7 @@ class Dataset:
     # ---- Display
 
     def _status_counts(self) -> list[str]:
-        """Return how many documents are not "ok", in words; nothing where all are."""
+        """Return how many documents are not "ok", in words; empty if all are."""
         status = self.status()
         words = {"failed": "failed", "missing": "not encoded yet", "truncated": "truncated"}
         counts = {said: int((status == name).sum()) for name, said in words.items()}
@@ -1537,35 +1546,35 @@ def merge(
 ) -> Dataset:
     """Join stores of the same SAE and settings into a new one.
 
-    The documents are those of the stores, one store after the other; columns that some of them lack
-    are missing there. Nothing is encoded or compressed again: on one disk the objects are linked, which
-    takes no room, and elsewhere they are copied byte for byte. The stores stay as they are. Cut off,
-    the same call goes on.
+    The new store has the documents of all stores, one store after the other. If a store lacks a
+    column, its values are missing there. Nothing is encoded or compressed again. On the same disk the
+    files are hard links, which take no space; elsewhere they are copied byte for byte. The original
+    stores do not change. If the call is interrupted, call it again with the same arguments to continue.
 
     Parameters
     ----------
     stores
-        Paths, URLs or whole datasets; one at least.
+        Paths, URLs or whole datasets; at least one.
     path
-        Where the new store goes, a path or a URL.
+        Path or URL of the new store.
 
     Returns
     -------
     Dataset
-        All documents. Those that were not encoded in their store are not encoded in this one.
+        All documents. Documents that were not encoded in their store are not encoded in this one.
 
     Raises
     ------
     FingerprintMismatchError
-        If they were not made with the same SAE and settings; it names what differs.
+        If the stores were not made with the same SAE and settings. The message names the difference.
     StoreExistsError
-        If there is something at ``path``.
+        If there is already something at ``path``.
     ValueError
-        If a dataset is a part of a store, or has columns of its own; or there is nothing to join.
+        If a dataset is part of a store or has columns of its own, or if there is nothing to join.
     """
     if not isinstance(stores, Sequence) or isinstance(stores, (str, bytes, Dataset)) or not stores:
         raise ValueError(
-            f"stores must be a list of one path or dataset at least, got {stores!r:.100}"
+            f"stores must be a list of at least one path or dataset, got {stores!r:.100}"
         )
     parts = [each.selection if isinstance(each, Dataset) else each for each in stores]
     return Dataset.load_from_file(joining.merge(parts, path))

@@ -28,7 +28,7 @@ class NotAStoreError(FileNotFoundError):
 
 
 class StoreExistsError(FileExistsError):
-    """Something that must not be overwritten stands where a store was to be written."""
+    """A store was to be written where something exists that must not be overwritten."""
 
 
 class UnsupportedFormatError(ValueError):
@@ -40,7 +40,7 @@ class CorruptStoreError(OSError):
 
 
 class CorruptIndexError(CorruptStoreError):
-    """The index of a store is damaged; what it was made from may well be sound."""
+    """The index of a store is damaged. The chunks that it was made from may be intact."""
 
 
 class FingerprintMismatchError(ValueError):
@@ -52,11 +52,11 @@ class SingleWriterError(PermissionError):
 
 
 class ResultTooLargeError(MemoryError):
-    """A result would not fit in memory; refused before any work."""
+    """A result would not fit in memory. It is refused before any work."""
 
 
 class DiskFullError(OSError):
-    """There is no room for what was to be written; what was committed before is safe."""
+    """The disk has no room for the data to be written. Data committed before is safe."""
 
 
 class SAENotLoadedError(RuntimeError):
@@ -64,7 +64,7 @@ class SAENotLoadedError(RuntimeError):
 
 
 class SAEUnavailableError(ConnectionError):
-    """The service that encodes cannot be used at all; no document is to blame, so the run ends."""
+    """The service that encodes cannot be used at all. The run ends and marks no document as failed."""
 
 
 class UnsafePickleError(ValueError):

@@ -1,1 +1,1 @@
-"""From activations to answers, a bounded number of chunks at a time. Knows neither torch nor an LLM."""
+"""Aggregating activations, a bounded number of chunks at a time. It knows neither torch nor an LLM."""

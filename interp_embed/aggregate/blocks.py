@@ -1,4 +1,4 @@
-"""Cutting a selection into blocks of documents, and reducing one block: what a task does."""
+"""Cutting a selection into blocks of documents, and reducing one block, which is one task."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
 __all__ = ["Block", "BlockRows", "block_ahead", "clusters", "cut_documents", "reduce_block"]
 
 _GAP = 2**16
-"""Entries that are read over rather than skipped, as they share an inner chunk anyway."""
+"""Gaps of at most this many entries are read, not skipped: they share an inner chunk anyway."""
 _MOST, _LEAST = 2**22, 2**16
 """Entries of a block of tokens. Of the document level, of which every entry may stay in the result, at
 most half as many: what a few threads hold of them adds up, and larger ones are hardly faster."""
 _CUT_AT_ONCE = 2**16
 _BYTES_AN_ENTRY = 32
-"""What an entry of a block takes while it is reduced: read, decoded, widened, and the result."""
+"""Bytes per entry while a block is reduced: read, decoded, widened, and the result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Documents that are reduced together: all that a task has to know.
+    """Documents that are reduced together: everything that a task needs to know.
 
     Attributes
     ----------
     store : Store
-        Travels as a reference.
+        Sent to another process as a reference.
     documents : range or ndarray of int64
-        Ascending, none twice.
+        Ascending and unique.
     reduction, threshold
-        How.
+        How to reduce them.
     features : ndarray of int64, optional
         Columns of the result, in order; all by default.
     wide : bool
-        Return columns as int32, as scipy has them, rather than as small as they are stored.
+        Return columns as int32, as in scipy, rather than in the smaller stored type.
     travels : bool
-        The result goes to another process, so that fewer bytes are worth some work: counts are
-        returned as the smallest integers that hold them.
+        The result goes to another process, so fewer bytes are worth some work: counts are returned
+        as the smallest integers that hold them.
     alone : bool
-        It is the only one: what it reads may be asked for again soon, and is kept in the cache.
+        This is the only block. The data that it reads may be needed again soon and is cached.
     """
 
     store: Store
@@ -73,7 +73,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockRows:
-    """A block's rows: how many entries each has; columns and values one after another, in pieces."""
+    """The rows of a block: the number of entries per row, and columns and values in pieces."""
 
     lengths: NDArray[np.int64]
     columns: list[NDArray[np.integer[Any]]]
@@ -83,18 +83,18 @@ class BlockRows:
 def cut_documents(
     store: Store, documents: NDArray[np.int64], *, tokens: bool, workers: int | None = None
 ) -> list[range | NDArray[np.int64]]:
-    """Cut documents into runs that are read together, and that fit in memory with their neighbours.
+    """Cut documents into runs that are read together and fit in memory with their neighbours.
 
     Parameters
     ----------
     store
         The store.
     documents
-        Ascending, none twice.
+        Ascending and unique.
     tokens
-        Whether tokens will be read, or the document level.
+        Whether to read the tokens instead of the document level.
     workers
-        How many runs will be held at once.
+        Number of runs that are held at once.
     """
     if len(documents) == 0:
         return []
@@ -136,7 +136,7 @@ def _entries_a_document(commit: Any, tokens: bool) -> float:
 
 
 def block_ahead(block: Block) -> ReadAhead:
-    """Read what `reduce_block` will read. To be closed."""
+    """Read ahead the data for `reduce_block`; the caller closes the result."""
     reduction = block.reduction
     tokens = reduction.needs_tokens(block.threshold)
 
@@ -183,7 +183,7 @@ def _reduce(block: Block) -> BlockRows:
 
 
 def clusters(chunk: StoredChunk, positions: NDArray[np.int64], *, tokens: bool) -> Iterator[slice]:
-    """Group ascending positions of a chunk that are worth reading together."""
+    """Group ascending positions in a chunk that are worth reading together."""
     size = chunk.commit.nnz if tokens else chunk.commit.pooled_nnz
     # About how many documents stand in `_GAP` entries.
     gap = max(1, int(_GAP * chunk.n_documents / max(1, size)))
@@ -198,7 +198,7 @@ _Piece = tuple["NDArray[np.int64]", "NDArray[np.integer[Any]]", "NDArray[np.floa
 def _from_tokens(chunk: StoredChunk, positions: NDArray[np.int64], block: Block) -> _Piece:
     reduction = block.reduction
     if reduction.tokens is None:
-        raise ValueError(f"{reduction.name} needs the tokens and does not say how")
+        raise ValueError(f"reduction {reduction.name!r} needs tokens, but has no `tokens` class")
     low, high = int(positions[0]), int(positions[-1]) + 1
     # The document level says how many entries there are at most.
     pointer = chunk.array("pooled/doc_ptr").read(low, high + 1, keep=block.alone)
@@ -225,7 +225,9 @@ def _from_tokens(chunk: StoredChunk, positions: NDArray[np.int64], block: Block)
 def _from_pooled(chunk: StoredChunk, positions: NDArray[np.int64], block: Block) -> _Piece:
     reduction = block.reduction
     if reduction.finalize is None:
-        raise ValueError(f"{reduction.name} needs the document level and does not say how")
+        raise ValueError(
+            f"reduction {reduction.name!r} needs the document level, but has no `finalize`"
+        )
     low, high = int(positions[0]), int(positions[-1]) + 1
     level = chunk.pooled(reduction.arrays, low, high, keep=block.alone)
     lengths = np.diff(level["doc_ptr"])
@@ -260,7 +262,7 @@ def _select(
     values: NDArray[np.float32],
     column_of: NDArray[np.int64] | None,
 ) -> _Piece:
-    """Keep the columns that are asked for."""
+    """Keep only the requested columns."""
     if column_of is None:
         return lengths, columns, values
     mapped = column_of[columns]

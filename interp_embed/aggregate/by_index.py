@@ -1,8 +1,8 @@
-"""Some features of many documents: from the index where that is less work, else from the chunks.
+"""Some features of many documents, read from the index if that is less work, else from the chunks.
 
-The index says in which documents a feature is and how strong. What it does not know (sums, and counts
-above a threshold) it helps with all the same: only the documents that have one of the features need to
-be read, as any reduction of the others is 0.
+The index says in which documents a feature is and how strong. It also helps with values that it does
+not hold (sums, and counts above a threshold): only the documents that have one of the features need to
+be read, because any reduction of the others is 0.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def feature_columns(
     features
         Columns of the result, without repetition.
     reduction, threshold
-        How tokens become a document.
+        How the tokens of a document are aggregated.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def feature_columns(
     Raises
     ------
     ResultTooLargeError
-        If it would not fit in memory.
+        If the result would not fit in memory.
     """
 
     def read(index: FeatureIndex) -> NDArray[np.float32] | None:
@@ -81,8 +81,9 @@ def top_documents(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Return the ``k`` documents in which a feature's max is highest, and the max of each.
 
-    The highest first, ties by document, none in which it is 0. None where the index cannot tell, or
-    where ``documents`` are not all documents of the store in order.
+    They come highest first, with ties in order of documents and without documents where it is 0. The
+    result is None if the index does not know it, or if ``documents`` are not all documents of the
+    store in order.
     """
     if not _is_whole(store, documents):
         return None
@@ -92,7 +93,7 @@ def top_documents(
 def holders(store: Store, documents: NDArray[np.int64], feature: int) -> NDArray[np.bool_] | None:
     """Return in which documents a feature is above zero, or may be.
 
-    None where there is no index, or reading the documents themselves is less work.
+    The result is None if there is no index, or if reading the documents themselves is less work.
     """
 
     def read(index: FeatureIndex) -> NDArray[np.bool_] | None:
@@ -113,8 +114,8 @@ def known_totals(
 ) -> Mapping[str, NDArray[Any]]:
     """Return what the index has counted of all documents, under the names of `count_features`.
 
-    Empty where ``documents`` are not all documents of the store, the index does not cover them, or
-    the threshold is above zero.
+    The result is empty if ``documents`` are not all documents of the store, if the index does not
+    cover them, or if the threshold is above zero.
     """
     if threshold > 0 or not _is_whole(store, documents):
         return {}
@@ -137,10 +138,10 @@ def _is_whole(store: Store, documents: NDArray[np.int64]) -> bool:
 
 
 def _ask(store: Store, read: Callable[[FeatureIndex], T | None]) -> T | None:
-    """Ask the index; None where there is none that could answer.
+    """Ask the index; None if there is none that can answer.
 
-    Another process may replace the index or add documents at any time. An answer counts if the store
-    is still read in the state that the index is of.
+    Another process may replace the index or add documents at any time. An answer counts only if the
+    store is still in the state that was indexed.
     """
     failure: OSError | None = None
     for _ in range(_ATTEMPTS):
@@ -160,8 +161,9 @@ def _ask(store: Store, read: Callable[[FeatureIndex], T | None]) -> T | None:
             return found
     if failure is not None:
         warnings.warn(
-            f"the index of {store.storage.url} cannot be read, and the chunks are read instead, which "
-            f"takes longer. To make it anew: interp-embed index --rebuild, or build_index(rebuild=True). ({failure})",
+            f"the index of {store.storage.url} cannot be read ({failure}). The chunks are read instead, "
+            "which takes longer. To rebuild the index: interp-embed index --rebuild, or "
+            "build_index(rebuild=True)",
             stacklevel=4,
         )
     return None
@@ -191,7 +193,7 @@ class _Columns:
         self.unknown = np.flatnonzero(index.uncovered(self.ascending))
 
     def read(self) -> NDArray[np.float32] | None:
-        """Return the columns, or None where the chunks are less work."""
+        """Return the columns, or None if reading the chunks is less work."""
         if len(self.ascending) == 0 or not self._is_worth_it():
             return None
         rows = len(self.ascending) + (0 if self.back is None else len(self.back))
@@ -244,7 +246,7 @@ class _Columns:
         return out
 
     def _selected(self) -> NDArray[np.float32] | None:
-        """Read the documents that have one of the features; None where that is most of them."""
+        """Read the documents that have one of the features; None if most documents do."""
         wanted = np.zeros(len(self.ascending), np.bool_)
         above = self.threshold if self.reduction.needs_tokens(self.threshold) else None
 

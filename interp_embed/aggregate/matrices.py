@@ -45,7 +45,7 @@ def unavailable(store: Store, documents: NDArray[np.int64]) -> NDArray[np.bool_]
 
 
 def feature_count(store: Store) -> int:
-    """Return the number of features; raise ValueError where nothing says it."""
+    """Return the number of features; raise ValueError if it is unknown."""
     if store.d_sae is None:
         raise ValueError(
             f"nothing was encoded yet in {store.storage.url}, so the number of features is unknown. "
@@ -73,7 +73,7 @@ class _Order:
 
     ascending: NDArray[np.int64]
     back: NDArray[np.int64] | None
-    """Row of each document in ``ascending``; None where they are the same."""
+    """Row of each document in ``ascending``; None if both are the same."""
 
 
 def _ordered(documents: NDArray[np.int64]) -> _Order:
@@ -96,9 +96,9 @@ def aggregate_sparse(
     Parameters
     ----------
     store, documents
-        What to aggregate; documents in any order, repetitions allowed.
+        The documents to aggregate, in any order; repetitions allowed.
     reduction, threshold
-        How.
+        How to aggregate them.
     features
         Columns of the result, in order; all by default.
     workers
@@ -112,7 +112,7 @@ def aggregate_sparse(
     Raises
     ------
     ResultTooLargeError
-        If it would not fit in memory.
+        If the result would not fit in memory.
     """
     width = feature_count(store) if features is None else len(features)
     order = _ordered(documents)
@@ -122,7 +122,7 @@ def aggregate_sparse(
         # Pieces of a column and a value each, then the matrix; once more to put rows in order.
         upper * ((6 + 8) if order.back is None else (6 + 8 + 8)) + 24 * len(documents),
         f"{reduction.name} of {len(documents)} documents as a sparse matrix",
-        "Pass lazy=True, go through it block by block with iter_latents(), or select fewer documents",
+        "Pass lazy=True, iterate over blocks with iter_latents(), or select fewer documents",
     )
     parts = list(_run(store, order.ascending, reduction, threshold, features, workers))
     matrix = _assemble(parts, absent, width)

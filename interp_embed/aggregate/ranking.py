@@ -1,4 +1,4 @@
-"""Ordering documents by activations. Ties always go by document order."""
+"""Ordering documents by activations. Ties always keep document order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def extreme(
     Parameters
     ----------
     values
-        One a document; NaN for documents without activations, which are never returned.
+        One per document; NaN for documents without activations, which are never returned.
     k
-        How many at most.
+        Maximum number of documents.
     highest
         Highest first; otherwise lowest first.
     inactive

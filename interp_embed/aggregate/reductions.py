@@ -1,7 +1,7 @@
-"""The reductions as data: from a document's tokens to one number a feature.
+"""The reductions as data: each turns a document's tokens into one number per feature.
 
-Each says which stored level answers it and how. To add one, add an entry to `REDUCTIONS`. A document
-never spans two chunks, so nothing has to be combined: rows of different chunks stand side by side.
+Each names the stored level that it is computed from, and how. To add one, add an entry to `REDUCTIONS`.
+A document never spans two chunks, so rows of different chunks need not be combined.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def _variance() -> type[TokenReducer]:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How tokens become a document.
+    """A way to aggregate the tokens of a document.
 
     Attributes
     ----------
     name : str
-        What callers say.
+        The name that callers pass.
     arrays : tuple of str
         Arrays of the document level that are read; see `StoredChunk.pooled`.
     finalize : callable, optional
@@ -61,11 +61,11 @@ class Reduction:
     gives_integers : bool
         Whether values are integers from 0 on.
     uses_threshold : bool
-        Whether ``activated_threshold`` matters.
+        Whether ``activated_threshold`` has an effect.
     tokens : callable, optional
         Returns the class that computes the reduction from the tokens.
     needs_tokens : callable
-        ``needs_tokens(threshold)``: whether the document level cannot answer, so that ``tokens`` does.
+        ``needs_tokens(threshold)``: whether ``tokens`` is needed because the document level is not enough.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Reduction:
     needs_tokens: Callable[[float], bool] = lambda _: False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as its name, so that it can be sent to another process."""
+        """Pickle the name, so that the reduction can be sent to another process."""
         return _named, (self.name,)
 
 
@@ -158,6 +158,6 @@ def check_threshold(threshold: float) -> float:
     if not value >= 0:
         raise ValueError(
             f"activated_threshold must be 0 or more, got {threshold!r}: an absent feature counts as "
-            "0, which is above any negative threshold"
+            "0, which would be above any negative threshold"
         )
     return value

@@ -29,18 +29,18 @@ __all__ = ["active_client", "run_tasks", "worker_count"]
 
 _QUIET_SECONDS = 2.0
 _TASKS_A_THREAD = 2
-"""Tasks that a cluster's thread has before it: one is computed while the other's result travels."""
+"""Tasks per thread of a cluster: one is computed while the result of the other is sent."""
 _TASKS_AHEAD = 16
-"""Tasks whose bytes are read before they are computed, at most."""
+"""Maximum number of tasks whose data is read ahead."""
 _TASK_BYTES = 6 * 2**22
-"""What the bytes of a large task take, compressed."""
+"""Compressed size of the data of a large task."""
 
 
 def active_client() -> distributed.Client | None:
     """Return the dask client that work should go to, or None for the threads of this process.
 
-    Without ``distributed`` imported there is none. A task that itself runs on a dask worker works on
-    the threads it has: it must not wait for tasks that wait for its place.
+    If ``distributed`` is not imported, there is none. A task that itself runs on a dask worker uses the
+    threads of its process: it must not wait for tasks that wait for its slot.
     """
     module: Any = sys.modules.get("distributed")
     if module is None:
@@ -64,7 +64,7 @@ def worker_count(workers: int | None = None) -> int:
 
 
 def _threads() -> int:
-    """Return how many threads are for this process, or for the task of a cluster that this is."""
+    """Return the number of threads for this process, or for the cluster task that runs here."""
     if (module := sys.modules.get("distributed")) is not None:
         try:
             return int(module.get_worker().state.nthreads)
@@ -89,7 +89,7 @@ def run_tasks(
     Parameters
     ----------
     run, tasks
-        What to call, and on what. Both travel to the workers of a cluster.
+        The function, and its arguments. Both are sent to the workers of a cluster.
     workers
         Threads; 1 runs each task when its result is asked for. By default the active dask client's
         workers, or else a thread for each core.
@@ -145,7 +145,7 @@ def _ordered(
 
 
 class _Fetching(Generic[T]):
-    """Reads the bytes of tasks before their turn, and lets go of them after it."""
+    """Reads the bytes of tasks before their turn, and releases them after it."""
 
     def __init__(self, ahead: Callable[[T], AbstractContextManager[Any]]) -> None:
         self._ahead = ahead

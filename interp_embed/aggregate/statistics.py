@@ -1,8 +1,8 @@
 """Per-feature statistics of any documents, in one pass: frequencies, means, histograms, quantiles.
 
-Each statistic is data: what it reads, how a block of documents counts, how blocks are put together.
-Blocks are put together in the order of the store, so that the result does not depend on who computed
-them. To add one, add an entry to `STATISTICS`.
+Each statistic is data: what it reads, how it counts a block of documents, and how it combines blocks.
+Blocks are combined in the order of the store, so the result does not depend on which worker computed
+them. To add a statistic, add an entry to `STATISTICS`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = ["STATISTICS", "Statistic", "availability", "count_features"]
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """What adds up over documents, for each feature.
+    """A per-feature statistic that adds up over documents.
 
     Attributes
     ----------
     name : str
-        What callers say.
+        The name that callers pass.
     arrays : tuple of str
         Arrays of the document level that are read; see `StoredChunk.pooled`.
     from_documents : callable, optional
@@ -50,13 +50,13 @@ class Statistic:
     from_tokens : callable, optional
         ``from_tokens(piece, threshold, out)`` does so from the tokens.
     needs_tokens : callable
-        ``needs_tokens(threshold)``: whether it takes the tokens.
+        ``needs_tokens(threshold)``: whether it reads the tokens.
     start : float
-        What no documents give.
+        The value for no documents.
     combine : ufunc
-        Puts two blocks together.
+        Combines two blocks.
     dtype : dtype
-        Of ``out``.
+        Type of ``out``.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Statistic:
     dtype: type[np.generic] = np.int64
 
     def zeros(self, d_sae: int) -> NDArray[Any]:
-        """Return what no documents give, shape (d_sae,) or (d_sae, bins)."""
+        """Return the values for no documents, shape (d_sae,) or (d_sae, bins)."""
         shape: tuple[int, ...] = (d_sae,)
         if self.name == "histogram":
             from interp_embed.kernels.statistics import BINS
@@ -173,11 +173,11 @@ def count_features(
     Parameters
     ----------
     store, documents
-        What to count; a document that occurs twice counts twice.
+        The documents to count; a document that occurs twice counts twice.
     statistics
-        Names of `STATISTICS`.
+        Names in `STATISTICS`.
     threshold
-        Above which a feature counts as active; 0 or more.
+        A feature counts as active above this value; 0 or more.
     workers
         See `run_tasks`.
 
@@ -189,7 +189,7 @@ def count_features(
     Raises
     ------
     ResultTooLargeError
-        If they do not fit in memory.
+        If the statistics do not fit in memory.
     """
     width = feature_count(store)
     chosen = [STATISTICS[name] for name in dict.fromkeys(statistics)]
@@ -200,7 +200,7 @@ def count_features(
         f"statistics of {width} features",
         "Leave out the histogram and quantiles"
         if "histogram" in totals
-        else "Ask for fewer statistics at a time, or give it more memory",
+        else "Request fewer statistics at a time, or allow more memory",
     )
     tokens = any(s.needs_tokens(threshold) for s in chosen)
     rest = np.sort(documents, kind="stable")
@@ -224,7 +224,7 @@ def count_features(
 
 
 def _task_ahead(task: _Task) -> ReadAhead:
-    """Read what `_count_block` will read. To be closed."""
+    """Read ahead the data for `_count_block`; the caller closes the result."""
     chosen = [STATISTICS[name] for name in task.statistics]
     tokens = any(s.needs_tokens(task.threshold) for s in chosen)
     from_documents = [s for s in chosen if not s.needs_tokens(task.threshold)]

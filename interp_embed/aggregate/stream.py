@@ -1,4 +1,4 @@
-"""Reading the nonzeros of many documents piece by piece, in memory that is used again."""
+"""Reading the nonzeros of many documents piece by piece, in memory that is reused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["TokenPiece", "stream_tokens"]
 
 _PIECE_NNZ = 2**18
-"""Nonzeros of a piece: what a core's cache holds between decoding and counting."""
+"""Nonzeros per piece, so that a core's cache holds them between decoding and counting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,12 +101,12 @@ def stream_tokens(
     low, high
         Documents to read over.
     positions
-        Those of them that are asked for, ascending and unique.
+        The requested documents among them, ascending and unique.
 
     Yields
     ------
     TokenPiece
-        The next documents, one at least.
+        The next documents, at least one.
     """
     doc_ptr = chunk.array("doc_ptr").read(low, high + 1, keep=False).astype(np.int64)
     first, last = int(doc_ptr[0]), int(doc_ptr[-1])

@@ -1,4 +1,4 @@
-"""The statistics that people ask for, out of those that add up."""
+"""The statistics that callers request, computed from those that add up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULT_STATISTICS = ("document_frequency", "token_frequency", "mean", "max")
 def check_statistics(
     statistics: Sequence[str] | str, quantiles: Sequence[float]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return the names and quantiles asked for.
+    """Return the requested names and quantiles.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def feature_statistics(
 ) -> xr.Dataset:
     """Return statistics over "feature"; see `Dataset.feature_statistics`.
 
-    ``known`` are totals that somebody has counted already.
+    ``known`` are totals that are already counted.
     """
     import xarray as xr
 

@@ -1,7 +1,7 @@
-"""Questions asked of whole data sets.
+"""Analyses of whole data sets.
 
-Owns statistics over document-level activations. Knows a data set only by what it asks of it
-(``latents`` and ``feature_labels``); nothing of stores, models or plots.
+Owns statistics over document-level activations. It uses only ``latents`` and ``feature_labels`` of a
+data set, and knows nothing about stores, models or plots.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Binarized(Protocol):
         """Return a csr_matrix (documents, d_sae) of 0 and 1; NaN rows for failed documents."""
 
     def feature_labels(self) -> Mapping[int, str]:
-        """Return what features stand for, as far as it is known."""
+        """Return the labels of features, as far as they are known."""
 
 
 def diff(
@@ -65,12 +65,12 @@ def diff(
     min_difference
         Leave out features whose shares differ by less than this.
     k
-        At most so many features; None for all. The default values are the paper's.
+        Maximum number of features; None for all. The default values are the paper's.
 
     Returns
     -------
     DataFrame
-        A row a feature, the largest absolute difference first, ties in order of features:
+        One row per feature, the largest absolute difference first, ties in order of features:
         ``feature``; ``label`` (empty if unknown); ``share_a`` and ``share_b``, the shares of
         documents in which it is active; ``difference``, their difference; ``low`` and ``high``, its
         95 % interval (see `newcombe_interval`); ``p_value`` of the two-sided two-proportion test
@@ -81,9 +81,9 @@ def diff(
     Raises
     ------
     TypeError
-        One is no data set.
+        If one of them is not a data set.
     ValueError
-        The two do not have the same number of features, or one has no documents.
+        If the two do not have the same number of features, or one has no documents.
 
     Notes
     -----
@@ -106,8 +106,8 @@ def diff(
     active_b, n_b = _count(b, threshold)
     if len(active_a) != len(active_b):
         raise ValueError(
-            f"Expected two data sets of one SAE. Received {len(active_a)} features in the first "
-            f"and {len(active_b)} in the second."
+            f"a and b must be data sets of the same SAE, got {len(active_a)} features in the first "
+            f"and {len(active_b)} in the second"
         )
     for name, documents in (("first", n_a), ("second", n_b)):
         if documents == 0:

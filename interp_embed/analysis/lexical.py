@@ -61,7 +61,7 @@ def strongest_documents(
         Positions of documents and their pooled activations (documents, d_sae), as
         `Dataset.iter_latents` gives them.
     d_sae, k
-        How many features, and documents a feature.
+        Number of features, and of documents per feature.
 
     Returns
     -------
@@ -132,7 +132,7 @@ class WordsOfFeatures:
         chunk
             Their tokens and activations. ``doc_id`` is what examples call them.
         texts
-            One a document.
+            One per document.
         strongest
             Which of the chunk's documents (by position) count for which features.
         """

@@ -60,7 +60,7 @@ def log_odds(
     total, other_total
         How many words there are on each side.
     prior
-        Pseudo-counts, one a word, above 0. Their sum is taken to be that of the whole vocabulary.
+        Pseudo-counts above 0, one per word. Their sum is taken to be that of the whole vocabulary.
 
     References
     ----------
@@ -75,7 +75,7 @@ def log_odds(
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """Words on which features are active: one entry a word of a document and a feature.
+    """Words on which features are active: one entry per word of a document and feature.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ def name_feature(
     Parameters
     ----------
     uses
-        Words on which it is active; one at least.
+        Words on which it is active; at least one.
     names
         The strings of words, by number.
     counts

@@ -36,7 +36,7 @@ def feature_mask(features: Sequence[int] | None, width: int) -> NDArray[np.bool_
     Raises
     ------
     TypeError
-        If they are no list of integers.
+        If they are not a list of integers.
     IndexError
         If the SAE has no such feature.
     """
@@ -65,7 +65,7 @@ def labels_from_tokens(
     Returns
     -------
     list of FeatureLabel
-        In order of features. A feature that is nowhere active has none.
+        In order of features. A feature that is never active gets no label.
     """
     width, candidates = len(wanted), _CANDIDATES * k
     blocks = aggregate_blocks(selection.store, selection.documents, REDUCTIONS["max"], 0.0)

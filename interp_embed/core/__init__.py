@@ -1,1 +1,1 @@
-"""What every other package may use. Knows numpy and the standard library, and nothing of this library."""
+"""Helpers that every other package may use. They need only numpy and the standard library."""

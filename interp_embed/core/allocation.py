@@ -1,4 +1,4 @@
-"""Keeping what a process holds near what it uses.
+"""Keeping the memory that a process holds close to the memory that it uses.
 
 An allocator keeps freed memory for the next request. Where sizes vary from block to block it keeps
 more and more, so that a process grows with the length of a pass although it uses no more. Two things
@@ -38,10 +38,10 @@ _SECONDS = 1.0
 
 
 def roomy_array(length: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Return a new array, whatever is in it, in memory of one of few sizes.
+    """Return a new array with arbitrary content, in memory of one of few sizes.
 
-    For large arrays that follow each other in a pass: one takes the place of another. What it has
-    more room than ``length`` for is never touched, and so takes no memory.
+    Use it for large arrays that follow each other in a pass, so that each takes the place of another.
+    The space beyond ``length`` is never touched, so it takes no memory.
     """
     return np.empty(-(-length // _ROOM) * _ROOM, dtype)[:length]
 
@@ -58,7 +58,7 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory to the system, where the C library can.
+    """Return freed memory to the system, if the C library can.
 
     That takes milliseconds, and taking the memory again some 20 ms: call it once in some hundred
     megabytes, after they were freed.

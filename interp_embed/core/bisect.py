@@ -1,4 +1,4 @@
-"""Halving a batch that failed until the item that is to blame is alone."""
+"""Halving a failed batch until the item that caused the failure is alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def halves(batch: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
 
 
 class Worklist(Generic[T]):
-    """Items to be worked through in order, in batches that are tried again in halves if they fail.
+    """Items to process in order, in batches that are retried in halves if they fail.
 
-    With one guilty item among n, work is done at most ``2 * ceil(log2(n)) + 1`` times. It is true
+    If one of n items fails, at most ``2 * ceil(log2(n)) + 1`` batches are tried. A worklist is true
     while items are left.
 
     Parameters
@@ -38,11 +38,11 @@ class Worklist(Generic[T]):
 
     @property
     def front(self) -> Sequence[T]:
-        """The items that the next batch can be taken from."""
+        """The items from which the next batch is taken."""
         return self._parts[0]
 
     def take(self, most: int) -> Sequence[T]:
-        """Remove the next batch, of at most so many items and at least one, and return it."""
+        """Remove and return the next batch. It has at least one item and at most the given number."""
         part = self._parts.popleft()
         most = max(1, most)
         if most < len(part):
@@ -50,11 +50,11 @@ class Worklist(Generic[T]):
         return part[:most]
 
     def put_back(self, batch: Sequence[T]) -> None:
-        """Put a batch in front again, as it is."""
+        """Put a batch back in front, unchanged."""
         self._parts.appendleft(batch)
 
     def split(self, batch: Sequence[T]) -> bool:
-        """Put the halves of a batch that failed in front; return False if its one item is to blame."""
+        """Put the halves of a failed batch in front; return False if it has only one item."""
         if len(batch) == 1:
             return False
         first, second = halves(batch)

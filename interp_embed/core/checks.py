@@ -1,6 +1,6 @@
 """Checks of arguments that many functions take, each with one form of message.
 
-Owns what is neither about data nor about a language model: numbers, features, dtypes, choices.
+Owns the checks that concern neither data nor language models: numbers, features, dtypes, choices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer of Python or numpy; a truth value is none."""
+    """Return whether a value is an integer of Python or numpy. A boolean is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -38,7 +38,7 @@ def check_positive(**numbers: object) -> None:
     Raises
     ------
     ValueError
-        With the name and the value of the first that is not.
+        With the name and the value of the first number that is not.
     """
     for name, number in numbers.items():
         if not is_integer(number) or number < 1:
@@ -51,7 +51,7 @@ def check_one_of(name: str, value: object, known: Iterable[str]) -> None:
     Raises
     ------
     ValueError
-        With the name, what is known, and the value.
+        With the name, the known names, and the value.
     """
     known = tuple(known)
     if value not in known:
@@ -59,7 +59,7 @@ def check_one_of(name: str, value: object, known: Iterable[str]) -> None:
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return the dtype of stored activations that is meant.
+    """Return the dtype of stored activations that an argument names.
 
     Raises
     ------
@@ -83,12 +83,12 @@ def check_feature(feature: object, width: int) -> int:
     feature
         The number.
     width
-        How many features the SAE has.
+        Number of features of the SAE.
 
     Raises
     ------
     TypeError
-        If it is no integer.
+        If it is not an integer.
     IndexError
         If the SAE has no such feature.
     """
@@ -100,19 +100,19 @@ def check_feature(feature: object, width: int) -> int:
 
 
 def check_features(features: Iterable[int], width: int) -> NDArray[np.int64]:
-    """Return the numbers of features as an array; none are fine.
+    """Return the numbers of features as an array, which may be empty.
 
     Parameters
     ----------
     features
         The numbers.
     width
-        How many features the SAE has.
+        Number of features of the SAE.
 
     Raises
     ------
     TypeError
-        If they are no integers.
+        If they are not integers.
     IndexError
         If the SAE does not have one of them.
     """

@@ -1,4 +1,4 @@
-"""A chunk of documents in memory: what an encoder hands over and what a writer commits.
+"""A chunk of documents in memory, passed from an encoder to a writer.
 
 This is the one structure that both sides of the pipeline know. It holds nothing but numpy arrays,
 so that neither torch (the encoder's side) nor zarr (the store's side) leaks across.
@@ -39,7 +39,7 @@ _CACHED_ELEMENTS = 2**18  # a block of activations that a processor's cache hold
 
 
 class DocumentStatus(IntEnum):
-    """What became of a document."""
+    """The status of a document."""
 
     OK = 0
     TRUNCATED = 1
@@ -74,7 +74,7 @@ class TokenTable:
     start, end : ndarray of uint32, shape (tokens,)
         Span in characters (not bytes) of the document's text; ``0, 0`` for special tokens.
     special : ndarray of bool, shape (tokens,)
-        True for tokens that stand for no part of the text: BOS, chat template, padding.
+        True for tokens that represent no part of the text: BOS, chat template, padding.
     """
 
     id: NDArray[np.uint32]
@@ -115,11 +115,11 @@ class Chunk:
     Attributes
     ----------
     d_sae : int
-        Number of features of the SAE; 0 where no document was encoded and the SAE does not say.
+        Number of features of the SAE; 0 if no document was encoded and the SAE does not say.
     doc_id : ndarray of int64, shape (documents,)
         Global document numbers.
     status : ndarray of uint8, shape (documents,)
-        A `DocumentStatus` each.
+        One `DocumentStatus` per document.
     doc_ptr : ndarray of int64, shape (documents + 1,)
         Document ``i`` has tokens ``doc_ptr[i]:doc_ptr[i + 1]``.
     token_ptr : ndarray of int64, shape (tokens + 1,)
@@ -164,7 +164,7 @@ class Chunk:
 
     @cached_property
     def extent(self) -> tuple[float, float]:
-        """Lowest and highest activation; 0, 0 where there is none, nan where one is nan."""
+        """Lowest and highest activation; 0, 0 if there are none, nan if one is nan."""
         values = self.activation
         blocks = [values[i : i + _CACHED_ELEMENTS] for i in range(0, self.nnz, _CACHED_ELEMENTS)]
         if not blocks:
@@ -242,7 +242,7 @@ class Chunk:
         )
 
     def as_dtype(self, dtype: np.dtype[Any]) -> Chunk:
-        """Return the chunk with activations rounded to ``dtype``; what rounds to zero is dropped.
+        """Return the chunk with activations rounded to ``dtype``. Values that round to zero are dropped.
 
         Values beyond the range of ``dtype`` become infinite: see `beyond_range`.
         """
@@ -302,10 +302,10 @@ class Chunk:
 
     @classmethod
     def concatenate(cls, chunks: Sequence[Chunk]) -> Chunk:
-        """Join chunks end to end; at least one is needed, and all must have one ``d_sae``."""
+        """Join chunks end to end. At least one is needed, and all must have the same ``d_sae``."""
         widths = {c.d_sae for c in chunks if c.d_sae} or {0}
         if len(widths) != 1:
-            raise ValueError(f"chunks to concatenate must share one d_sae, got {sorted(widths)}")
+            raise ValueError(f"chunks must have the same d_sae, got {sorted(widths)}")
         before = np.concatenate([[0], np.cumsum([c.n_documents for c in chunks])]).tolist()
         return cls(
             d_sae=widths.pop(),
@@ -335,7 +335,7 @@ class Chunk:
         truncated: Sequence[bool] | None = None,
         vocabulary: Mapping[int, str] | None = None,
     ) -> Chunk:
-        """Build a chunk from one sparse matrix and one token table a document.
+        """Build a chunk from one sparse matrix and one token table per document.
 
         Explicit zeros are dropped, duplicates summed and features sorted within each token.
         """

@@ -1,4 +1,4 @@
-"""What the control groups of Linux leave to this process: memory and processors.
+"""Limits of Linux control groups for this process: memory and processors.
 
 A container, a SLURM job and a systemd unit bound their processes by control groups, and any group
 above a process's own may have the tightest limit. psutil sees none of them. dask and distributed
@@ -104,7 +104,7 @@ def _below(path: str, top: str) -> tuple[str, ...]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """Return the numbers that a file holds; none if there is no such file, or it says "max"."""
+    """Return the numbers in a file; none if there is no such file or it says "max"."""
     try:
         return [int(word) for word in file.read_text().split()]
     except (OSError, ValueError):

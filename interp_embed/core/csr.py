@@ -1,4 +1,4 @@
-"""Rows of unequal length in flat arrays: taking some of them, and CSR matrices made of them."""
+"""Rows of unequal length in flat arrays: selecting rows, and building CSR matrices from them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def trusted_csr(
     indptr: NDArray[np.signedinteger[Any]],
     shape: tuple[int, int],
 ) -> csr_matrix:
-    """Return a CSR matrix of arrays known to be sorted and unique within rows.
+    """Return a CSR matrix of arrays that are known to be sorted and unique within rows.
 
-    scipy's constructor checks and copies, which for one document takes longer than reading it.
+    scipy's constructor checks and copies. For one document that takes longer than reading it.
     """
     matrix: Any = csr_matrix(shape, dtype=np.float32)  # type: ignore[arg-type]
     matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
@@ -61,7 +61,8 @@ def canonical_csr(matrix: csr_matrix, d_sae: int) -> csr_matrix:
     """Return ``matrix`` as float32 CSR with sorted, unique columns and no explicit zeros."""
     if matrix.shape[1] != d_sae:
         raise ValueError(
-            f"activations have {matrix.shape[1]} columns, the SAE has {d_sae} features"
+            f"activations must have one column per feature, got {matrix.shape[1]} columns for "
+            f"{d_sae} features"
         )
     clean = csr_matrix(matrix, dtype=np.float32)
     if clean is matrix or np.shares_memory(clean.data, matrix.data):

@@ -1,7 +1,7 @@
 """Files and names that survive a power cut.
 
-What is written to a file is on the disk once the file was synced, and its name once the folder was
-that it is in. `replacing` and `write_new` do the one, `sync_folder` and `make_folder` the other.
+The content of a file is on the disk once the file is synced, and its name once its folder is synced.
+`replacing` and `write_new` do the first, `sync_folder` and `make_folder` the second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["make_folder", "replacing", "sync_folder", "sync_path", "sync_tree", 
 
 
 def sync_path(path: str | os.PathLike[str]) -> None:
-    """Have the disk keep the content of a file, or the names in a folder."""
+    """Make the content of a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,12 +29,12 @@ def sync_path(path: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Have the disk keep the names in a folder."""
+    """Make the names in a folder durable."""
     sync_path(folder)
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk keep everything in a folder, though not the folder's own name."""
+    """Make everything in a folder durable, except the folder's own name."""
     for at, _, names in os.walk(folder):
         for name in names:
             sync_path(Path(at, name))
@@ -42,15 +42,15 @@ def sync_tree(folder: Path) -> None:
 
 
 def make_folder(folder: Path, since: Path | None = None) -> None:
-    """Create a folder and what is missing above it, the new names durable.
+    """Create a folder and its missing parents, and make the new names durable.
 
     Parameters
     ----------
     folder
         The folder.
     since
-        A folder above it, or itself: the names from there on are made durable though they are not new.
-        A process may have made them that was killed before they were.
+        The folder itself or a folder above it. The names from there on are made durable even if they
+        are not new, because a process that made them may have been killed before.
     """
     every = [folder, *folder.parents]
     made = list(itertools.takewhile(lambda f: not f.exists(), every))
@@ -65,14 +65,14 @@ def make_folder(folder: Path, since: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def write_new(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file to be written, whose content is durable in the end; its name need not be.
+    """Open a new file for writing. Its content is durable in the end; its name need not be.
 
-    An error leaves no file.
+    An error leaves no file behind.
 
     Raises
     ------
     FileExistsError
-        If there is a file of that name.
+        If there is a file with that name.
     """
     file = path.open("xb")
     try:
@@ -87,10 +87,10 @@ def write_new(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of ``path`` when it is whole and on the disk.
+    """Open a file that replaces ``path`` when it is complete and on the disk.
 
-    Its folder is created if need be. At any moment, whatever crashes, the path is of the file that was
-    there before or of the new one; an error leaves the one before.
+    Its folder is created if needed. At any moment, even after a crash, the path holds the old file or
+    the new one. An error leaves the old file.
     """
     make_folder(path.parent)
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")

@@ -1,4 +1,4 @@
-"""How much memory there is, and refusing what would not fit before any work is done."""
+"""Available memory, and refusing results that would not fit before any work is done."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse_size(size: float | str, name: str = "memory") -> int:
 
 @contextmanager
 def memory_budget(size: int | str | None) -> Iterator[None]:
-    """Let what is called inside use this much memory; None leaves things as they are."""
+    """Let the calls inside use this much memory; None leaves the limit unchanged."""
     if size is None:
         yield
         return
@@ -62,16 +62,16 @@ def memory_budget(size: int | str | None) -> Iterator[None]:
 
 
 def available_memory() -> int:
-    """Return how many bytes an operation may take.
+    """Return how many bytes an operation may use.
 
-    What `memory_budget` says; or ``INTERP_EMBED_MEMORY`` (bytes, or with a unit as in ``8G``); or
-    80 % of what the machine has free or, if that is less, of what the control groups of the process
-    and its limit of address space leave to it.
+    This is the value of `memory_budget`; or else of ``INTERP_EMBED_MEMORY`` (bytes, or with a unit as
+    in ``8G``); or else 80 % of the machine's free memory or, if that is less, of what the control
+    groups of the process and its limit of address space allow.
 
     Raises
     ------
     ValueError
-        If the variable is not a size.
+        If the environment variable is not a size.
     """
     if (budget := _budget.get()) is not None:
         return budget
@@ -81,7 +81,7 @@ def available_memory() -> int:
 
 
 def _address_space() -> float:
-    """Return how much more this process may map, as ``ulimit -v`` and some batch systems bound it."""
+    """Return how much more memory this process may map under ``ulimit -v``, which batch systems set."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return math.inf
@@ -103,11 +103,11 @@ def require_memory(needed: int, what: str, instead: str) -> None:
     Raises
     ------
     ResultTooLargeError
-        With the size, the limit, and what to do instead.
+        With the size, the limit, and an alternative.
     """
     limit = available_memory()
     if needed > limit:
         raise ResultTooLargeError(
-            f"{what} would take {format_bytes(needed)}, and {format_bytes(limit)} may be used "
+            f"{what} would take {format_bytes(needed)}, but only {format_bytes(limit)} may be used "
             f"(memory= or {_VARIABLE} sets the limit). {instead}"
         )

@@ -1,4 +1,4 @@
-"""When to show progress, and how: to a person at a terminal or in a notebook, not in a log file."""
+"""Deciding whether and how to show progress: at a terminal or in a notebook, not in a log file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chosen_log(log: str | None = None) -> str:
     Parameters
     ----------
     log
-        What was asked for; None for what `log_as` says, or else a bar where somebody is watching.
+        The requested form. None means the form of `log_as`, or else a bar if somebody is watching.
 
     Raises
     ------
@@ -44,9 +44,9 @@ def chosen_log(log: str | None = None) -> str:
 
 @contextlib.contextmanager
 def log_as(log: str | None, worker: str | None = None) -> Iterator[None]:
-    """Have encoding that happens inside report its progress so, and say which worker it is.
+    """Set the form of progress, and the worker's name, for encoding that happens inside.
 
-    None leaves either as it is.
+    None leaves either unchanged.
     """
     before = _log.set(_log.get() if log is None else chosen_log(log))
     nobody = _worker.set(_worker.get() if worker is None else worker)
@@ -58,7 +58,7 @@ def log_as(log: str | None, worker: str | None = None) -> Iterator[None]:
 
 
 def logged_worker() -> str | None:
-    """Return the worker that progress is reported of, where it is one of several."""
+    """Return the worker whose progress is reported, if it is one of several."""
     return _worker.get()
 
 
@@ -71,9 +71,10 @@ def show_progress() -> bool:
 
 
 def say(line: str) -> None:
-    """Log a line as a warning of the logger ``interp_embed``; nothing where `log_as` says "none".
+    """Log a line as a warning of the logger ``interp_embed``, unless `log_as` says "none".
 
-    For what somebody should know who waits, or reads a log later: that a server does not answer, say.
+    Use it for facts that a waiting person or a later reader of the log should know, for example that a
+    server does not answer.
     """
     if _log.get() != "none":
         _LOGGER.warning(line)
@@ -81,7 +82,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def quiet_progress() -> Iterator[None]:
-    """Hide the progress bars of transformers and of the hub where nobody watches; restore them."""
+    """Hide the progress bars of transformers and of the hub if nobody is watching; restore them."""
     if show_progress():
         yield
         return

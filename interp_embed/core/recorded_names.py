@@ -1,4 +1,4 @@
-"""Names under which stores record classes of SAEs, where such a name has changed.
+"""Names under which stores record classes of SAEs, for names that have changed.
 
 A store says in its fingerprint, and in what it keeps to build its SAE again, of which class the SAE
 is. That name is part of the format; where a class lives in the library is not. Earlier versions recorded
@@ -16,9 +16,9 @@ FORMER_NAMES = {
     "interp_embed.sae.http:HttpSAE": "interp_embed.sae:HttpSAE",
     "interp_embed.testing.saes:ReplaySAE": "interp_embed.testing:ReplaySAE",
 }
-"""What is recorded today, by what was recorded before. Entries are added and never removed."""
+"""Names recorded today, by the names recorded before. Entries are added and never removed."""
 
 
 def current_name(recorded: str) -> str:
-    """Return the name under which a class is recorded today, from any that it was recorded under."""
+    """Return the name under which a class is recorded today, given any of its recorded names."""
     return FORMER_NAMES.get(recorded, recorded)

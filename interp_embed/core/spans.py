@@ -32,12 +32,12 @@ _MARKERS = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "
 
 
 def reason_not_text(value: object) -> str | None:
-    """Return why ``value`` cannot be encoded as text, or None where it can."""
+    """Return why ``value`` cannot be encoded as text, or None if it can."""
     if isinstance(value, str):
         return None
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "the text is missing"
-    return f"the text is not a string but {type(value).__name__}: {value!r:.80}"
+    return f"the text must be a string, got {type(value).__name__}: {value!r:.80}"
 
 
 def partition_spans(

@@ -1,4 +1,4 @@
-"""Mapping over threads with a bounded number of results waiting, so that memory is bounded too."""
+"""Mapping over threads with a bounded number of waiting results, so that memory is bounded too."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 REQUESTS = 32
-"""Requests in flight to storages that are far away."""
+"""Requests in flight to remote storages."""
 
 
 def available_cpus() -> int:
     """Return how many processors this process may use.
 
-    On a cluster and in a container that is not all that there are: both its affinity and the quota of
-    its control groups count. A part of a processor counts as one.
+    On a cluster and in a container, this may be fewer than the machine has: the affinity of the process
+    and the quota of its control groups count. A part of a processor counts as one.
     """
     try:
         count = len(os.sched_getaffinity(0))
@@ -38,16 +38,16 @@ def available_cpus() -> int:
 
 
 class ProcessPool:
-    """Threads of one kind, one pool a process, started when they are first needed.
+    """Threads of one kind, one pool per process, started when they are first needed.
 
-    What runs there hands nothing to the pool in turn: it could wait for itself.
+    Calls that run there must not submit to the same pool, because they could wait for themselves.
 
     Parameters
     ----------
     threads
         How many.
     name
-        What their names begin with.
+        Prefix of their names.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -69,18 +69,18 @@ class ProcessPool:
 
 
 request_pool = ProcessPool(REQUESTS, "interp-embed-request")
-"""The threads that wait for storages that are far away. What runs there makes one request."""
+"""The threads that wait for remote storages. A call that runs there makes one request."""
 
 
 class Flights:
-    """Makes threads that want the same thing at the same time wait for the first of them."""
+    """Lets threads that want the same result at the same time wait for the first of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flying: dict[Hashable, Future[Any]] = {}
 
     def do(self, key: Hashable, run: Callable[[], R]) -> R:
-        """Return ``run()``, or what another thread that is running it under ``key`` gets."""
+        """Return ``run()``, or the result of another thread that is running it under ``key``."""
         with self._lock:
             future = self._flying.get(key)
             if future is None:
@@ -120,7 +120,7 @@ def bounded_map(
     executor
         Where to run; None to run each call when it is asked for.
     run, items
-        What to call, and on what.
+        The function, and its arguments.
     ahead
         Calls begun before the one whose result is yielded.
     """

@@ -1,1 +1,1 @@
-"""Ways in and out: planning, opening, saving and joining stores; labels and their files."""
+"""Import and export: planning, opening, saving and joining stores; labels and their files."""

@@ -1,4 +1,4 @@
-"""Rows whose activations are known already, as chunks of a store."""
+"""Writing rows with known activations as chunks of a store."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def write_rows(
     rows: Sequence[DatasetRow | None],
     failed: Mapping[int, str] | None = None,
 ) -> None:
-    """Commit activations that are known already; what the store holds stays as it is.
+    """Commit known activations. Documents that the store already holds do not change.
 
-    ``failed`` says of documents without a row why they cannot have one.
+    ``failed`` gives the reason why a document without a row cannot have one.
     """
     reasons = failed or {}
     known = [row for row in rows if row is not None]
@@ -35,7 +35,7 @@ def write_rows(
         return
     widths = {row.activations.shape[1] for row in known}
     if len(widths) > 1:
-        raise ValueError(f"rows have different numbers of features: {sorted(widths)}")
+        raise ValueError(f"rows must have the same number of features, got {sorted(widths)}")
     d_sae = widths.pop() if widths else store.d_sae
     fingerprint = None if sae is None else sae.fingerprint()
     with StoreWriter(store, fingerprint, d_sae) as writer:
@@ -80,7 +80,7 @@ def _chunk_of_rows(
 
 
 def _token_table(row: DatasetRow) -> tuple[TokenTable, dict[int, str]]:
-    """Find a row's token strings in its text; ids are a hash, as only strings are known."""
+    """Find a row's token strings in its text. Ids are hashes, because only the strings are known."""
     from interp_embed.core.spans import align_strings
 
     text = row.data if isinstance(row.data, str) else ""

@@ -32,7 +32,7 @@ __all__ = ["append", "merge", "require_whole"]
 def append(store: Store, data: Any, sae: BaseSAE | None, *, load: bool) -> None:
     """Add documents to a store, without activations; see `Dataset.append`.
 
-    With ``load`` the SAE is loaded first, so that one that cannot be had leaves the store as it was.
+    With ``load`` the SAE is loaded first. If that fails, the store does not change.
     """
     from interp_embed.inputs import as_documents
 
@@ -52,7 +52,7 @@ def merge(
     Returns
     -------
     str
-        Where it is.
+        Path or URL of the new store.
     """
     sources = [_store(each) for each in selections]
     check_mergeable(sources)
@@ -64,7 +64,7 @@ def merge(
     if not target.exists(SAVING):
         check_place(target)
     if is_store(target):
-        raise StoreExistsError(f"there is a store at {target.url} already; give another path")
+        raise StoreExistsError(f"there is already a store at {target.url}; give another path")
     first = sources[0].attributes
     fingerprint: dict[str, Any] = {}
     for source in sources:
@@ -96,10 +96,10 @@ def _store(given: Selection | str | os.PathLike[str]) -> Store:
 
 
 def require_whole(selection: Selection, what: str) -> None:
-    """Raise ValueError unless a selection is all documents of its store, in order, as they are."""
+    """Raise ValueError unless a selection has all documents of its store, in order, unchanged."""
     if not selection.is_whole:
         raise ValueError(
-            f"a part of the store at {selection.store.storage.url}, or one in another order or with "
-            f"columns of its own, cannot be {what}. Save it as a store of its own first: "
+            f"this dataset is only part of the store at {selection.store.storage.url}, or has another "
+            f"order or columns of its own, so it cannot be {what}. Save it as its own store first: "
             "save_to_file(path)"
         )

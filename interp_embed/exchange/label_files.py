@@ -32,24 +32,24 @@ _COLUMNS = (
 _TABLES = ("csv", "tsv")
 _JSON_COLUMNS = ("scores", "examples")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a text begins that a spreadsheet runs. Written with one more apostrophe before it, which reading
-takes off; so are texts that have some themselves, so that what was written is what is read."""
+"""The start of a text that a spreadsheet would run. Writing puts an apostrophe before such a text, and
+reading removes it. Texts that begin with apostrophes get one more, so that they are read back unchanged."""
 
 
 def check_writable(path: str) -> None:
-    """Make sure that labels can be written to a file of that name.
+    """Check that labels can be written to a file with this name.
 
     Raises
     ------
     ValueError
-        If its name ends in something else than .json or .csv.
+        If the name does not end in .json or .csv.
     """
     if Path(path).suffix.lower() not in (".json", ".csv"):
-        raise ValueError(f"labels are written to a file that ends in .json or .csv, got {path!r}")
+        raise ValueError(f"path must end in .json or .csv, got {path!r}")
 
 
 def write_labels(path: str, labels: Sequence[FeatureLabel]) -> None:
-    """Write labels to a file, which is there whole or not at all; see `Dataset.export_labels`."""
+    """Write labels to a file, completely or not at all; see `Dataset.export_labels`."""
     check_writable(path)
     text = _as_csv(labels) if Path(path).suffix.lower() == ".csv" else _as_json(labels)
     if "://" in path:
@@ -91,14 +91,14 @@ def _as_csv(labels: Sequence[FeatureLabel]) -> str:
 def read_labels(
     path: str, *, source: str | None = None, only: str | None = None
 ) -> list[FeatureLabel]:
-    """Read the labels of a file or of several; see `Dataset.import_labels`.
+    """Read the labels of one or several files; see `Dataset.import_labels`.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a file has no labels, or something else in their place; it names the file and the place.
+        If a file has no labels or is not a file of labels. The message names the file and the place.
     """
     if source is not None and source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
@@ -124,8 +124,8 @@ def read_labels(
                 found.append(label if source is None else dataclasses.replace(label, source=source))
     if len(origins) > 1:
         raise ValueError(
-            f"{path} has the explanations of several SAEs: {', '.join(list(origins)[:9])}. Say which "
-            "one is meant with only=..., as features of one are not those of another"
+            f"{path} has the explanations of several SAEs: {', '.join(list(origins)[:9])}. Choose one "
+            "with only=..., because the same feature number means different features in each"
         )
     if not found:
         raise ValueError(
@@ -135,9 +135,11 @@ def read_labels(
 
 
 def _rows_of(file: DocumentFile) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a file, each with where it stands."""
+    """Yield the rows of a file, each with its place in the file."""
     if file.format == "parquet":
-        raise ValueError(f"{file.path} is Parquet; labels are read from JSON, JSON Lines and CSV")
+        raise ValueError(
+            f"{file.path} is a Parquet file; labels are read only from JSON, JSON Lines and CSV"
+        )
     try:
         if file.format in _TABLES:
             yield from _table(file)
@@ -170,14 +172,14 @@ def _table(file: DocumentFile) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _cells(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the cells of a row that say something, as the values that they stand for."""
+    """Return the non-empty cells of a row as the values that they stand for."""
     values: dict[str, Any] = {k: v for k, v in row.items() if k is not None and v not in ("", None)}
     for name in _JSON_COLUMNS:
         if name in values:
             values[name] = json.loads(values[name])
     if "seed" in values:
         if not re.fullmatch(r"-?[0-9]{1,19}", values["seed"].strip()):
-            raise ValueError(f"seed must be a whole number, got {values['seed']!r:.80}")
+            raise ValueError(f"seed must be an integer, got {values['seed']!r:.80}")
         values["seed"] = int(values["seed"])
     return {
         k: v[1:] if isinstance(v, str) and v.startswith("'") and _FORMULA.match(v) else v
@@ -228,7 +230,7 @@ def _is_number(name: str) -> bool:
 
 
 def _labels_of(row: Mapping[str, Any]) -> Iterator[tuple[FeatureLabel, str]]:
-    """Yield the labels of a row that are not empty, each with the SAE that it is of, if it says so."""
+    """Yield the non-empty labels of a row, each with the SAE that it belongs to, if the row names it."""
     row = {name: value for name, value in row.items() if value is not None}
     if "feature" in row and "label" in row:
         if str(row["label"]).strip():
@@ -247,13 +249,13 @@ def _labels_of(row: Mapping[str, Any]) -> Iterator[tuple[FeatureLabel, str]]:
         return  # a feature that nobody explained
     else:
         raise ValueError(
-            f"neither 'feature' and 'label', nor Neuronpedia's 'index' and 'description': its keys "
+            f"it needs 'feature' and 'label', or Neuronpedia's 'index' and 'description', but its keys "
             f"are {', '.join(map(repr, list(row)[:9])) or '(none)'}"
         )
 
 
 def _explanation(row: Mapping[str, Any]) -> Iterator[tuple[FeatureLabel, str]]:
-    """Yield the label of a row of Neuronpedia's table of explanations; nothing where it is empty."""
+    """Yield the label of a row of Neuronpedia's table of explanations, unless the label is empty."""
     text = str(row.get("description") or "").strip()
     if not text:
         return
@@ -288,4 +290,4 @@ def _integer(value: Any, name: str) -> int:
         return value
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         return int(value)
-    raise ValueError(f"{name} must be a whole number from 0 on, got {value!r:.80}")
+    raise ValueError(f"{name} must be an integer of at least 0, got {value!r:.80}")

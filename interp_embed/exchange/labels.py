@@ -1,4 +1,4 @@
-"""The labels of a store as a dataset sees them: as a table, added to, from files and to files."""
+"""The labels of a store as a dataset sees them: showing, adding, importing and exporting them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DTYPES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class SeenLabels:
-    """The labels of a store, with a dataset's own names in place of those it began with.
+    """The labels of a store, where a dataset's own names replace those that the store began with.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class SeenLabels:
     own : mapping of int to str or None
         Names of features in place of those that the store began with; None for the store's.
     source : str
-        Where ``own`` is from; see `FeatureLabel`.
+        Where ``own`` comes from; see `FeatureLabel`.
     n_features : int or None
-        Of the SAE, where it is known.
+        Number of features of the SAE, if known.
     """
 
     store: Store
@@ -54,11 +54,11 @@ class SeenLabels:
     n_features: int | None
 
     def shown(self) -> dict[int, str]:
-        """Return the label of each feature that is shown."""
+        """Return the label that is shown for each feature."""
         return self.store.labels.shown(self.own, self.source)
 
     def records(self) -> list[FeatureLabel]:
-        """Return every label of every feature, in order of features, then of time."""
+        """Return every label of every feature, sorted by feature, then by time."""
         self.store.labels.refresh()
         return self.store.labels.all(self.own, self.source)
 
@@ -114,7 +114,7 @@ class SeenLabels:
         return LabelsAdded(added.new, added.scored, added.again, added.same, shown)
 
     def preview(self, records: Sequence[FeatureLabel]) -> Shown:
-        """Return which of some labels would be shown if they were added."""
+        """Return which of these labels would be shown if they were added."""
         labels, features = self.store.labels, [record.feature for record in records]
         before = labels.best(features, self.own, self.source)
         return Shown.of(
@@ -140,8 +140,8 @@ class SeenLabels:
         held = self.store.n_documents
         if any(example.document >= held for record in records for example in record.examples):
             warnings.warn(
-                f"{path}: its labels were made from documents of another store, as this one has "
-                f"{held}. They are added without their examples",
+                f"{path}: its labels were made from documents of another store: they refer to documents "
+                f"that this store, which has {held}, lacks. They are added without their examples",
                 stacklevel=3,
             )
             records = [replace(record, examples=()) for record in records]
@@ -151,12 +151,12 @@ class SeenLabels:
 def label_records(
     labels: Mapping[int, str] | Iterable[FeatureLabel] | FeatureLabel, source: str
 ) -> Iterator[FeatureLabel]:
-    """Yield the labels that were given by feature, as a record, or as several.
+    """Yield the labels that a caller passed by feature, as one record, or as several records.
 
     Raises
     ------
     TypeError, ValueError
-        If something is no label.
+        If something is not a label.
     """
     if isinstance(labels, Mapping) or hasattr(labels, "items"):
         for feature, label in labels.items():
@@ -170,7 +170,7 @@ def label_records(
     for record in labels:
         if not isinstance(record, FeatureLabel):
             raise TypeError(
-                f"labels must be a dictionary of labels by feature, or FeatureLabel objects; got "
+                f"labels must be a dictionary of labels by feature, or FeatureLabel objects, got "
                 f"{record!r:.80}"
             )
         yield record

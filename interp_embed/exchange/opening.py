@@ -1,4 +1,4 @@
-"""Opening what is on disk: a store, or a pickle of the original library; planning a new store."""
+"""Opening a store or a pickle of the original library; planning a new store."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 DEFAULT_DEVICE = "cuda:0"
-"""Where a run is resumed that names no device."""
+"""Device of a resumed run that does not name one."""
 
 
 def plan_store(
@@ -60,32 +60,32 @@ def plan_store(
     feature_labels: Mapping[int, str] | None = None,
     load: bool = False,
 ) -> Store:
-    """Write documents into a new store, and encode none; or open the store that has them already.
+    """Write documents into a new store without encoding them, or open the store that has them.
 
-    Documents are read block by block, and never more than a block of them is held. Where this is cut
-    off, the same call goes on: it reads the documents again, and writes those that are not written.
+    Documents are read block by block, and at most one block is held. If this is interrupted, call it
+    again with the same arguments: it reads the documents again and writes those that are missing.
 
     Parameters
     ----------
     data
-        The documents: whatever `Dataset` takes.
+        The documents, in any form that `Dataset` takes.
     location
         A path, a URL, or a `Storage`.
     sae
-        What is to encode them.
+        The SAE that will encode them.
     field
         Column with the text.
     documents_per_chunk
-        Documents that are encoded, committed and lost together.
+        Number of documents that are encoded and committed together, and lost together in a crash.
     description
-        Kept in the store, for people.
+        A description for people, kept in the store.
     dtype
-        Of stored activations, float32 or float16.
+        Type of the stored activations, float32 or float16.
     feature_labels
         Stored beside the activations.
     load
-        Whether to load the SAE before a store is created, so that one that cannot be loaded leaves
-        nothing behind. It stays loaded.
+        Whether to load the SAE before the store is created. If loading fails, no store is left behind.
+        The SAE stays loaded.
 
     Returns
     -------
@@ -94,9 +94,9 @@ def plan_store(
     Raises
     ------
     FingerprintMismatchError
-        If the store is of other documents, another SAE or other settings.
+        If the store was made with other documents, another SAE or other settings.
     StoreExistsError
-        If there is something that is no store.
+        If there is something that is not a store.
     FileNotFoundError, TypeError, ValueError
         If the data cannot be read.
     """
@@ -152,7 +152,7 @@ def plan_store(
 
 
 def described(documents: Documents) -> Iterator[DocumentBlock]:
-    """Yield the blocks that documents are stored in, one after the other."""
+    """Yield the blocks of documents as they are stored, one after the other."""
     from interp_embed.store.format.document_blocks import describe_block
 
     first = 0
@@ -165,7 +165,7 @@ def described(documents: Documents) -> Iterator[DocumentBlock]:
 
 
 def is_done(store: Store) -> bool:
-    """Return whether there is nothing to encode: every document was, or has no text."""
+    """Return whether nothing is left to encode: every document is encoded or has no text."""
     from interp_embed.core.spans import reason_not_text
 
     if not store.is_complete:
@@ -177,7 +177,7 @@ def is_done(store: Store) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What was found on disk.
+    """A dataset found on disk.
 
     Attributes
     ----------
@@ -186,11 +186,11 @@ class Opened:
     sae : BaseSAE or None
         The SAE that made the store, not loaded.
     why_no_sae : str
-        Why there is none.
+        Why there is no SAE.
     labels : mapping of int to str or None
-        Names of features in place of those in the store.
+        Names of features that replace those in the store.
     identifier : str
-        Names the dataset.
+        Identifier of the dataset.
     """
 
     selection: Selection
@@ -203,12 +203,12 @@ class Opened:
 def open_saved(path: str | os.PathLike[str], *, import_modules: bool = False) -> Opened:
     """Open a store or a pickle of the original library, whichever is there.
 
-    The module of the SAE's class is imported only if asked for, and never for a pickle.
+    The module of the SAE's class is imported only on request, and never for a pickle.
 
     Raises
     ------
     NotAStoreError
-        If there is neither.
+        If there is neither a store nor a pickle.
     """
     from interp_embed.interop.pickle import is_pickle
 
@@ -284,7 +284,7 @@ def _rebuild(
     import_modules: bool = False,
     fingerprint: Mapping[str, Any] | None = None,
 ) -> tuple[BaseSAE | None, str]:
-    """Return the SAE that was recorded, not loaded; None and why where that cannot be done here."""
+    """Return the recorded SAE, not loaded, or None and the reason if it cannot be rebuilt here."""
     from interp_embed.sae.loading import load_sae_from_metadata
 
     try:
@@ -300,9 +300,9 @@ def _said(error: Exception) -> str:
 
 
 def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
-    """Put the SAE on ``device``; on the CPU where there is no GPU.
+    """Put the SAE on ``device``, or on the CPU if there is no GPU.
 
-    That comes with a warning, unless ``device`` is the default, which nobody need have asked for.
+    The fallback warns, unless ``device`` is the default, which the caller may not have chosen.
     """
     if sae is None:
         return
@@ -310,8 +310,8 @@ def choose_device(sae: BaseSAE | None, device: str | Mapping[str, str]) -> None:
     if any(d.startswith("cuda") for d in wanted) and not sees_gpu():
         if device != DEFAULT_DEVICE:
             warnings.warn(
-                f"device {device!r} was asked for, but there is no GPU; encoding on the CPU. "
-                "Pass device='cpu' to say so",
+                f"device is {device!r}, but there is no GPU; encoding on the CPU. "
+                "Pass device='cpu' to avoid this warning",
                 stacklevel=3,
             )
         device = "cpu"

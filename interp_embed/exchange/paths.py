@@ -8,12 +8,12 @@ __all__ = ["expanded"]
 
 
 def expanded(path: str | os.PathLike[str]) -> str:
-    """Return a path or URL as a string, the user's home folder in full.
+    """Return a path or URL as a string, with ``~`` replaced by the user's home folder.
 
     Raises
     ------
     TypeError
-        If it is neither.
+        If ``path`` is neither a path nor a URL.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"file_path must be a path or a URL, got {path!r}")

@@ -1,4 +1,4 @@
-"""Putting a finished store in the place of another, so that one of the two is always there."""
+"""Replacing a store with a finished one, so that one of the two always exists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ATTEMPTS = 8
 
 
 def replace(root: Path, fresh: Path) -> None:
-    """Put ``fresh`` where ``root`` is; what was there stays beside it, to be cleared away."""
+    """Move ``fresh`` to ``root``. The old content stays beside it until it is cleared away."""
     for attempt in range(_ATTEMPTS):
         retired = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}-old")
         if root.exists():
@@ -47,7 +47,7 @@ def replace(root: Path, fresh: Path) -> None:
 
 
 def _beside(root: Path, suffix: str) -> list[Path]:
-    """Return what saves to ``root`` left beside it."""
+    """Return the folders that saves to ``root`` left beside it."""
     pattern = re.compile(rf"\.{re.escape(root.name)}-[0-9a-f]{{8}}{suffix}")
     try:
         return sorted(p for p in root.parent.iterdir() if pattern.fullmatch(p.name) and p.is_dir())
@@ -56,7 +56,7 @@ def _beside(root: Path, suffix: str) -> list[Path]:
 
 
 def recover(root: Path, *, strict: bool = True) -> None:
-    """Put back the store that a save was about to replace when it was cut off."""
+    """Restore the store that an interrupted save was about to replace."""
     root = root.resolve()
     if root.exists():
         return
@@ -68,13 +68,13 @@ def recover(root: Path, *, strict: bool = True) -> None:
             sync_folder(root.parent)
     elif retired and strict:
         raise NotAStoreError(
-            f"there is nothing at {root}, but saves that were cut off left "
+            f"there is nothing at {root}, but interrupted saves left "
             f"{', '.join(p.name for p in retired)} beside it. Rename the one you want to {root.name}"
         )
 
 
 def clear_leftovers(root: Path) -> None:
-    """Remove what saves to ``root``, now done or cut off, left beside it."""
+    """Remove the folders that finished or interrupted saves to ``root`` left beside it."""
     for path in _beside(root, "-old"):
         shutil.rmtree(path, ignore_errors=True)
     for path in _beside(root, ""):
@@ -85,7 +85,7 @@ def clear_leftovers(root: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder that is being written, as far as the disk has locks; yield whether it is."""
+    """Lock a folder that is being written, if the disk supports locks; yield whether it is locked."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -44,7 +44,7 @@ _COPY_NNZ = 2**24
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a saved dataset says of itself.
+    """The texts that are saved with a dataset.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Words:
 def save(
     selection: Selection, words: Words, path: str | os.PathLike[str], dtype: np.dtype[Any]
 ) -> None:
-    """Write documents to ``path``: a store, or by its suffix the original library's pickle."""
+    """Write documents to ``path`` as a store, or as the original library's pickle if the suffix says so."""
     check_dtype(dtype)
     text = expanded(path)
     if text.lower().endswith(_PICKLES) and "://" not in text:
@@ -81,7 +81,7 @@ def save(
         announced = unannounced.is_announced()
         if taken and not announced:
             raise StoreExistsError(
-                f"there is a store at {target.url} already; delete it or save elsewhere"
+                f"there is already a store at {target.url}; delete it or save elsewhere"
             )
         # Where it is announced nothing is missing: this makes sure that it is of the same documents.
         _copy(selection, words, unannounced, dtype, labelled=not announced)
@@ -91,12 +91,12 @@ def save(
         if _is_unchanged(selection, dtype):
             return
         raise StoreExistsError(
-            f"this dataset is read from {target.url}, so it cannot replace it; save it elsewhere"
+            f"this dataset is read from {target.url}, so it cannot replace that store; save it elsewhere"
         )
     check_place(target)
     root = target.root.resolve()
-    # Written beside it first: what is at the path is a whole dataset at any time, or nothing for a
-    # moment; a crash in that moment is made good by `recover`.
+    # Written beside it first: the path holds a whole dataset at any time, or nothing for a moment.
+    # `recover` repairs a crash in that moment.
     fresh = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     with _naming(text):
         make_folder(fresh)
@@ -111,7 +111,7 @@ def save(
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Make errors of the system name the path that was given, not what was tried on the way."""
+    """Make system errors name the path that the caller gave, not a path tried on the way."""
     try:
         yield
     except OSError as error:
@@ -172,7 +172,7 @@ def _copy(
 
 
 def _stored(selection: Selection) -> Iterator[StoredPiece]:
-    """Yield the documents as they are stored, whatever was done to other frames."""
+    """Yield the documents as they are stored, regardless of changes to other frames."""
     for start in range(0, max(1, len(selection)), _COPY_DOCUMENTS):
         stop = min(start + _COPY_DOCUMENTS, len(selection))
         yield StoredPiece(selection.frame(np.arange(start, stop)))
@@ -185,7 +185,7 @@ def _documents_a_copy(store: Store) -> int:
 
 
 def _runs(wanted: np.ndarray[Any, np.dtype[np.bool_]], longest: int) -> list[tuple[int, int]]:
-    """Return runs of True, cut to a length."""
+    """Return the runs of True, cut to a maximum length."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
     return [
         (begin, min(begin + longest, int(stop)))
@@ -199,8 +199,8 @@ def _save_pickle(selection: Selection, words: Words, path: Path, dtype: np.dtype
 
     if path.is_dir():
         raise StoreExistsError(
-            f"{path} is a folder, and by its suffix a pickle file was to be written. Give another "
-            "name, or for a store one that does not end in .pkl or .pickle"
+            f"{path} is a folder, but its suffix asks for a pickle file. Give another name, or for a "
+            "store a name that does not end in .pkl or .pickle"
         )
     nnz = entries(selection.store, selection.documents, pooled=False)
     require_memory(
@@ -237,7 +237,7 @@ def _save_pickle(selection: Selection, words: Words, path: Path, dtype: np.dtype
 
 
 def _through(matrix: Any, dtype: np.dtype[Any]) -> Any:
-    """Round a matrix to ``dtype``; scipy has no float16, so it stays float32."""
+    """Round a matrix to ``dtype``. It stays float32, because scipy has no float16."""
     rounded = matrix.copy()
     rounded.data = matrix.data.astype(dtype).astype(np.float32)
     return rounded

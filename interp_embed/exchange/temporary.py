@@ -1,4 +1,4 @@
-"""A folder that goes with the last one who uses it."""
+"""A folder that is deleted with its last user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["TemporaryFolder"]
 
 
 class TemporaryFolder:
-    """A folder that goes with the last reference to it, and at the latest with the process.
+    """A folder that is deleted with the last reference to it, and at the latest when the process ends.
 
     Attributes
     ----------

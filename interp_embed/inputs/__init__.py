@@ -1,4 +1,4 @@
-"""What a caller may pass as data, read in pieces of bounded size, and what is checked before work."""
+"""Reading the data that a caller passes in pieces of bounded size, and checks before any work."""
 
 from interp_embed.inputs.checks import check_rows, check_sae
 from interp_embed.inputs.frames import MissingFieldError, as_frame

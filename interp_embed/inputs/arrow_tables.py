@@ -35,7 +35,7 @@ _PIECE_DOCUMENTS = 2**13
 
 
 def require_pyarrow() -> None:
-    """Raise ImportError, saying what to install, where there is no pyarrow."""
+    """Raise ImportError, saying what to install, if there is no pyarrow."""
     try:
         import pyarrow as pa  # noqa: F401
     except ImportError:
@@ -45,7 +45,7 @@ def require_pyarrow() -> None:
 
 
 def rows_a_piece(nbytes: int, n_rows: int) -> int:
-    """Return how many rows make a piece, of so many in so many bytes."""
+    """Return the rows per piece for a table of ``n_rows`` rows that take ``nbytes``."""
     return int(np.clip(_PIECE_BYTES * n_rows // max(nbytes, 1), 1, _PIECE_DOCUMENTS))
 
 
@@ -55,7 +55,7 @@ def column_names_of(schema: pa.Schema) -> list[str]:
     Raises
     ------
     ValueError
-        If two have one name.
+        If two columns have the same name.
     """
     stated = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
     index = {name for name in stated if isinstance(name, str)}
@@ -80,7 +80,7 @@ def pieces_of_tables(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Ar
 
 
 class ArrowPiece(Piece):
-    """Documents in a table of Arrow."""
+    """Documents in an Arrow table."""
 
     def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
         import pyarrow as pa
@@ -146,9 +146,9 @@ def _frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _is_exact(array: pa.Array) -> bool:
-    """Return whether pandas holds what is in lists and structures as it is.
+    """Return whether pandas keeps the values in lists and structures unchanged.
 
-    Where some numbers in lists are missing it makes all of them floats.
+    If some numbers in a list are missing, pandas makes all of them floats.
     """
     import pyarrow as pa
 

@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Piece(ABC):
-    """Some documents, as many as fit in memory without a thought."""
+    """Some documents, few enough to fit in memory easily."""
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class Piece(ABC):
     @classmethod
     @abstractmethod
     def joined(cls, pieces: Sequence[Self]) -> pd.DataFrame:
-        """Return several pieces, one at least, as one data frame."""
+        """Return one or more pieces as one data frame."""
 
 
 class FramePiece(Piece):
@@ -86,7 +86,7 @@ class FramePiece(Piece):
 
 
 class StoredPiece(FramePiece):
-    """Documents in a data frame, whose dtypes are those of all documents and stay as they are."""
+    """Documents in a data frame whose dtypes already fit all documents and must not change."""
 
     @classmethod
     @override
@@ -125,9 +125,9 @@ class RecordPiece(Piece):
 
 
 def cut(pieces: Iterable[Piece]) -> Iterator[pd.DataFrame]:
-    """Yield blocks of documents: the same ones however the documents are spread over pieces.
+    """Yield blocks of documents. They do not depend on how the documents are spread over pieces.
 
-    Of no documents at all there is one block without any.
+    If there are no documents, this yields one empty block.
     """
     held: list[Piece] = []
     empty: list[Piece] = []
@@ -155,14 +155,14 @@ def cut(pieces: Iterable[Piece]) -> Iterator[pd.DataFrame]:
 
 
 def joined_pieces(pieces: Sequence[Piece]) -> pd.DataFrame:
-    """Return pieces, one at least, as one data frame."""
+    """Return one or more pieces as one data frame."""
     runs = [list(run) for _, run in itertools.groupby(pieces, type)]
     frames = [type(run[0]).joined(run) for run in runs]
     return frames[0] if len(frames) == 1 else joined_frames(frames)
 
 
 def joined_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return several frames as one; a column that one lacks is missing there."""
+    """Return several frames as one. If a frame lacks a column, its values are missing there."""
     if len(frames) < 2:
         whole = frames[0].reset_index(drop=True) if frames else pd.DataFrame()
     else:
@@ -198,7 +198,7 @@ def _joined_series(parts: Sequence[pd.Series[Any]]) -> pd.Series[Any]:
 
 
 def plain_where_whole(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame whose nullable numbers and booleans are plain where none is missing."""
+    """Return a frame with plain dtypes for nullable numbers and booleans that have no gaps."""
     plain = {}
     for number, dtype in enumerate(frame.dtypes):
         base = getattr(dtype, "numpy_dtype", None)

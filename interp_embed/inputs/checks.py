@@ -24,19 +24,22 @@ def check_sae(sae: object) -> None:
 
 
 def check_rows(rows: Sequence[DatasetRow | None], frame: pd.DataFrame, field: Any) -> None:
-    """Make sure that rows that are known already belong to the documents.
+    """Check that rows with known activations belong to the documents.
 
     Raises
     ------
     TypeError
-        If one is neither a row nor None.
+        If one of them is neither a row nor None.
     ValueError
-        If there are more or fewer than documents, or one is of another text than its document.
+        If their number differs from the number of documents, or one has another text than its
+        document.
     """
     from interp_embed.selection.row import DatasetRow
 
     if len(rows) != len(frame):
-        raise ValueError(f"{len(rows)} rows for {len(frame)} documents")
+        raise ValueError(
+            f"rows must have one entry per document, got {len(rows)} rows for {len(frame)} documents"
+        )
     for number, (row, text) in enumerate(zip(rows, frame[field].tolist(), strict=True)):
         if row is None:
             continue
@@ -46,6 +49,6 @@ def check_rows(rows: Sequence[DatasetRow | None], frame: pd.DataFrame, field: An
             )
         if isinstance(text, str) and row.data != text:
             raise ValueError(
-                f"rows[{number}] is of another text than document {number}: "
-                f"{row.data!r:.60} is not {text!r:.60}"
+                f"rows[{number}] must have the text of document {number}, {text!r:.60}, "
+                f"got {row.data!r:.60}"
             )

@@ -1,4 +1,4 @@
-"""Files of documents: which ones a path, a URL or a pattern means, what they are, opening them."""
+"""Files of documents: finding those that a path, URL or pattern means, their formats, opening them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMATS = {
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 _HEAD = 4096
 _IF_FILES_ARE_TEXTS = (
-    ". Where each file is a document, pass a generator in Python: "
+    ". If each file is a document, pass a generator in Python: "
     "({'text': p.read_text(), 'path': str(p)} for p in sorted(Path(folder).glob('*.txt')))"
 )
 _MAGIC = frozenset("*?[")
@@ -47,7 +47,7 @@ class DocumentFile:
     path : str
         A local path or a URL.
     format : {"csv", "tsv", "jsonl", "json", "parquet"}
-        What it is: by its first bytes where they say it, by its suffix where they do not.
+        Detected from the first bytes, falling back to the suffix.
     compressed : bool
         Whether it is compressed with gzip.
     """
@@ -80,15 +80,15 @@ class DocumentFile:
                 except UnicodeDecodeError as error:
                     byte = line[error.start]
                     return f"line {number} is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8"
-        return "it is not UTF-8"
+        return "the text is not UTF-8; save it as UTF-8"
 
 
 class DamagedFileError(ValueError):
-    """Names the file already."""
+    """An error whose message already names the file."""
 
 
 class _Unzipped(gzip.GzipFile):
-    """Closes the file below, too."""
+    """Also closes the underlying file."""
 
     def __init__(self, below: IO[bytes]) -> None:
         super().__init__(fileobj=below)
@@ -100,14 +100,14 @@ class _Unzipped(gzip.GzipFile):
 
 
 def find_files(path: str | os.PathLike[str]) -> list[DocumentFile]:
-    """Return the files that a path, a URL, a folder or a pattern means, in order of their names.
+    """Return the files that a path, a URL, a folder or a pattern means, sorted by name.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no file.
     ValueError
-        If one is of no known format.
+        If the format of a file is unknown.
     """
     text = os.fspath(path)
     found = list(_remote(text) if "://" in text else _local(text))
@@ -117,7 +117,7 @@ def find_files(path: str | os.PathLike[str]) -> list[DocumentFile]:
 def _local(text: str) -> Iterator[str]:
     if not text:
         raise FileNotFoundError(
-            2, "data is an empty path; expected a file, a folder or a pattern", ""
+            2, "data must be a file, a folder or a pattern, got an empty path", ""
         )
     text = os.path.expanduser(text)  # noqa: PTH111  (keeps the path as it was given)
     if Path(text).is_dir():
@@ -151,9 +151,10 @@ def _remote(url: str) -> Iterator[str]:
 
 
 def _of_folder(folder: str, names: list[str]) -> list[str]:
-    """Return the files of a folder that are documents by their suffix.
+    """Return the files in a folder that have a suffix of documents.
 
-    Hidden ones are left out, and stores with all that is in them: a corpus may stand beside one.
+    Hidden files are left out. So are stores and everything in them, because a store may lie beside a
+    corpus.
     """
     stores = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == _STORE}
     found = [
@@ -197,7 +198,7 @@ def _recognised(path: str) -> DocumentFile:
     kind = _format_of(head, _named_format(path))
     if kind is None:
         raise ValueError(
-            f"{path}: cannot tell what this is. Expected a file that ends in "
+            f"{path} has an unknown format. Pass a file that ends in "
             f"{', '.join(_BY_SUFFIX)}, or one of these followed by .gz{_IF_FILES_ARE_TEXTS}"
         )
     return DocumentFile(path, kind, compressed)

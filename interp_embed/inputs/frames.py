@@ -1,4 +1,4 @@
-"""Documents that are in memory already: a data frame, or a list of dictionaries."""
+"""Documents that are already in memory: a data frame, or a list of dictionaries."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
 
 
 _ROUNDED = 2**53 - 1
-"""Above this in magnitude not every integer is a float."""
+"""Beyond this magnitude a float cannot hold every integer."""
 
 
 class MissingFieldError(ValueError):
-    """The documents do not have the column that is to hold the text.
+    """The documents do not have the column that should hold the text.
 
     Attributes
     ----------
     columns : list
-        Those that they have.
+        The columns that they have.
     """
 
     def __init__(self, field: Any, columns: list[Any]) -> None:
@@ -50,7 +50,7 @@ def as_frame(data: pd.DataFrame | Sequence[dict[Any, Any]], field: Any) -> pd.Da
     Raises
     ------
     TypeError
-        If a record is no dictionary.
+        If a record is not a dictionary.
     ValueError
         If no document has ``field``.
     """
@@ -69,7 +69,7 @@ def as_frame(data: pd.DataFrame | Sequence[dict[Any, Any]], field: Any) -> pd.Da
 
 
 def _exact(frame: pd.DataFrame, records: Sequence[dict[Any, Any]]) -> pd.DataFrame:
-    """Return a frame of dictionaries without the integers that pandas rounded: beyond 2**53."""
+    """Return a frame of dictionaries with the integers beyond 2**53 that pandas rounded restored."""
     for name in frame.columns[frame.dtypes == np.float64]:
         if not (frame[name].abs() > _ROUNDED).any():
             continue
@@ -91,7 +91,7 @@ def check_record(record: Any, where: str, field: Any) -> None:
 
 
 def without_odd_texts(frame: pd.DataFrame, field: Any) -> pd.DataFrame:
-    """Return a frame in which texts that cannot be stored are None, so that only those fail."""
+    """Return a frame with None for texts that cannot be stored, so that only these documents fail."""
     if field not in frame.columns:
         frame = frame.copy(deep=False)
         frame[field] = pd.Series([None] * len(frame), index=frame.index, dtype=object)

@@ -1,7 +1,7 @@
-"""CSV and TSV: two passes, the first of which finds the type of every column.
+"""CSV and TSV, read in two passes. The first pass finds the type of every column.
 
-A type is one for all files that are read together: a column that is a number in the first million
-rows and a word in the next is text from the beginning.
+All files that are read together share the types. A column with numbers in the first million rows and
+a word in the next row is text from the beginning.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class DelimitedReader:
     Parameters
     ----------
     files
-        All that are read together.
+        All files that are read together.
     field
-        The column that holds the text, whose cells are texts as they are written.
+        The column that holds the text. Its cells are read as text, unchanged.
     """
 
     def __init__(self, files: Sequence[DocumentFile], field: Any) -> None:
@@ -83,7 +83,7 @@ def _names(file: DocumentFile) -> list[str]:
 
 
 def _check_header(file: DocumentFile) -> None:
-    """Refuse names that occur twice, which pandas would change: the second ``a`` into ``a.1``."""
+    """Refuse names that occur twice: pandas would rename the second ``a`` to ``a.1``."""
     as_they_are: dict[str, Any] = {"header": None, "nrows": 1, "dtype": str, "na_filter": False}
     with _Cells(file) as text:
         header = pd.read_csv(text, sep=_separator(file), index_col=False, **as_they_are)
@@ -93,7 +93,7 @@ def _check_header(file: DocumentFile) -> None:
 
 
 class _Cells(io.TextIOWrapper):
-    """Text without NUL characters: pandas would end a cell there and say nothing."""
+    """Text without NUL characters: pandas would silently end a cell there."""
 
     def __init__(self, file: DocumentFile) -> None:
         super().__init__(file.open(), "utf-8-sig", newline="\n")
@@ -105,7 +105,7 @@ class _Cells(io.TextIOWrapper):
         before, nul, _ = found.partition("\0")
         self._lines += before.count("\n")
         if nul:
-            raise ValueError(f"there is a NUL character in line {self._lines + 1}; remove it")
+            raise ValueError(f"line {self._lines + 1} has a NUL character; remove it")
         return found
 
 
@@ -114,7 +114,7 @@ def _separator(file: DocumentFile) -> str:
 
 
 def _chunks(file: DocumentFile, **options: Any) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a file, more at a time where they are short."""
+    """Yield the rows of a file, more at a time if they are short."""
     with (
         _Cells(file) as text,
         pd.read_csv(
@@ -130,7 +130,7 @@ def _chunks(file: DocumentFile, **options: Any) -> Iterator[pd.DataFrame]:
             except StopIteration:
                 return
             except pd.errors.ParserWarning:
-                raise ValueError("its rows have more cells than its header") from None
+                raise ValueError("rows have more cells than the header") from None
             if not len(frame):
                 return
             yield frame
@@ -139,7 +139,7 @@ def _chunks(file: DocumentFile, **options: Any) -> Iterator[pd.DataFrame]:
 
 
 def _kind(series: pd.Series[Any]) -> str | None:
-    """Return the dtype to read a column as; None where nothing is known of it."""
+    """Return the dtype to read a column as; None if nothing is known about it."""
     if series.isna().all():
         return None
     dtype = str(series.dtype)

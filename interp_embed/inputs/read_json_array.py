@@ -1,8 +1,8 @@
-"""A JSON array, item by item, with the values that `json` gives and that JSON Lines therefore has.
+"""Reading a JSON array item by item. The values equal those of `json`, and so those of JSON Lines.
 
 ijson 3.6 would read most arrays as well, but its fast backend refuses NaN and integers of more than 64
-bits, turns half a surrogate pair into ``?`` without a word, and gives no items for what is no array.
-A store would then depend on which of two formats the same records came in.
+bits, silently turns half a surrogate pair into ``?``, and yields no items if the file holds no array.
+The content of a store would then depend on the format in which the same records came.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["json_items"]
 
 _READ = 2**20
 _NEAR = 16
-"""So close to the end of what was read, an error or a number may be one of reading too little."""
+"""This close to the end of what was read, an error or a number may come from reading too little."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_items(text: IO[str]) -> Iterator[Any]:
-    """Yield the items of the array that a file holds; no more than one of them is in memory.
+    """Yield the items of the array that a file holds. Only one item is in memory at a time.
 
     Raises
     ------
     ValueError
-        If it is no JSON, naming the item.
+        If the file is not JSON. The message names the item.
     """
     parser = _Parser(text)
     if parser.next_character() != "[":
@@ -59,14 +59,14 @@ class _Parser:
         self.at = 0
 
     def _more(self) -> bool:
-        """Read as much again as is held; return whether there was anything."""
+        """Read at least as much again as is held; return whether there was more to read."""
         added = self._text.read(max(_READ, len(self._held) - self.at))
         self._held = self._held[self.at :] + added
         self.at = 0
         return bool(added)
 
     def next_character(self) -> str:
-        """Skip spaces and return what comes then, or nothing at the end."""
+        """Skip spaces and return the next character, or an empty string at the end."""
         while True:
             found = _SPACE.match(self._held, self.at)
             self.at = found.end() if found else self.at
@@ -76,7 +76,7 @@ class _Parser:
                 return ""
 
     def value(self, number: int) -> Any:
-        """Return the value that begins here."""
+        """Return the value that starts here."""
         while True:
             try:
                 found, end = self._decoder.raw_decode(self._held, self.at)

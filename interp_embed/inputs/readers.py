@@ -1,4 +1,4 @@
-"""Readers of files: each format as pieces of bounded size."""
+"""Readers of files. Each format is read in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pieces_of_files(files: Sequence[DocumentFile], field: Any) -> Iterator[Piece
     Raises
     ------
     ValueError
-        If a file is damaged, naming it and the place.
+        If a file is damaged. The message names the file and the place.
     """
     delimited = DelimitedReader([f for f in files if f.format in ("csv", "tsv")], field)
     for file in files:
@@ -92,7 +92,7 @@ def _records(file: DocumentFile) -> Iterator[dict[Any, Any]]:
 
 def _checked(record: Any, where: str) -> dict[Any, Any]:
     if not isinstance(record, dict):
-        raise ValueError(f"{where} is no object but {type(record).__name__}")
+        raise ValueError(f"{where} must be a JSON object, got {type(record).__name__}")
     return record
 
 

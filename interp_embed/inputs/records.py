@@ -25,9 +25,9 @@ _NESTED = (list, tuple, set, frozenset, dict, np.ndarray)
 
 
 def frame_of_records(records: Sequence[dict[Any, Any]]) -> pd.DataFrame:
-    """Return dictionaries as a data frame; what a dictionary lacks is missing.
+    """Return dictionaries as a data frame; keys that a dictionary lacks are missing values.
 
-    Integers stay integers where some are missing. Columns are in order of their first appearance.
+    Integers stay integers even if some are missing. Columns are in order of first appearance.
     """
     names = list(dict.fromkeys(name for record in records for name in record))
     columns = [typed([record.get(name) for record in records]) for name in names]
@@ -37,7 +37,7 @@ def frame_of_records(records: Sequence[dict[Any, Any]]) -> pd.DataFrame:
 
 
 def typed(values: Sequence[Any]) -> pd.Series[Any]:
-    """Return values of any kind with the dtype that they have in common."""
+    """Return values of any kind with their common dtype."""
     present: list[Any] = [v for v in values if not _is_missing(v)]
     types = set(map(type, present))
     whole = len(present) == len(values)
@@ -94,7 +94,7 @@ def _times(values: Sequence[Any], types: set[type]) -> pd.Series[Any] | None:
 
 
 def _far_times(values: Sequence[Any], types: set[type]) -> pd.Series[Any] | None:
-    """Return Python's times in microseconds: the nanoseconds of pandas end in 2262."""
+    """Return Python's times in microseconds, because pandas' nanoseconds end in 2262."""
     present: list[Any] = [None if _is_missing(v) else v for v in values]
     if types == {dt.timedelta}:
         return pd.Series(np.array(present, "timedelta64[us]"))
@@ -107,10 +107,10 @@ def _far_times(values: Sequence[Any], types: set[type]) -> pd.Series[Any] | None
 
 
 def with_plain_values(frame: pd.DataFrame, field: Any) -> pd.DataFrame:
-    """Return a frame in which times and decimals stand only where a store keeps them as such.
+    """Return a frame that has times and decimals only where a store can keep them as such.
 
-    Elsewhere, within lists and dictionaries and beside values of another kind, times are text as
-    ISO 8601 has it, and decimals are floats. The column ``field`` stays: no such value is a text.
+    Elsewhere, that is in lists and dictionaries and beside values of another kind, times become ISO
+    8601 text and decimals become floats. The column ``field`` does not change: no such value is a text.
     """
     changed = {}
     for number, name in enumerate(frame.columns):
@@ -133,7 +133,7 @@ def with_plain_values(frame: pd.DataFrame, field: Any) -> pd.DataFrame:
 
 
 def plain(value: Any) -> Any:
-    """Return a value without times and decimals: as text, and as floats."""
+    """Return a value with times as text and decimals as floats."""
     if isinstance(value, list | tuple):
         return value if set(map(type, value)) <= _SIMPLE else [plain(v) for v in value]
     if isinstance(value, dict):

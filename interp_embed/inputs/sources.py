@@ -1,4 +1,4 @@
-"""What may be passed as data, and how each is read."""
+"""The forms in which data may be passed, and how each is read."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Documents:
     Parameters
     ----------
     pieces
-        Called for each reading; returns the documents in pieces.
+        Called once per reading; returns the documents in pieces.
     field
         Name of the column that holds the text.
     length
-        How many there are, where it is known without reading them.
+        Number of documents, if it is known without reading them.
     frame
-        All of them, where they are in memory as a data frame.
+        All documents, if they are in memory as a data frame.
     known
-        Whether ``pieces`` begins with one that has all columns, if no documents.
+        Whether the first piece has all columns, even if it has no documents.
 
     Raises
     ------
@@ -89,9 +89,9 @@ class Documents:
         return self._frame is not None
 
     def blocks(self) -> Iterator[pd.DataFrame]:
-        """Yield the documents in blocks, one at least; see `interp_embed.store.format.document_blocks`.
+        """Yield the documents in one or more blocks; see `interp_embed.store.format.document_blocks`.
 
-        Texts that cannot be stored (bytes, objects) become None, so that only those fail.
+        Texts that cannot be stored (bytes, objects) become None, so that only these documents fail.
         """
         streamed = self._frame is None
         frames = cut(self._read()) if self._frame is None else cut_frame(self._frame)
@@ -117,28 +117,28 @@ class Documents:
 
 
 def as_documents(data: Any, field: Any) -> Documents:
-    """Return what a caller passed as data as documents that can be read.
+    """Return the data that a caller passed as documents that can be read.
 
-    Nothing but the beginning is read. What can be read once only (a generator, a reader of record
-    batches) can be read once only here, too.
+    Only the beginning is read. Data that can be read only once (a generator, a reader of record
+    batches) can be read only once here, too.
 
     Parameters
     ----------
     data
         A data frame or list of dictionaries; paths, URLs or patterns of files; an Arrow table,
-        reader or dataset, or what has ``__arrow_c_stream__``; a Hugging Face dataset; an iterable of
-        dictionaries, or a function that returns one.
+        reader or dataset, or any object with ``__arrow_c_stream__``; a Hugging Face dataset; an
+        iterable of dictionaries, or a function that returns one.
     field
         Name of the column that holds the text.
 
     Raises
     ------
     TypeError
-        If it is none of these.
+        If ``data`` is none of these.
     FileNotFoundError
         If a file is missing, or a pattern matches none.
     ValueError
-        If the documents have no column ``field``, or a file is of no known format.
+        If the documents have no column ``field``, or the format of a file is unknown.
     """
     if isinstance(data, Documents):
         return data
@@ -196,7 +196,7 @@ def _checked(data: Any, field: Any) -> Iterator[dict[Any, Any]]:
 
 
 def _of_arrow(data: Any, field: Any) -> Documents | None:
-    """Return the documents of anything of Arrow; None where it is nothing of the kind."""
+    """Return the documents of an Arrow object; None if ``data`` is not one."""
     if (
         not hasattr(data, "__arrow_c_stream__")
         and type(data).__module__.partition(".")[0] != "pyarrow"
@@ -228,7 +228,7 @@ def _of_arrow(data: Any, field: Any) -> Documents | None:
 
 
 def _hugging_face(data: Any) -> str | None:
-    """Return which class of Hugging Face's ``datasets`` this is of, without importing them."""
+    """Return the name of the class in Hugging Face's ``datasets``, without importing that package."""
     names = ("Dataset", "IterableDataset", "DatasetDict", "IterableDatasetDict")
     for base in type(data).__mro__:
         if base.__module__.partition(".")[0] == "datasets" and base.__name__ in names:
@@ -239,7 +239,7 @@ def _hugging_face(data: Any) -> str | None:
 def _of_hugging_face(data: Any, kind: str, field: Any) -> Documents:
     if kind.endswith("Dict"):
         raise TypeError(
-            f"data is a {kind} of {list(data)}; pass one of them, such as data['train']"
+            f"data must be one split of the {kind} with {list(data)}; pass one, such as data['train']"
         )
     if kind == "IterableDataset":
         data = data.with_format(None)  # of dictionaries, whatever it gives otherwise

@@ -37,12 +37,12 @@ _KEYS = (
 
 @dataclasses.dataclass(slots=True, eq=False)
 class LegacyDataset:
-    """What one of the original library's files holds.
+    """The content of a file of the original library.
 
     Attributes
     ----------
     dataset : DataFrame
-        The documents' columns, the text included; one row a document.
+        The documents' columns, the text included; one row per document.
     rows : list of csr_matrix or None
         Activations of each document, shape (tokens, d_sae); None if it was not encoded.
     aggregate_activations : list of dict or None
@@ -162,7 +162,7 @@ def read_pickle(path: str | os.PathLike[str]) -> LegacyDataset:
     UnsafePickleError
         The file asks for something other than arrays, csr matrices, frames and plain values.
     ValueError
-        It is no pickle, is cut short, or does not hold what the original library writes.
+        If it is not a pickle, is cut short, or does not hold what the original library writes.
     """
     path = Path(path)
     try:

@@ -32,7 +32,7 @@ __all__ = ["load"]
 
 
 def _named(*names: str) -> dict[str, type[Record]]:
-    """Return a class of records a name, so that one can be told from another."""
+    """Return one class of records per name, so that they can be told apart."""
     sealed: Any = type(Record)
     return {name: sealed(name, (Record,), {"__slots__": ()}) for name in names}
 
@@ -233,7 +233,7 @@ def _text(values: Sequence[Any], dtype: Any) -> Any:
         state = dtype.state if isinstance(dtype.state, dict) else {}
         numpy_like |= isinstance(state.get("_na_value"), float)
     if not all(isinstance(v, str) or v is None or v is pd.NA or v != v for v in values):
-        raise ValueError("a text column in this pickle holds something else than text")
+        raise ValueError("a text column in this pickle holds values that are not text")
     gap = np.nan if numpy_like else pd.NA
     filled = np.empty(len(values), object)
     filled[:] = [v if isinstance(v, str) else gap for v in values]

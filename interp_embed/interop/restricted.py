@@ -421,7 +421,7 @@ def plain(value: Any, resolve: Callable[[Record], Any] | None = None) -> Any:
     Raises
     ------
     UnsafePickleError
-        Something is left that is no plain value, such as a function passed as one.
+        If something is left that is not a plain value, such as a function passed as one.
     """
     kind = type(value)
     if kind in _LEAVES:

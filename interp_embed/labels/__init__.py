@@ -1,4 +1,4 @@
-"""A label as a record: what was said of a feature, by whom, and how well it holds."""
+"""Labels as records: the text for a feature, its source, and its scores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Labels of features as plain records: what was said of a feature, by whom, and how well it holds.
+"""Labels of features as plain records: the text, its source, and its scores.
 
-Knows neither stores nor language models. Whoever makes labels makes these records, and whoever keeps
-or shows them takes them.
+Knows neither stores nor language models. Code that makes labels makes these records, and code that
+keeps or shows labels takes them.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = [
 ]
 
 SOURCES = ("given", "llm", "import", "sae", "tokens")
-"""Where a label may come from, in the order in which unscored ones are preferred."""
+"""Sources of labels, in the order in which labels without scores are preferred."""
 CHANCE = 0.5
-"""What guessing scores in a balanced task: a label that is not surely above it says nothing."""
+"""The score of guessing in a balanced task. A label that is not surely above it says nothing."""
 _METHODS = ("detection", "fuzzing", "reference")
 LONGEST = 2**16
-"""Characters of a text in a record: more is a mistake of whoever made it."""
+"""Maximum number of characters of a text in a record. A longer text is a mistake."""
 
 
 def utc_now() -> str:
-    """Return the time as it stands in records: ISO 8601 in UTC, to the microsecond."""
+    """Return the current time in the form of records: ISO 8601 in UTC, to the microsecond."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelExample:
-    """A part of a document that whoever made the label was shown.
+    """A part of a document that was shown to the maker of a label.
 
     Attributes
     ----------
@@ -73,8 +73,8 @@ class LabelExample:
         _finite(self, "activation")
         if not 0 <= self.start <= self.stop or self.document < 0:
             raise ValueError(
-                f"an example is tokens start:stop of a document, got tokens {self.start}:{self.stop} "
-                f"of document {self.document}"
+                f"an example must have 0 <= start <= stop and a document of at least 0, got tokens "
+                f"{self.start}:{self.stop} of document {self.document}"
             )
 
 
@@ -89,9 +89,9 @@ class Score:
     value : float
         The score; 1 is best.
     low, high : float or None
-        Its 95 % interval, where there is one.
+        Its 95 % interval, if there is one.
     n : int or None
-        How many judgements it rests on.
+        Number of judgements that it is based on.
     model : str
         Who judged.
     prompt_version : str
@@ -115,9 +115,11 @@ class Score:
         _finite(self, "low", "high", missing=True)
         _whole(self, "n", missing=True)
         if not self.method:
-            raise ValueError("a score needs the name of its method")
+            raise ValueError("method of a score must be a name, got an empty text")
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"a score's interval is low to high, got {self.low} to {self.high}")
+            raise ValueError(
+                f"low of a score must not be above high, got {self.low} and {self.high}"
+            )
 
 
 _SCORE_FIELDS = tuple(Score.__dataclass_fields__)
@@ -134,29 +136,29 @@ class FeatureLabel:
     label : str
         A short phrase.
     brief_description, detailed_explanation : str
-        A sentence, and more than that; empty where there is none.
+        One sentence, and a longer text; empty if there is none.
     source : {"given", "llm", "import", "sae", "tokens"}
-        ``"given"`` by a person, written by an ``"llm"``, from an ``"import"`` of somebody else's
-        labels, what the ``"sae"`` came with, or made from the ``"tokens"`` that the feature prefers.
+        ``"given"`` by a person, written by an ``"llm"``, from an ``"import"`` of labels that others
+        made, delivered with the ``"sae"``, or made from the ``"tokens"`` that the feature prefers.
     model : str
-        Which language model wrote it.
+        The language model that wrote it.
     prompt_version : str
-        What that model was asked, or the method otherwise.
+        Version of the prompt of that model, or the method of a label without a model.
     seed : int or None
-        Of the choice of examples.
+        Seed of the choice of examples.
     origin : str
-        Where an imported label is from.
+        Where an imported label comes from.
     created : str
-        When it was made, ISO 8601 in UTC; empty where that is not known.
+        When it was made, ISO 8601 in UTC; empty if that is not known.
     examples : tuple of LabelExample
-        What whoever made it was shown.
+        The examples that were shown to its maker.
     scores : tuple of Score
-        How well it holds; none twice, in order of their time.
+        Its scores, unique, in order of time.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not what it should be; the message names it.
+        If a value is invalid. The message names it.
     """
 
     feature: int
@@ -180,7 +182,7 @@ class FeatureLabel:
             "prompt_version", "origin", "created",
         )  # fmt: skip
         if self.feature < 0:
-            raise ValueError(f"a feature is a number from 0 on, got {self.feature}")
+            raise ValueError(f"feature must be at least 0, got {self.feature}")
         if not self.label.strip():
             raise ValueError(f"the label of feature {self.feature} is empty")
         check_one_of("source", self.source, SOURCES)
@@ -196,13 +198,13 @@ class FeatureLabel:
 
     @cached_property
     def key(self) -> str:
-        """Digest of what the label is, by which later scores of it find it."""
+        """Digest of the label without its scores. Later scores find the label by it."""
         value = {k: v for k, v in self.to_json().items() if k not in ("scores", "created")}
         return key_of_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
 
     @property
     def score(self) -> Score | None:
-        """The score that counts: by detection, else fuzzing, else the reference's; the newest."""
+        """The score that counts: the newest by detection, else by fuzzing, else by reference."""
         if not self.scores:
             return None
         order = {method: -rank for rank, method in enumerate(_METHODS)}
@@ -212,7 +214,7 @@ class FeatureLabel:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value that `from_json` reads; what is empty is left out."""
+        """Return a JSON value that `from_json` reads. Empty fields are left out."""
         value = {k: v for k, v in vars(self).items() if k not in ("examples", "scores", "key")}
         value = {k: v for k, v in value.items() if v not in ("", None)}
         if self.examples:
@@ -226,18 +228,18 @@ class FeatureLabel:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FeatureLabel:
-        """Read what `to_json` returned; what this release does not know is passed over.
+        """Read a value of `to_json`. Fields that this release does not know are ignored.
 
         A source of a later release counts as ``"import"``.
 
         Raises
         ------
         TypeError, ValueError
-            If it is no label.
+            If it is not a label.
         """
         if missing := [name for name in ("feature", "label") if name not in value]:
             raise ValueError(
-                f"a label has the keys 'feature' and 'label'; {missing[0]!r} is missing"
+                f"a label must have the keys 'feature' and 'label'; {missing[0]!r} is missing"
             )
         known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
         if isinstance(source := known.get("source"), str) and source not in SOURCES:
@@ -247,13 +249,13 @@ class FeatureLabel:
             not isinstance(e, (list, tuple)) or len(e) != 4 for e in examples
         ):
             raise ValueError(
-                "examples must be lists of a document, its first token, the one after its last, and "
-                f"an activation; got {examples!r:.80}"
+                "examples must be lists [document, start token, stop token, activation], "
+                f"got {examples!r:.80}"
             )
         if not isinstance(scores, (list, tuple)) or any(
             not isinstance(s, dict) or not {"method", "value"} <= s.keys() for s in scores
         ):
-            raise ValueError(f"scores must be objects with method and value; got {scores!r:.80}")
+            raise ValueError(f"scores must be objects with method and value, got {scores!r:.80}")
         known["examples"] = tuple(LabelExample(*e) for e in examples)
         known["scores"] = tuple(
             Score(**{k: v for k, v in s.items() if k in _SCORE_FIELDS}) for s in scores
@@ -262,9 +264,9 @@ class FeatureLabel:
 
 
 def combined(labels: Iterable[FeatureLabel]) -> list[FeatureLabel]:
-    """Return labels without repetitions, each with all scores that were given of it.
+    """Return labels without repetitions, each with all of its scores.
 
-    The same label said twice counts as said the last time. In order of features, then of time.
+    If the same label occurs twice, the later time counts. Sorted by feature, then by time.
     """
     found: dict[str, FeatureLabel] = {}
     for label in labels:
@@ -290,13 +292,13 @@ def key_of_text(text: str) -> str:
 
 
 def best_labels(labels: Iterable[FeatureLabel]) -> dict[int, FeatureLabel]:
-    """Return the label of each feature that is shown.
+    """Return the label shown for each feature.
 
-    What a person gave comes first, the newest of it. Then the label whose score is surely highest:
-    by the lower end of its interval, if that is above `CHANCE`. Then those without such a score, by
-    source: of a language model, imported, the SAE's own, made from tokens; among them the higher
-    score without interval, and the newer one. Last those that were scored and are not surely better
-    than guessing.
+    The newest label by a person ranks first. Next is the label whose score is surely highest, that is,
+    by the lower end of its interval if that is above `CHANCE`. Next are labels without such a score, by
+    source: by a language model, imported, the SAE's own, made from tokens. Among these, the higher
+    score without interval wins, then the newer label. Last are labels that were scored and are not
+    surely better than guessing.
 
     Returns
     -------
@@ -332,7 +334,7 @@ def _text(owner: object, *names: str) -> None:
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a text, got {value!r:.80}")
         if len(value) > LONGEST:
-            raise ValueError(f"{name} has {len(value):,} characters, of {LONGEST:,} at most")
+            raise ValueError(f"{name} must have at most {LONGEST:,} characters, got {len(value):,}")
         try:
             value.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, as answers cut in two have
@@ -347,7 +349,7 @@ def _whole(owner: object, *names: str, missing: bool = False) -> None:
         if not is_integer(value):
             raise TypeError(f"{name} must be an integer, got {value!r:.80}")
         if not -(2**63) <= value < 2**63:
-            raise ValueError(f"{name} must be an integer of 64 bits")
+            raise ValueError(f"{name} must be an integer of 64 bits, got {value!r:.80}")
         object.__setattr__(owner, name, int(value))
 
 

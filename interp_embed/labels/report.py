@@ -1,4 +1,4 @@
-"""What became of labels that were added: how many were new, and which of them are shown."""
+"""Reports on added labels: how many were new, and which of them are shown."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SOURCES = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Which of some labels are shown, and what the other features show instead.
+    """Which labels are shown, and which labels the other features show instead.
 
     Attributes
     ----------
     features : int
-        Features that show one of these labels.
+        Number of features that show one of these labels.
     replaced : int
-        Those of them that showed another text before.
+        Number of these features that showed another text before.
     others : dict of str to int
-        Features that show another label, by why it is preferred.
+        Number of features that show another label, by the reason why it is preferred.
     """
 
     features: int
@@ -85,9 +85,9 @@ class Shown:
 
 
 class LabelsAdded(int):
-    """How many labels were written to a store, and what became of the others.
+    """The number of labels written to a store, and what happened to the others.
 
-    An integer: ``new + scored + again``.
+    It is an integer: ``new + scored + again``.
 
     Attributes
     ----------
@@ -96,9 +96,9 @@ class LabelsAdded(int):
     scored : int
         Labels that it had, now with more scores.
     again : int
-        Labels by a person that it had, and that are said again: they count as the newest.
+        Labels by a person that it had and that were added again. They now count as the newest.
     same : int
-        Labels that it had as they are. Nothing was written for them.
+        Labels that it already had unchanged. Nothing was written for them.
     shown : Shown or None
         Which of them are shown now.
     """
@@ -112,7 +112,7 @@ class LabelsAdded(int):
     def __new__(
         cls, new: int, scored: int, again: int, same: int, shown: Shown | None = None
     ) -> Self:
-        """Return what was counted."""
+        """Make the integer from the counts."""
         found = super().__new__(cls, new + scored + again)
         found.new, found.scored, found.again, found.same = new, scored, again, same
         found.shown = shown
@@ -146,9 +146,9 @@ class NamedFeatures(list["FeatureLabel"]):
     Attributes
     ----------
     added : LabelsAdded or None
-        What became of them in the store; None where they were not added.
+        What happened to them in the store; None if they were not added.
     shown : Shown
-        Which of them show there, or would.
+        Which of them the store shows, or would show.
     """
 
     added: LabelsAdded | None

@@ -1,7 +1,7 @@
-"""Labels as JSON texts, and labels whose examples are left unread.
+"""Labels as JSON texts, and labels whose examples are not parsed.
 
-Examples are nearly all of a record, and only few questions need them: which label is shown does not.
-So a record is read without them, and they are kept as the text that they are until they are asked for.
+Examples make up nearly all of a record, and few questions need them; which label is shown does not. So
+a record is read without them, and they stay unparsed text until they are requested.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LightLabel(NamedTuple):
         Raises
         ------
         TypeError, ValueError
-            If they are no examples.
+            If they are not examples.
         """
         if not self.examples:
             return self.label
@@ -74,7 +74,7 @@ def read_label(text: str) -> LightLabel:
     Raises
     ------
     TypeError, ValueError
-        If it is no label.
+        If it is not a label.
     """
     begin = text.find(f"{_BEGIN}[[")
     if begin < 0:
@@ -91,13 +91,13 @@ def read_label(text: str) -> LightLabel:
 
 
 def feature_of(text: str) -> int | None:
-    """Return the feature of a record, which is not read otherwise; None where it has to be."""
+    """Return the feature of a record without parsing it; None if parsing is needed."""
     found = _FEATURE_AND_LABEL.search(text, max(0, text.rfind('"feature":')))
     return None if found is None else int(found[1])
 
 
 def words_of(text: str) -> str | None:
-    """Return the label of a record, which is not read otherwise; None where it has to be."""
+    """Return the label of a record without parsing it; None if parsing is needed."""
     found = _FEATURE_AND_LABEL.search(text, max(0, text.rfind('"feature":')))
     words = "" if found is None else _decoder.raw_decode(text, found.end() - 1)[0]
     return words if words.strip() else None

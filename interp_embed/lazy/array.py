@@ -1,4 +1,4 @@
-"""dask arrays of a store's documents: one task a block, which carries references and no data."""
+"""dask arrays of a store's documents, with one task per block that carries references and no data."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Selection", "selection_of", "stored_array"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """What an array, or a block of it, is read from.
+    """The source of an array, or of a block of it.
 
     Attributes
     ----------
     source : Source
-        What reads.
+        The source that reads the data.
     documents : range or ndarray of int64
         Document numbers in the store, in any order, repetitions allowed.
     features : range or ndarray of int64, optional
@@ -45,7 +45,7 @@ class Selection:
 
 
 class _StoredLayer(MaterializedLayer):  # type: ignore[misc]
-    """The tasks of an array, and what they were made of."""
+    """The tasks of an array, and the selection that they were made from."""
 
     def __init__(self, tasks: dict[Any, Any], selection: Selection) -> None:
         super().__init__(tasks)
@@ -58,7 +58,7 @@ def stored_array(selection: Selection) -> da.Array:
     Parameters
     ----------
     selection
-        What to read.
+        The data to read.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def stored_array(selection: Selection) -> da.Array:
     """
     if da.Array is not Array:
         raise NotImplementedError(
-            "lazy arrays are graphs of tasks, and dask is set to expressions instead: unset "
+            "lazy arrays are graphs of tasks, but dask is configured to use expressions: unset "
             "array.query-planning"
         )
     source, documents, features = selection.source, selection.documents, selection.features
@@ -92,7 +92,7 @@ def stored_array(selection: Selection) -> da.Array:
 
 
 def selection_of(array: Any) -> Selection | None:
-    """Return what `stored_array` made an array of; None for any other."""
+    """Return the selection from which `stored_array` made an array; None for other arrays."""
     if not isinstance(array, Array):
         return None
     layer = array.dask.layers.get(array.name)

@@ -1,4 +1,4 @@
-"""The documents' own columns as xarray variables that are read when they are looked at."""
+"""The documents' own columns as xarray variables that are read on access."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["column_variable"]
 def column_variable(
     store: Store, column: Column, documents: Positions, keep: object = None
 ) -> xr.Variable:
-    """Return a column of some documents, dims ("doc",); what is indexed is read, and then kept.
+    """Return a column of some documents, dims ("doc",). Indexed values are read, and then kept.
 
-    Numbers, booleans and times keep their dtype, times with a zone become UTC, and all else is of
-    dtype object, with the values of the data frame.
+    Numbers, booleans and times keep their dtype, times with a zone become UTC, and all other values
+    have dtype object and are those of the data frame.
 
     Parameters
     ----------
     store, column, documents
-        What to read.
+        The column to read, and for which documents.
     keep
-        What must live as long as the variable does.
+        An object that must live as long as the variable.
     """
     stored = _StoredColumn(store, column, documents, keep)
     return xr.Variable(("doc",), read_when_indexed(stored))

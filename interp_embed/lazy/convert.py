@@ -1,4 +1,4 @@
-"""From a selection of documents to xarray's objects."""
+"""Converting a selection of documents to xarray's objects."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def latents(
     Parameters
     ----------
     store, documents
-        Which documents, in which order.
+        The documents, in order.
     method
         A reduction's name, or ``"all"``.
     threshold
         See `Dataset.latents`.
     keep
-        What must live as long as the result does.
+        An object that must live as long as the result.
     """
     where = as_positions(documents)
     width = feature_count(store)
@@ -73,12 +73,12 @@ def to_dataset(
     attributes: Mapping[str, Any],
     keep: object = None,
 ) -> xr.Dataset:
-    """Return all that is known of some documents; see `Dataset.to_xarray`.
+    """Return everything known about some documents; see `Dataset.to_xarray`.
 
     Parameters
     ----------
     store, documents
-        Which documents, in which order.
+        The documents, in order.
     extra
         Columns in memory; they take the place of stored ones of the same name.
     labels
@@ -86,7 +86,7 @@ def to_dataset(
     attributes
         Of the result.
     keep
-        What must live as long as the result does.
+        An object that must live as long as the result.
     """
     where = as_positions(documents)
     width = feature_count(store)

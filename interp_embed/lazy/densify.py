@@ -18,21 +18,21 @@ T = TypeVar("T", xr.DataArray, xr.Dataset, xr.Variable, da.Array)
 
 
 def densify(obj: T) -> T:
-    """Return the same with dense blocks: for plots, for files, and for what sparse cannot do.
+    """Return the same object with dense blocks, for plots, files and operations that sparse lacks.
 
-    Nothing is computed: each block is made dense when it is asked for, and only then takes
-    4 bytes for every document, token and feature of it. Select before, not after: a selection of a
-    lazy array reads what is selected, one of its dense copy reads whole blocks.
+    Nothing is computed. Each block becomes dense when it is requested, and only then takes 4 bytes for
+    each of its documents, tokens and features. Select before you densify: a selection of a lazy array
+    reads only the selected values, but a selection of its dense copy reads whole blocks.
 
     Parameters
     ----------
     obj : DataArray, Dataset, Variable or dask array
-        What is dense already stays as it is; columns of a Dataset are not read.
+        Data that is already dense does not change; columns of a Dataset are not read.
 
     Raises
     ------
     TypeError
-        If it is something else.
+        If ``obj`` is something else.
     """
     if isinstance(obj, xr.Dataset):
         variables = {name: densify(variable) for name, variable in obj.variables.items()}
@@ -46,7 +46,7 @@ def densify(obj: T) -> T:
     if isinstance(obj, da.Array):
         return _dense(obj)
     raise TypeError(
-        f"densify takes xarray's objects and dask arrays, got {type(obj).__name__}. "
+        f"obj must be an xarray object or a dask array, got {type(obj).__name__}. "
         "A sparse array has the method todense()"
     )
 

@@ -1,4 +1,4 @@
-"""xarray variables that hand selections on to what reads the store."""
+"""xarray variables that pass selections on to the code that reads the store."""
 
 from __future__ import annotations
 

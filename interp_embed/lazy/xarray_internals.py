@@ -1,11 +1,11 @@
-"""What lazy arrays need of xarray that is no part of its public API, all of it in this module.
+"""Private parts of xarray that lazy arrays need. No other module uses such parts.
 
 - xarray documents `BackendArray` and `LazilyIndexedArray` for the columns of a file that are read when
   they are indexed. That what was read is kept, and that assigning to it leaves the file alone, is what
   `xarray.open_dataset` adds with two further classes. `Dataset.to_xarray` is not `open_dataset`, so it
   adds them itself.
-- ``Variable.data`` reads a column that is not read yet. Whoever wants to know what a variable holds,
-  and not to read it, has to look behind that.
+- ``Variable.data`` reads a column that is not read yet. Code that inspects what a variable holds
+  without reading it needs the private attribute behind it.
 
 ``make oldest`` runs the tests of this package with the oldest versions of xarray and dask that are
 allowed.
@@ -38,12 +38,12 @@ __all__ = ["ExplicitIndexer", "ExplicitlyIndexed", "held", "read_when_indexed"]
 
 
 def read_when_indexed(array: BackendArray) -> Any:
-    """Return an array for a variable: what is indexed is read, and what was read whole is kept."""
+    """Return an array for a variable. Indexed values are read; values that were read whole are kept."""
     lazy: Any = LazilyIndexedArray(array)
     kept: Any = MemoryCachedArray
     return kept(CopyOnWriteArray(lazy))
 
 
 def held(variable: xr.Variable) -> Any:
-    """Return what a variable holds; a column that is not read yet stays so."""
+    """Return the data that a variable holds, without reading a column that is not read yet."""
     return variable._data  # noqa: SLF001 - .data would read a column

@@ -1,1 +1,1 @@
-"""Which documents of a store, in which order, and their rows."""
+"""Selecting documents of a store, in some order, and reading their rows."""

@@ -1,4 +1,4 @@
-"""In which documents of a selection a feature is found, and how strong it is there."""
+"""Finding the documents of a selection where a feature is active, and how strong it is there."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def feature_values(
     Raises
     ------
     TypeError
-        If the features are no integers.
+        If the features are not integers.
     IndexError
         If the SAE has no such feature.
     """
     check_method(method)
     columns = check_features(features, width)
     if len(columns) == 0:
-        raise TypeError("features must be one integer or more, got none")
+        raise TypeError("features must be one or more integers, got none")
     unique, where = np.unique(columns, return_inverse=True)
     values = feature_columns(selection.store, selection.documents, unique, REDUCTIONS[method])
     return values[:, where]
@@ -74,7 +74,7 @@ def top_positions(
 ) -> NDArray[np.int64]:
     """Return the positions of the documents in which a feature is strongest (or weakest).
 
-    Ties go by document order. ``inactive`` also considers documents in which it is nowhere active.
+    Ties keep document order. ``inactive`` also considers documents in which it is not active.
     """
     check_method(method)
     feature = check_feature(feature, width)
@@ -89,7 +89,7 @@ def top_positions(
 def listed_top(
     selection: Selection, feature: int, k: int, *, inactive: bool = False
 ) -> NDArray[np.int64] | None:
-    """Return the top documents that the index lists; None where it cannot tell."""
+    """Return the top documents that the index lists; None if the index does not know them."""
     found = top_documents(selection.store, selection.documents, feature, k)
     if found is None:
         return None

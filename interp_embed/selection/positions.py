@@ -1,4 +1,4 @@
-"""Which documents: everything that may stand in the brackets of a dataset."""
+"""Indexing documents: everything that may stand in the brackets of a dataset."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ def positions_of(index: Any, n: int) -> NDArray[np.int64]:
     if not isinstance(index, np.ndarray) or index.dtype.kind not in "biu":
         kind = index.dtype if isinstance(index, np.ndarray) else type(index).__name__
         raise TypeError(
-            "a dataset is indexed by an integer, a slice, a boolean mask or an array of integers; "
-            f"got {kind}"
+            f"index must be an integer, a slice, a boolean mask or an array of integers, got {kind}"
         )
     if index.ndim != 1:
-        raise IndexError(f"an index array must have one dimension, got shape {index.shape}")
+        raise IndexError(f"index must have one dimension, got shape {index.shape}")
     if index.dtype.kind == "b":
         if len(index) != n:
             raise IndexError(f"a mask of length {len(index)} does not fit {n} documents")

@@ -61,7 +61,7 @@ class DatasetRow:
     truncate_chat_template : bool
         Hide the special tokens (chat template, BOS) from everything this row returns.
     aggregate_activations : dict of str to csr_matrix, optional
-        ``max`` and ``sum``, each of shape (1, d_sae), where they are known already.
+        ``max`` and ``sum``, each of shape (1, d_sae), if they are already known.
     field : str
         Column that holds the text.
     low_memory : bool
@@ -89,7 +89,7 @@ class DatasetRow:
     Raises
     ------
     TypeError
-        If ``row`` is no dictionary or ``activations`` no CSR matrix.
+        If ``row`` is not a dictionary or ``activations`` is not a CSR matrix.
     ValueError
         If the parts do not fit together.
     """
@@ -113,10 +113,11 @@ class DatasetRow:
                 f"activations must be a scipy.sparse.csr_matrix, got {type(activations).__name__}"
             )
         if field not in row:
-            raise ValueError(f"field {field!r} is not in the row, which has {list(row)}")
+            raise ValueError(f"field must be a key of row, one of {list(row)}, got {field!r}")
         if len(tokenized_document) != activations.shape[0]:
             raise ValueError(
-                f"{len(tokenized_document)} tokens but {activations.shape[0]} rows of activations"
+                f"activations must have one row per token, got {activations.shape[0]} rows for "
+                f"{len(tokenized_document)} tokens"
             )
         special = (
             np.zeros(len(tokenized_document), np.bool_)
@@ -125,7 +126,8 @@ class DatasetRow:
         )
         if special.shape != (len(tokenized_document),):
             raise ValueError(
-                f"special_tokens has shape {special.shape} for {len(tokenized_document)} tokens"
+                f"special_tokens must have one value per token, shape ({len(tokenized_document)},), "
+                f"got shape {special.shape}"
             )
         # Entries given twice count as their sum; the caller's matrix stays as it is.
         canonical = activations.has_canonical_format
@@ -179,12 +181,12 @@ class DatasetRow:
         Parameters
         ----------
         activation_type
-            ``"max"``, ``"mean"``, ``"sum"``, ``"binarize"``, ``"count"``, or ``"all"`` for one row a
-            token. A token on which a feature is absent counts as 0.
+            ``"max"``, ``"mean"``, ``"sum"``, ``"binarize"``, ``"count"``, or ``"all"`` for one row per
+            token. A feature that is absent on a token counts as 0 there.
         compress
             Return a sparse matrix.
         activated_threshold
-            Above which a feature counts as active, for ``"binarize"`` and ``"count"``; 0 or more.
+            A feature counts as active above this value, for ``"binarize"`` and ``"count"``; 0 or more.
 
         Returns
         -------

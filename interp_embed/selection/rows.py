@@ -1,4 +1,4 @@
-"""The rows of a dataset: a sequence that reads a document when it is looked at."""
+"""The rows of a dataset: a sequence that reads each document on access."""
 
 from __future__ import annotations
 
@@ -63,4 +63,4 @@ class Rows(Sequence["DatasetRow | None"]):
             yield from self._read(np.arange(start, min(start + _BLOCK, self._n)))
 
     def __repr__(self) -> str:
-        return f"<{self._n} rows, read when looked at>"
+        return f"<{self._n} rows, read on access>"

@@ -1,4 +1,4 @@
-"""Some documents of a store, in some order, with columns beside the stored ones: a value."""
+"""`Selection`: an immutable choice of documents of a store, in some order, with extra columns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Selection"]
 
 _FEW = 4
 _AT_ONCE = 8
-"""Documents that are read at once."""
+"""Number of documents that are read at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,14 +61,14 @@ class Selection:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all documents of the store, in order, without columns of its own."""
+        """Whether this selects all documents of the store, in order, without columns of its own."""
         return not self.columns and np.array_equal(
             self.documents, np.arange(self.store.n_documents)
         )
 
     @property
     def column_names(self) -> list[Any]:
-        """Names of the documents' columns; nothing is read."""
+        """Names of the documents' columns. This reads no documents."""
         stored = [column.name for column in self.store.schema]
         return [*stored, *(name for name in self.columns if name not in stored)]
 
@@ -97,9 +97,9 @@ class Selection:
         Parameters
         ----------
         positions
-            Of which documents; of all by default.
+            Positions of the documents in this selection; all by default.
         names
-            Which columns; all by default.
+            Names of the columns; all by default.
 
         Returns
         -------
@@ -114,11 +114,11 @@ class Selection:
         return frame
 
     def texts(self, positions: NDArray[np.int64] | None = None) -> list[Any]:
-        """Read the column of texts; what is there may be no string."""
+        """Read the column of texts. Its values may be other than strings."""
         return self.frame(positions, [self.store.field])[self.store.field].tolist()  # type: ignore[no-any-return]
 
     def rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
-        """Read some documents with their activations; None for those that have none."""
+        """Read some documents with their activations; None for documents without activations."""
         documents = self.documents[positions]
         absent = unavailable(self.store, documents)
         records: list[dict[Any, Any]] = []

@@ -20,14 +20,14 @@ def sorted_by_columns(selection: Selection, columns: Any, *, descending: bool) -
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no column {unknown[0]!r}; the columns are {known}")
     if not names:
-        raise ValueError("give at least one column to sort by")
+        raise ValueError("columns must name at least one column to sort by, got none")
     frame = selection.frame(names=names)
     for name in reversed(names):  # as all sorts are stable, the first column decides
         try:
             frame = frame.sort_values(by=name, ascending=not descending, kind="stable")
         except TypeError as error:
             raise TypeError(
-                f"column {name!r} cannot be sorted by, as its values have no order ({error}); "
-                "sort by another column"
+                f"column {name!r} cannot be used for sorting, because its values have no order "
+                f"({error}). Sort by another column"
             ) from error
     return selection.take(frame.index.to_numpy(np.int64))

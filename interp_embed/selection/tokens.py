@@ -19,7 +19,7 @@ __all__ = ["dense_tokens", "sparse_tokens"]
 
 
 def sparse_tokens(selection: Selection) -> list[csr_matrix]:
-    """Return a matrix of tokens and features per document; one row of NaN where there is none.
+    """Return one matrix per document, shape (tokens, features); one row of NaN without activations.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The store: all that knows the format on disk. It knows nothing of models."""
+"""The store: everything that knows the format on disk. It does not know about models."""
 
 from interp_embed.store.store import MISSING, Store
 from interp_embed.store.write.compaction import collect_garbage, compact, finish

@@ -1,4 +1,4 @@
-"""A chunk on disk: which arrays it becomes, and how they are read back."""
+"""A chunk on disk: writing its arrays and reading them back."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def write_chunk(
     dtype
         Of the stored activations.
     pooled
-        The document level, where it is known already.
+        The document level, if it is already known.
     executor
         Threads to compute it with.
 
     Returns
     -------
     dict
-        What the commit says of the chunk's content.
+        The fields of the commit that describe the chunk's content.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def write_chunk(
     """
     if max(chunk.nnz, chunk.n_tokens) > _LARGEST:
         raise OverflowError(
-            f"a chunk of {chunk.nnz} nonzeros is too large; use fewer documents a chunk"
+            f"a chunk of {chunk.nnz} nonzeros is too large; use fewer documents per chunk"
         )
     has_negative = chunk.extent[0] < 0
     # A feature is on at most every token of a document.
@@ -112,9 +112,9 @@ def write_chunk(
 
 
 def _inner(spec: ArraySpec) -> int:
-    """Return the elements of an inner chunk: fewer of what is only read for single documents.
+    """Return the elements per inner chunk, fewer for arrays that are only read for single documents.
 
-    A document's few tokens stand in five arrays; whole passes read one of them, a small one.
+    A document's few tokens are in five arrays. Whole passes read only one of them, a small one.
     """
     return _INNER_TOKENS if spec.dimension in ("token", "token_ptr") else INNER_ELEMENTS
 
@@ -127,7 +127,7 @@ def _write_document_level(
     pooled: Pooled | None,
     executor: Executor | None,
 ) -> dict[str, NDArray[Any]]:
-    """Write what there is an entry of for each document and feature; return the pointers."""
+    """Write the entries for pairs of a document and a feature; return the pointers."""
     if pooled is not None:
         blocks: Iterable[Pooled] = [pooled]
     else:
@@ -161,7 +161,7 @@ def _write_document_level(
 def _all_sums(
     count: NDArray[np.unsignedinteger], highest: NDArray[np.floating], own: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the sum of every entry, from those that are stored and one element more."""
+    """Return the sum of every entry, from the stored sums and one additional element."""
     single = highest.astype(np.float32)
     if len(single) < _FEW:  # not worth a compiler
         which = has_own_sum(count, single)
@@ -174,14 +174,14 @@ def _all_sums(
         needed = fill_sums(count, single, own, single)
     if needed != len(own) - 1:
         raise CorruptStoreError(
-            f"a chunk has {len(own) - 1} sums where {needed} are needed. Run 'interp-embed verify' on the "
+            f"a chunk has {len(own) - 1} sums but needs {needed}. Run 'interp-embed verify' on the "
             "store, and encode the chunk's documents again"
         )
     return single
 
 
 class StoredChunk:
-    """A committed chunk, read array by array as it is asked for."""
+    """A committed chunk whose arrays are read on request."""
 
     def __init__(self, storage: Storage, commit: Commit, cache: BlockCache | None = None) -> None:
         self.storage = storage
@@ -299,12 +299,12 @@ class StoredChunk:
         Parameters
         ----------
         names
-            Of ``max``, ``sum``, ``count`` and ``positive``; each has one value an entry, whatever
-            is stored.
+            Any of ``max``, ``sum``, ``count`` and ``positive``. Each has one value per entry,
+            regardless of what is stored.
         start, stop
             Positions in the chunk.
         keep
-            Whether what few documents need is kept in the cache; see `ShardedArray.read`.
+            Whether data of a few documents is kept in the cache; see `ShardedArray.read`.
 
         Returns
         -------

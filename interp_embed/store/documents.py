@@ -140,7 +140,7 @@ def _touched(plan: Plan, documents: NDArray[np.int64]) -> list[_Here]:
 
 
 def _column_of(block: PlannedBlock, column: Column) -> Column:
-    """Return how a block stores a column; one that it lacks is missing in all its documents."""
+    """Return how a block stores a column. If it lacks the column, all its values are missing."""
     if block.columns is None:
         return column
     found = next((c for c in block.columns if c["name"] == column.name), None)

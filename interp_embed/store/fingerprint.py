@@ -42,7 +42,7 @@ def _compared(name: str, value: Any) -> Any:
 
 
 def encoder_digest(fingerprint: Mapping[str, Any]) -> str:
-    """Return what a commit says of the settings under which its documents were encoded."""
+    """Return the digest by which a commit records the settings that encoded its documents."""
     return digest({name: value for name, value in fingerprint.items() if name != "documents"})
 
 
@@ -64,7 +64,7 @@ def check_fingerprint(
     n_documents: int | None = None,
     in_memory: bool = False,
 ) -> None:
-    """Refuse to go on with a run that was made with something else.
+    """Refuse to continue a run that was made with another SAE, other settings or other documents.
 
     Parameters
     ----------
@@ -76,9 +76,9 @@ def check_fingerprint(
         The documents that were given, cut as `interp_embed.store.format.document_blocks` cuts them. They are compared
         block by block, up to the first that differs.
     n_documents
-        How many there are, where it is known without reading them.
+        Number of documents, if it is known without reading them.
     in_memory
-        Whether looking at the documents costs so little that it is worth it though settings differ.
+        Whether reading the documents is so cheap that it is worth doing although the settings differ.
 
     Raises
     ------
@@ -91,16 +91,16 @@ def check_fingerprint(
         parts += _document_differences(store, blocks, n_documents)
     if parts:
         raise FingerprintMismatchError(
-            f"the store at {store.storage.url} was made with something else, so its activations "
-            f"would not match new ones. What differs: {'; '.join(parts)}. Use what the store was "
-            "made with, or another place for the store"
+            f"the store at {store.storage.url} was made with other documents, another SAE or other "
+            f"settings, so its activations would not match new ones. Differences: {'; '.join(parts)}. "
+            "Use what the store was made with, or give the store another path"
         )
 
 
 def _document_differences(
     store: Store, blocks: Iterator[DocumentBlock], n_documents: int | None
 ) -> list[str]:
-    """Return what differs in the first documents that differ."""
+    """Return the differences of the first documents that differ."""
     if n_documents is not None and n_documents != store.n_documents:
         return [_numbers(store, f"{n_documents:,}")]
     stop = 0

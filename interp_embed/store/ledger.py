@@ -1,4 +1,4 @@
-"""Which attempts count: commits, the plan, and how documents map to chunks.
+"""The ledger: commits, the plan, which commits count, and how documents map to chunks.
 
 A commit is one JSON object under ``commits/``, created with *fail if it exists*. It says that a
 folder of arrays holds the documents ``start:stop``. Commits may overlap: a merged chunk replaces its
@@ -114,7 +114,7 @@ class Commit:
         return cls(**{**value, "folder": Folder.from_json(value["folder"])})
 
     def publish(self, storage: Storage) -> bool:
-        """Make the commit count; return False where another attempt was first."""
+        """Make the commit count; return False if another attempt was first."""
         return storage.put_if_absent(self.key, seal(self.to_json()))
 
 
@@ -328,7 +328,7 @@ class _Descending:
 
 
 def read_commits(storage: Storage) -> list[Commit]:
-    """Read every commit, as they were at one moment.
+    """Read every commit, as of one moment.
 
     Others may commit a merged chunk and delete its parts meanwhile: a listing that saw neither would
     lose documents. So commits are listed again until nothing changed while they were read.
@@ -336,7 +336,7 @@ def read_commits(storage: Storage) -> list[Commit]:
     Raises
     ------
     CorruptStoreError
-        If one is damaged.
+        If a commit is damaged.
     """
     known: dict[str, Commit] = {}
     listed = commit_keys(storage)
@@ -363,18 +363,18 @@ def commit_keys(storage: Storage) -> set[str]:
 
 
 def committed_ranges(storage: Storage) -> list[tuple[int, int]]:
-    """Return the documents that each commit holds, from a listing alone: no commit is read."""
+    """Return the documents that each commit holds, from a listing alone. No commit is read."""
     names = (key.rsplit("/", 1)[1].split("-") for key in commit_keys(storage))
     return sorted((int(start), int(stop)) for start, stop, _ in names)
 
 
 def plan_key(number: int) -> str:
-    """Return the key of the plan, or of what was added to it for the ``number``-th time."""
+    """Return the key of the plan, or of the ``number``-th addition to it."""
     return f"plan-{number:06d}.json" if number else PLAN
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """Read the plan with all that was added to it; None where creation did not come that far."""
+    """Read the plan with all additions; None if creation was interrupted before it was written."""
     plan: Plan | None = None
     while True:
         key = plan_key(0 if plan is None else plan.additions + 1)
@@ -388,7 +388,7 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def read_manifest(storage: Storage) -> list[Commit] | None:
-    """Read the commits of a complete store in one object; None where there is no manifest."""
+    """Read the commits of a complete store in one object; None if there is no manifest."""
     try:
         document = unseal(storage.get(MANIFEST), f"{MANIFEST} in {storage.url}")
     except (FileNotFoundError, CorruptStoreError):

@@ -1,4 +1,4 @@
-"""What names a store in another process; see `interp_embed.store.snapshot.Snapshots.__reduce__`."""
+"""References to a store for other processes; see `interp_embed.store.snapshot.Snapshots.__reduce__`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Reference(NamedTuple):
     Attributes
     ----------
     url : str
-        Where it is; credentials come from the environment of whoever opens it.
+        Where it is. Credentials come from the environment of the process that opens it.
     identity : str
-        `Store.identity`: what else may be at the place by now is not meant.
+        `Store.identity`, so that another store at the same place is not taken for this one.
     state : str
-        `Ledger.state` where the store was sent from. Where the ledger has moved on since, the store
+        `Ledger.state` in the process that sent the store. If the ledger has changed since, the store
         is read as it is now: documents are only ever added, and chunks merged.
     """
 

@@ -1,7 +1,7 @@
-"""What a store consists of just now: its plan, its ledger, and the chunks that count.
+"""The current state of a store: its plan, its ledger, and the chunks that count.
 
-A snapshot that is replaced as a whole. Where another process has merged chunks since it was taken,
-reading notices that a folder has gone and looks at the ledger again.
+A snapshot is replaced as a whole. If another process has merged chunks since it was taken, reading
+notices that a folder is gone and reads the ledger again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _identity(plan: Plan | None) -> str:
 
 
 def _referred(cls: type[Snapshots], reference: Reference) -> Snapshots:
-    """Return a store that is opened when it is first asked for something."""
+    """Return a store that is opened on first use."""
     store = cls.__new__(cls)
     vars(store)["_reference"] = reference
     return store
@@ -70,12 +70,12 @@ def _referred(cls: type[Snapshots], reference: Reference) -> Snapshots:
 
 @lru_cache(maxsize=8)
 def _opened(cls: type[Snapshots], reference: Reference) -> Snapshots:
-    """Return a store that was referred to, opened once in this process for each state of its ledger.
+    """Return the store of a reference, opened once in this process for each state of its ledger.
 
     Raises
     ------
     CorruptStoreError
-        If another store is there.
+        If there is another store at its place.
     """
     store = cls(reference.url)
     store.require_identity(reference.identity)
@@ -100,11 +100,10 @@ class Snapshots:
         self._take_ledger(read_manifest(first))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a reference: as where the store is, to be opened there once.
+        """Pickle a reference to the store, which the receiving process opens once.
 
-        The store is opened when it is first asked for something, and not when it arrives. A store
-        that cannot be opened is an error of the task that wanted to read, and no reason why a
-        scheduler or a worker could not take part.
+        The store is opened on first use, not on arrival. If it cannot be opened, only the task that
+        reads from it fails; a scheduler or a worker can still take part.
         """
         reference = vars(self).get("_reference")
         if reference is None:
@@ -114,7 +113,7 @@ class Snapshots:
     if not TYPE_CHECKING:  # for mypy every name would be an attribute
 
         def __getattr__(self, name: str) -> Any:
-            """Open the store that was sent here, when it is first asked for something."""
+            """Open a store that was sent to this process, on first use."""
             reference = vars(self).get("_reference")
             if reference is None or name.startswith("__"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -128,28 +127,28 @@ class Snapshots:
         return _identity(self.plan)
 
     def require_identity(self, identity: str) -> None:
-        """Refuse to read from another store than is meant.
+        """Refuse to read from a store with another identity.
 
         Raises
         ------
         CorruptStoreError
-            If this is another one.
+            If this is another store.
         """
         if self.identity != identity:
             raise CorruptStoreError(
-                f"the store at {self.storage.url} was replaced by another one meanwhile. Open it again"
+                f"the store at {self.storage.url} was replaced by another store meanwhile. Open it again"
             )
 
     def _require_unreplaced(self) -> None:
-        """Refuse to go on where another store, or none, stands in this one's place."""
+        """Refuse to continue if this store was deleted or replaced by another one."""
         if _identity(read_plan(self.storage)) != self.identity:
             raise CorruptStoreError(
-                f"the store that was opened at {self.storage.url} is not there any more: it was "
-                "deleted, or another one was saved in its place. Open it again"
+                f"the store that was opened at {self.storage.url} no longer exists: it was deleted, or "
+                "another store was saved in its place. Open it again"
             )
 
     def refresh_binding(self) -> bool:
-        """Take over what the first run added to the root's attributes; return whether there is any."""
+        """Read the attributes that the first run added to the root; return whether there are any."""
         return self._take_binding(self.storage)
 
     def _take_binding(self, storage: Storage) -> bool:
@@ -162,7 +161,7 @@ class Snapshots:
         return True
 
     def refresh(self, *, manifest: bool = True) -> None:
-        """Look at the ledger again, and at the plan where it holds documents that were added."""
+        """Read the ledger again, and the plan if documents were added."""
         self._take_ledger(read_manifest(self.storage) if manifest else None)
 
     def _take_ledger(self, commits: list[Commit] | None) -> None:
@@ -183,7 +182,7 @@ class Snapshots:
         self._snapshot = Snapshot(ledger, chunks)
 
     def refresh_plan(self) -> None:
-        """Take over documents that were added since the store was opened."""
+        """Include documents that were added since the store was opened."""
         plan = read_plan(self.storage)
         if plan is not None and plan.n_documents > self.n_documents:
             self.__dict__.pop("schema", None)
@@ -191,16 +190,16 @@ class Snapshots:
 
     @property
     def ledger(self) -> Ledger:
-        """The commits, as they were when the store was last looked at."""
+        """The commits, as of the last time that the store was read."""
         return self._snapshot.ledger
 
     def consistently(self, read: Callable[[], T]) -> T:
-        """Run ``read``; where chunks were merged meanwhile, look at the ledger again and repeat.
+        """Run ``read``; if chunks were merged meanwhile, read the ledger again and repeat.
 
         Raises
         ------
         CorruptStoreError
-            If an object is missing though the ledger names it.
+            If an object is missing although the ledger names it.
         """
         for _ in range(8):
             snapshot = self._snapshot
@@ -216,7 +215,7 @@ class Snapshots:
                     self._snapshot = snapshot
                     raise CorruptStoreError(
                         f"an object that the ledger of {self.storage.url} names is missing: {error}. "
-                        "Run 'interp-embed verify' to see what else is, and restore it from a copy"
+                        "Run 'interp-embed verify' to find other missing objects, and restore it from a copy"
                     ) from error
         raise CorruptStoreError(
             f"the store at {self.storage.url} changes faster than it can be read"
@@ -235,7 +234,7 @@ class Snapshots:
 
     @property
     def d_sae(self) -> int | None:
-        """Number of features; None where nothing was encoded and the SAE did not say."""
+        """Number of features; None if nothing was encoded and the SAE did not say."""
         known = self.attributes.get("d_sae")
         if known is None:
             known = next((c.d_sae for c in self.ledger.live if c.d_sae), None)
@@ -263,5 +262,5 @@ class Snapshots:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every document was tried."""
+        """Whether every document was encoded or has failed."""
         return not self.ledger.missing

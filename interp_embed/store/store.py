@@ -1,7 +1,7 @@
 """Reading a store: its documents, its chunks, and which chunk holds which document.
 
-Data is read when it is asked for. See `interp_embed.store.snapshot` for what happens where another
-process has merged chunks since the store was opened.
+Data is read on request. See `interp_embed.store.snapshot` for what happens if another process has
+merged chunks since the store was opened.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MISSING = 255
 
 
 def _is_clean(chunk: StoredChunk) -> bool:
-    """Whether every document of the chunk was encoded whole, which the commit says."""
+    """Whether every document of the chunk was encoded completely, according to the commit."""
     return not (chunk.commit.n_failed or chunk.commit.n_truncated)
 
 
@@ -88,7 +88,8 @@ class Store(Snapshots):
         wanted = np.arange(self.n_documents) if documents is None else documents
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.n_documents:
             raise IndexError(
-                f"documents {wanted.min()} to {wanted.max()} asked of {self.n_documents}"
+                f"documents {wanted.min()} to {wanted.max()} are out of range for {self.n_documents} "
+                "documents"
             )
         return self.consistently(lambda: self._documents.frame(self.plan, schema, wanted))
 
@@ -99,9 +100,9 @@ class Store(Snapshots):
     # Chunks
 
     def index(self) -> FeatureIndex | None:
-        """Return the feature-major index of the snapshot's documents; None where there is none.
+        """Return the feature-major index of the snapshot's documents; None if there is none.
 
-        Looked for once a snapshot: `refresh` to notice one that was built since.
+        This looks once per snapshot. Call `refresh` to notice an index that was built since.
         """
         ledger, known = self.ledger, self._index
         if known is None or known[0] is not ledger:
@@ -241,7 +242,7 @@ class Store(Snapshots):
         return self.consistently(read)
 
     def n_tokens(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of tokens of each document, 0 where it has none."""
+        """Return the number of tokens of each document, 0 if it has none."""
 
         def read() -> NDArray[np.int64]:
             out = np.zeros(len(documents), np.int64)
@@ -294,14 +295,14 @@ class Store(Snapshots):
 
     @cached_property
     def labels(self) -> LabelStore:
-        """The labels: read when they are first asked for, and again by `LabelStore.refresh`."""
+        """The labels, read on first access and again by `LabelStore.refresh`."""
         return LabelStore(self.storage)
 
     @cached_property
     def answers(self) -> Answers:
-        """Answers of language models that were paid for."""
+        """Paid answers of language models."""
         return Answers(self.storage)
 
     def feature_labels(self) -> dict[int, str]:
-        """Return the label of each feature that is shown; see `interp_embed.labels.record.best_labels`."""
+        """Return the label shown for each feature; see `interp_embed.labels.record.best_labels`."""
         return self.labels.shown()

@@ -239,11 +239,11 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.txt", b"some text", "cannot tell what this is"),
+        ("notes.txt", b"some text", "has an unknown format"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1,}\n', "JSON Lines: line 2: "),
         ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: Expecting value (column 1)\n"),
         ("a.csv", b"text\na\ncaf\xe9\n", "line 3 is not UTF-8 (byte 0xe9); save it as UTF-8\n"),
-        ("a.json", b'["a", "b"]', "record 1 is no object but str"),
+        ("a.json", b'["a", "b"]', "record 1 must be a JSON object, got str"),
         ("a.csv", b"text\n\xff\xfe", "cannot be read as CSV: line 2 is not UTF-8"),
         ("a.csv", b"", "cannot be read as CSV: No columns"),
         ("a.parquet", b"PAR1 and nothing else", "cannot be read as Parquet"),
@@ -318,7 +318,7 @@ def test_going_on_with_other_settings_or_documents_is_refused(cli, source, store
     source.write_text(source.read_text().replace("the cat", "the dog"))
     code, _, err = cli(*again)
     assert code == 1
-    assert "What differs: the texts of documents 0 to 6. Use" in err
+    assert "Differences: the texts of documents 0 to 6. Use" in err
     assert "save_path" not in err
 
 
@@ -831,5 +831,5 @@ def test_the_demo_refuses_a_store_of_other_texts(cli):
     )
     code, _, err = cli("demo", "--device", "cpu")
     assert code == 1
-    assert "was made with something else" in err
+    assert "was made with other documents, another SAE or other settings" in err
     assert "note: delete " in err

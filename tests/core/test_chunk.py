@@ -81,7 +81,7 @@ def test_joining_the_parts_of_a_chunk_gives_the_chunk(chunk, data):
 
 
 def test_joining_chunks_of_two_widths_is_refused():
-    with pytest.raises(ValueError, match=r"must share one d_sae, got \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"must have the same d_sae, got \[4, 5\]"):
         Chunk.concatenate([random_chunk(0, 2, d_sae=4), random_chunk(0, 2, d_sae=5)])
 
 
@@ -147,7 +147,7 @@ def test_matrices_that_do_not_fit_the_tokens_or_the_sae_are_refused():
     matrix = csr_matrix((2, 3), dtype=np.float32)
     with pytest.raises(ValueError, match="document 0 has 1 tokens but 2 rows"):
         Chunk.from_documents(3, [matrix], [table(1)])
-    with pytest.raises(ValueError, match="have 3 columns, the SAE has 4 features"):
+    with pytest.raises(ValueError, match="got 3 columns for 4 features"):
         Chunk.from_documents(4, [matrix], [table(2)])
 
 

@@ -203,7 +203,7 @@ def test_another_width_than_the_store_s_is_refused(tmp_path):
         Dataset(
             data, stop_at(Wide, 3)(), save_path=tmp_path / "s", batch_size=1, save_every_batch=1
         )
-    with pytest.raises(ValueError, match="store has 32 features, the chunk 16"):
+    with pytest.raises(ValueError, match=r"the store.s 32 features, got 16"):
         Dataset(data, Narrow(), save_path=tmp_path / "s", batch_size=1, save_every_batch=1)
 
 

@@ -303,7 +303,7 @@ def test_a_store_alone_is_encoded_and_finished(planned, cli):
         (["--gpus", "1"], 1, "this process sees 0 GPUs"),
         (["--gpus", "some"], 1, "'all', a number of GPUs, or some of them"),
         (["--device", "cuda:0"], 1, "--device cuda:0"),
-        (["--sae", "tests.support.fake_sae:WideSAE"], 1, "was made with something else"),
+        (["--sae", "tests.support.fake_sae:WideSAE"], 1, "was made with other documents"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(planned, cli, monkeypatch, arguments, code, message):

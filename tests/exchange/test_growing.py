@@ -168,7 +168,7 @@ def test_parts_of_a_store_are_not_added_to(tmp_path, data):
         with pytest.raises(ValueError, match="cannot be added to"):
             part.append(data[:1])
     dataset.sae = WideSAE()
-    with pytest.raises(FingerprintMismatchError, match="What differs"):
+    with pytest.raises(FingerprintMismatchError, match="Differences: "):
         dataset.append(data[:1])
     dataset.sae = None
     with pytest.raises(ValueError, match="cannot be rebuilt"):

@@ -576,12 +576,12 @@ class Untouched(WordSAE):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": 1,}\n', r"a\.jsonl cannot be read.*: line 2: "),
-        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 is no object but list"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 must be a JSON object, got list"),
         ("a.json", '[{"text": "a"}, {"text": ]', "record 2: Expecting value"),
         ("a.json", '[{"text": "a"} {"text": "b"}]', r"expected ',' or '\]' after record 1"),
         ("a.json", '[{"text": "a"}] x', "unexpected data after the end of the JSON array"),
         ("a.json", '[{"text": "a"}', r"after record 1"),
-        ("a.json", "[1]", "record 1 is no object but int"),
+        ("a.json", "[1]", "record 1 must be a JSON object, got int"),
         ("a.csv", 'text,n\na,1\n"b', "a.csv cannot be read as CSV"),
         ("a.csv", "text,n\na,1,2,3\n", "a.csv cannot be read as CSV"),
         (
@@ -593,12 +593,12 @@ class Untouched(WordSAE):
         (
             "a.csv",
             "text,n\na,1\nb\0c,2\n",
-            r"a\.csv cannot be read as CSV: there is a NUL .* line 3",
+            r"a\.csv cannot be read as CSV: line 3 has a NUL character",
         ),
         ("a.jsonl", '{"text": "a", "v": ' + "[" * 10**5, "line 1: maximum recursion depth"),
         ("a.json", '[{"text": "a", "v": ' + "[" * 10**5, "record 1: maximum recursion depth"),
         ("a.json", '[{"text": "a", "v": ' + "1" * 5000 + "}]", "record 1: Exceeds the limit"),
-        ("a.txt", "text", "cannot tell what this is"),
+        ("a.txt", "text", "has an unknown format"),
         ("a.parquet", "PAR1 and no more", "cannot be read as Parquet"),
     ],
 )
@@ -726,7 +726,7 @@ def test_a_list_of_texts_that_are_no_files_says_how_to_pass_texts(tmp_path):
 def test_a_dictionary_of_datasets_is_refused_with_what_to_pass():
     datasets = pytest.importorskip("datasets")
     both = datasets.DatasetDict({"train": hugging_face(RECORDS)})
-    with pytest.raises(TypeError, match=r"DatasetDict of \['train'\]; pass one of them"):
+    with pytest.raises(TypeError, match=r"one split of the DatasetDict with .*; pass one, such as"):
         Dataset(both, Untouched())
 
 

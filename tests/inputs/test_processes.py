@@ -102,7 +102,7 @@ def test_planning_that_was_killed_goes_on_where_it_was(
     assert kept < N // BLOCK
     if killed_after:
         with pytest.raises(
-            NotAStoreError, match=rf"cut off: {kept * BLOCK} documents are in it.*Pass"
+            NotAStoreError, match=rf"interrupted: {kept * BLOCK} documents are in it.*Pass"
         ):
             Dataset.load_from_file(path, resume=True)
     dataset = Dataset(iter(documents()), WideSAE(), save_path=path, batch_size=20)

@@ -172,13 +172,17 @@ def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
         ("b.json", "[]", "has no labels"),
         ("c.jsonl", '{"feature": 1, "label": "x"}\n{"feature": 1', r"c\.jsonl, line 2"),
         ("d.json", "[3]", r"d\.json, entry 0: expected a JSON object, got 3"),
-        ("e.json", '[{"text": "x"}]', r"entry 0: neither 'feature' and 'label'.*'text'"),
+        ("e.json", '[{"text": "x"}]', r"entry 0: it needs 'feature' and 'label'.*'text'"),
         ("f.csv", "text\nx\n", r"f\.csv has the columns text; labels need 'feature' and 'label'"),
-        ("g.csv", "feature,label\n1,a\n-2,x\n", r"line 3: feature must be a whole number"),
+        (
+            "g.csv",
+            "feature,label\n1,a\n-2,x\n",
+            r"line 3: feature must be an integer of at least 0",
+        ),
         ("h.csv", "feature,label,scores\n1,x,{\n", r"h\.csv, line 2"),
         ("i.json", '{"format": "interp_embed.labels", "version": 9, "labels": []}', "version 9"),
         ("j.csv", "feature,label,source\n1,x,magic\n", r"line 2: source must be one of"),
-        ("k.txt", "1 cats", r"k\.txt: cannot tell what this is"),
+        ("k.txt", "1 cats", r"k\.txt has an unknown format"),
         ("m.json", "[" * 100_000, r"m\.json is nested too deeply"),
         ("n.jsonl", '{"feature": 1, "label": "x"}\n{"a": ' + "[" * 100_000, r"n\.jsonl is nested"),
         ("o.csv", f'feature,label,scores\n1,x,"{"[" * 100_000}"\n', r"o\.csv, line 2: nested"),
@@ -203,7 +207,7 @@ def test_tables_that_people_make_are_read(name, text, dataset, tmp_path):
             '{"99999999999999999999": "x"}',
             "entry 0: feature must be an integer of 64 bits",
         ),
-        ("u.csv", "feature,label,seed\n1,x,two\n", r"u\.csv, line 2: seed must be a whole number"),
+        ("u.csv", "feature,label,seed\n1,x,two\n", r"u\.csv, line 2: seed must be an integer"),
         (
             "v.csv",
             "feature,label,label\n1,x,y\n",
@@ -344,7 +348,7 @@ def test_examples_of_documents_that_are_not_there_are_left_out(data, tmp_path):
     first.add_labels([label(5, "dogs", source="llm", examples=examples)])
     first.export_labels(tmp_path / "labels.json")
     smaller = Dataset(data[:3], WideSAE(), save_path=tmp_path / "smaller")
-    with pytest.warns(UserWarning, match="documents of another store, as this one has 3"):
+    with pytest.warns(UserWarning, match="documents of another store: .* which has 3, lacks"):
         smaller.import_labels(tmp_path / "labels.json")
     (found,) = (x for x in smaller.label_records() if x.feature == 5 and x.source == "llm")
     assert (found.label, found.examples) == ("dogs", ())

@@ -919,7 +919,7 @@ def test_the_server_goes_on_after_an_error_of_its_own(caplog):
     with ServeThread(BrokenSAE()) as process:
         answer = ask(process, json={"texts": ["a", "bb"]})
         assert answer.status_code == 500
-        assert "must share one d_sae" in answer.json()["error"]
+        assert "must have the same d_sae" in answer.json()["error"]
         assert ask(process, json={"texts": ["a"]}).status_code == 200
     assert "Traceback" in caplog.text  # which is on stderr where logging is not configured
 

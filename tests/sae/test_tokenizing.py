@@ -116,7 +116,7 @@ def test_what_is_not_a_string_fails_alone(text):
     tokenize = DocumentTokenizer(TOKENIZER, bos=0, max_tokens=None, overflow="truncate", role=None)
     good, bad = tokenize.documents(["fox", text])
     assert good.reason is None
-    assert (bad.reason or "").startswith(("the text is missing", "the text is not a string"))
+    assert (bad.reason or "").startswith(("the text is missing", "the text must be a string"))
 
 
 def test_half_a_character_fails_alone():

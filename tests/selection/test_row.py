@@ -236,9 +236,9 @@ def test_features_are_integers(feature):
     [
         ({"row": [("text", TEXT)]}, TypeError, "row must be a dictionary, got list"),
         ({"activations": DENSE}, TypeError, "csr_matrix, got ndarray"),
-        ({"field": "body"}, ValueError, r"field 'body' is not in the row, which has \['text'"),
-        ({"tokenized_document": TOKENS[:-1]}, ValueError, "5 tokens but 6 rows of activations"),
-        ({"special_tokens": [True]}, ValueError, r"special_tokens has shape \(1,\) for 6 tokens"),
+        ({"field": "body"}, ValueError, r"field must be a key of row, one of \['text'.*got 'body'"),
+        ({"tokenized_document": TOKENS[:-1]}, ValueError, "got 6 rows for 5 tokens"),
+        ({"special_tokens": [True]}, ValueError, r"special_tokens must have .* got shape \(1,\)"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, error, message):

@@ -291,7 +291,7 @@ class Merge(Case):
         if opened(root / "s", ()) is None or (root / "s" / "saving.json").exists():
             interp_embed.merge([root / "a", root / "b"], root / "s")
         else:  # it is complete
-            with pytest.raises(StoreExistsError, match="there is a store at"):
+            with pytest.raises(StoreExistsError, match="there is already a store at"):
                 interp_embed.merge([root / "a", root / "b"], root / "s")
         self._assert_right(Store(root / "s"))
         assert not (root / "s" / "saving.json").exists()

@@ -58,13 +58,13 @@ def path(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"feature": -1}, "from 0 on, got -1"),
+        ({"feature": -1}, "feature must be at least 0, got -1"),
         ({"text": "  "}, "the label of feature 0 is empty"),
         ({"source": "me"}, "source must be one of given, llm, import, sae, tokens, got 'me'"),
         ({"examples": (LabelExample(0, 0, 1, 1.0), 3)}, "LabelExample objects, got 3"),
         ({"feature": True}, "feature must be an integer, got True"),
         ({"text": 3}, "label must be a text, got 3"),
-        ({"text": "x" * 70_000}, "label has 70,000 characters"),
+        ({"text": "x" * 70_000}, "label must have at most 65,536 characters, got 70,000"),
         ({"seed": 1.5}, "seed must be an integer"),
     ],
 )
@@ -77,7 +77,9 @@ def test_what_is_no_label_is_refused_with_its_value(arguments, message):
 def test_a_score_is_a_finite_number(value):
     with pytest.raises((TypeError, ValueError), match="value must be"):
         Score("detection", value)
-    with pytest.raises(ValueError, match="low to high"):
+    with pytest.raises(
+        ValueError, match=r"low of a score must not be above high, got 0\.6 and 0\.4"
+    ):
         Score("detection", 0.5, 0.6, 0.4)
     with pytest.raises(ValueError, match="got tokens 3:2 of document 0"):
         LabelExample(0, 3, 2, 1.0)
@@ -394,7 +396,7 @@ def test_a_digest_is_64_hexadecimal_digits(digest, tmp_path):
         answers.put(digest, "text")
     with pytest.raises(ValueError, match="SHA-256 in lower-case hexadecimal"):
         answers.get(digest)
-    with pytest.raises(ValueError, match="cannot be None"):
+    with pytest.raises(ValueError, match="must be a JSON value, got None"):
         answers.put(name(1), None)
 
 
@@ -797,7 +799,7 @@ def test_entries_that_are_sealed_are_a_sealed_document_a_line_each(entries, data
     "entries", [{"value": {}}, {"values": 3}, {"values": ["a"]}, {"others": {"a": 1}}]
 )
 def test_a_pack_without_values_is_an_error(entries):
-    with pytest.raises(CorruptStoreError, match="k is not what it should be: it holds no values"):
+    with pytest.raises(CorruptStoreError, match="k is damaged: it holds no values"):
         read_entries("values", seal(entries), "k")
 
 

@@ -145,7 +145,7 @@ def test_a_plan_comes_back_and_a_newer_one_is_refused(tmp_path):
     storage.put("plan.json", seal({"format_version": 1, **plan.to_json()}))
     assert read_plan(storage).to_json() == plan.to_json()
     storage.put("plan.json", seal({"format_version": 2, "anything": 1}))
-    with pytest.raises(UnsupportedFormatError, match="upgrade interp_embed to open it"):
+    with pytest.raises(UnsupportedFormatError, match="Upgrade interp_embed to open it"):
         read_plan(storage)
 
 

@@ -246,7 +246,7 @@ def test_a_merge_that_was_cut_off_when_the_store_was_there_can_be_run_again(anno
     merged = interp_embed.merge([announced / "a", announced / "b"], announced / "s")
     assert_holds(merged.selection.store, [*RECORDS, *MORE])
     assert verify(announced / "s") == []
-    with pytest.raises(StoreExistsError, match="there is a store at"):
+    with pytest.raises(StoreExistsError, match="there is already a store at"):
         interp_embed.merge([announced / "a", announced / "b"], announced / "s")
 
 
@@ -254,7 +254,7 @@ def test_another_merge_does_not_take_a_store_that_was_cut_off_for_its_own(announ
     before = {p: p.read_bytes() for p in (announced / "s").rglob("*") if p.is_file()}
     Dataset([*RECORDS, *MORE], WideSAE(scale=2.0), save_path=announced / "c")
     for names in (["b", "a"], ["a"], ["c"]):
-        with pytest.raises(StoreExistsError, match="there is a store at"):
+        with pytest.raises(StoreExistsError, match="there is already a store at"):
             interp_embed.merge([announced / name for name in names], announced / "s")
     assert before == {p: p.read_bytes() for p in (announced / "s").rglob("*") if p.is_file()}
 
@@ -270,5 +270,5 @@ def test_a_far_save_that_was_cut_off_when_the_store_was_there_can_be_run_again(t
     dataset.save_to_file(url)
     assert not far.exists("saving.json")
     assert_whole(far, RECORDS)
-    with pytest.raises(StoreExistsError, match="there is a store at"):
+    with pytest.raises(StoreExistsError, match="there is already a store at"):
         dataset.save_to_file(url)

@@ -167,7 +167,7 @@ def test_a_shard_that_is_gone_is_no_fill_value(storage):
 def test_elements_outside_of_the_array_are_an_error(storage):
     array = write(storage, np.ones(5, np.float32), ArraySpec("float32", "lz4", "n"), 2)
     for start, stop in ((-1, 2), (0, 6), (3, 2)):
-        with pytest.raises(IndexError, match="outside of the 5 elements of a"):
+        with pytest.raises(IndexError, match="outside the 5 elements of a"):
             array.read(start, stop)
 
 

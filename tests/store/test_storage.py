@@ -251,7 +251,7 @@ def test_locations_of_all_kinds_open(tmp_path):
     storage = open_storage(tmp_path)
     assert open_storage(storage) is storage
     for wrong in ("", b"bytes"):
-        with pytest.raises(ValueError, match="a store needs a path or a URL"):
+        with pytest.raises(ValueError, match="location must be a path or a URL"):
             open_storage(wrong)
     assert repr(storage) == f"LocalStorage('{tmp_path}')"
     assert open_storage(open_storage("memory://").url).store is open_storage("memory:///").store
@@ -261,7 +261,9 @@ def test_locations_of_all_kinds_open(tmp_path):
 def test_what_is_no_location_is_refused_in_words(monkeypatch):
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match=r"one slash of two. Pass the URL as a string: 's3://b/x'"):
+    with pytest.raises(
+        ValueError, match=r"two slashes into one. Pass the URL as a string: 's3://b/x'"
+    ):
         open_storage(Path("s3://b/x"))
     for url in ("s3://key:hidden@bucket/x", "simplecache::ftp://me:hidden@host/x"):
         with pytest.raises(ValueError, match="has a password in it") as caught:
@@ -354,7 +356,7 @@ def test_a_file_system_without_hard_links_is_refused_in_words(tmp_path, monkeypa
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(OSError, match="must support hard links"):
+    with pytest.raises(OSError, match="needs a file system with hard links"):
         LocalStorage(tmp_path).put_if_absent("a", b"")
     assert list(tmp_path.iterdir()) == []
 

@@ -274,9 +274,9 @@ def test_what_float16_cannot_hold_is_an_error(tmp_path, value, why):
 def test_chunks_that_do_not_fit_the_store_are_refused(tmp_path):
     store = create(tmp_path / "s", texts(9))
     with StoreWriter(store) as writer:
-        with pytest.raises(ValueError, match="consecutive documents"):
+        with pytest.raises(ValueError, match="must be consecutive"):
             writer.write(random_chunk(0, 4).take([0, 2]))
-        with pytest.raises(ValueError, match="has 512 features, the chunk 9"):
+        with pytest.raises(ValueError, match=r"the store.s 512 features, got 9"):
             writer.write(random_chunk(0, 4, d_sae=9))
 
 
@@ -331,11 +331,11 @@ def test_a_store_of_a_newer_format_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(UnsupportedFormatError) as error:
         Store(tmp_path / "s")
     assert str(error.value) == (
-        f"{tmp_path / 's'} has store format 2; this release of interp_embed reads up to 1: "
-        "upgrade interp_embed to open it"
+        f"{tmp_path / 's'} has store format 2, but this release of interp_embed reads only formats "
+        "up to 1. Upgrade interp_embed to open it"
     )
     storage.put("zarr.json", root_document({**read_root_like(), "format_version": "one"}))
-    with pytest.raises(UnsupportedFormatError, match="no known store format version: 'one'"):
+    with pytest.raises(UnsupportedFormatError, match="an unknown store format version: 'one'"):
         is_store(tmp_path / "s")
 
 
@@ -358,7 +358,7 @@ def test_a_store_is_not_created_over_other_things(tmp_path):
         create(tmp_path / "file", texts(1))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/notes.txt").write_text("mine")
-    with pytest.raises(StoreExistsError, match=r"other things in it \('notes.txt' for one\)"):
+    with pytest.raises(StoreExistsError, match=r"other contents \(for example 'notes.txt'\)"):
         create(tmp_path / "folder", texts(1))
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["notes.txt"]
     assert not is_store(tmp_path / "folder")
@@ -381,7 +381,7 @@ def test_a_store_is_not_created_over_another_zarr_hierarchy(tmp_path, where):
 def test_commits_without_a_store_are_not_taken_over(tmp_path, where):
     location = tmp_path / "z" if where == "local" else f"memory://{uuid.uuid4().hex}"
     open_storage(location).put("commits/000000000000-000000000001-000000.json", b"{}")
-    with pytest.raises(StoreExistsError, match="with other things in it"):
+    with pytest.raises(StoreExistsError, match="with other contents"):
         create(location, texts(1))
 
 

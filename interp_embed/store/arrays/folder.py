@@ -38,7 +38,7 @@ them all."""
 
 @dataclass(frozen=True, slots=True)
 class ArrayEntry:
-    """What a reader needs to open an array without looking at its ``zarr.json``."""
+    """The data that a reader needs to open an array without its ``zarr.json``."""
 
     dtype: str
     encoding: str
@@ -177,9 +177,9 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 
 
 class FolderWriter:
-    """Writes arrays into a new folder that nobody else writes, and checks what the disk kept.
+    """Writes arrays into a new folder that no other process writes, and checks what the disk kept.
 
-    Nothing refers to the folder yet when this is done: it counts once a commit names it.
+    After this, nothing refers to the folder yet. It counts once a commit names it.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class FolderWriter:
     executor
         Threads that compress and check.
     check
-        Called before values are added, to raise what should end this.
+        Called before values are added. It raises an error to stop the writing.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class FolderWriter:
         self._finish(name)
 
     def _finish(self, name: str) -> None:
-        """Write the end of an array; of a large chunk, syncing and checking go on behind."""
+        """Write the end of an array; for a large chunk, syncing and checking continue in the background."""
         writer = self._writers[name]
         if writer.finished:
             return
@@ -253,7 +253,7 @@ class FolderWriter:
             )
 
     def _read_back(self, relative: str, size: int, crc: int) -> tuple[int, str]:
-        """Return size and SHA-256 of an object as it is read, which must be as it was written."""
+        """Return size and SHA-256 of an object as read back; they must match what was written."""
         state, found_size, found_crc = hashlib.sha256(), 0, 0
         for block in self.storage.blocks(f"{self.key}/{relative}"):
             state.update(block)

@@ -1,9 +1,10 @@
-"""Reading ahead: what an answer will need, in few requests that are under way together.
+"""Reading ahead: fetching the bytes that an answer will need in few concurrent requests.
 
-Far away, a request takes as long as decoding millions of numbers. So whoever is about to read says
-what: in steps, as pointers have to be known before what they point to. The bytes of each step are
-requested at once, ranges that are near each other as one, and held where the arrays look before they
-ask the storage. Nothing depends on it: what was not read ahead is read when it is needed.
+On a remote storage, a request takes as long as decoding millions of numbers. So a caller says what it
+is about to read, in steps, because pointers have to be known before the data that they point to. The
+bytes of each step are requested at once, with nearby ranges as one request, and held where the arrays
+look before they ask the storage. Nothing depends on this: data that was not read ahead is read when it
+is needed.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_REQUEST", "NEAR", "ReadAhead", "Wanted"]
 
 Wanted = tuple["ShardedArray", int, int]
-"""Elements of an array; of none, what has to be known before some can be read."""
+"""Elements of an array. An empty range means the data that has to be known before elements are read."""
 
 LARGEST_REQUEST = 2**23
-"""Bytes of a request; what is longer is read in several at once."""
+"""Bytes per request; longer ranges are read in several concurrent requests."""
 NEAR = 2**18
-"""Bytes between two ranges that are read over rather than asked for separately."""
+"""Gap in bytes up to which two ranges are read as one request."""
 
 
 class ReadAhead:
     """Bytes of arrays, held until this is closed.
 
-    On a storage that is near, nothing is read or held.
+    On a local storage, nothing is read or held.
 
     Parameters
     ----------
@@ -51,10 +52,10 @@ class ReadAhead:
         self._held: list[tuple[ShardedArray, NDArray[np.uint8] | dict[int, NDArray[Any]]]] = []
 
     def follow(self, plans: Iterable[Iterator[Iterable[Wanted]]]) -> ReadAhead:
-        """Read what several plans ask for: the first step of all, then the second, and so on.
+        """Read the steps of several plans: the first step of all plans, then the second, and so on.
 
-        What one step asked for can be read cheaply when the next one is asked for.
-        What is missing or damaged is left to whoever needs it.
+        Data that one step requested can be read cheaply when the next step is requested. Missing or
+        damaged data raises no error here, but when it is read.
         """
         if self._requests is None:
             return self
@@ -112,7 +113,7 @@ class ReadAhead:
         elements: Sequence[tuple[int, int]],
         flying: list[Future[Any]],
     ) -> Iterator[tuple[ShardedArray, int, NDArray[np.uint8] | Future[Any]]]:
-        """Request the bytes of elements; yield where they begin, and they or what gives them."""
+        """Request the bytes of elements; yield their start, and the bytes or a function that gets them."""
         for begin, end in joined(array.bytes_of(*each) for each in elements):
             if (held := array.held(begin, end)) is not None:
                 yield array, *held
@@ -131,7 +132,7 @@ class ReadAhead:
         self._held.append((array, data))
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release the bytes that are held."""
         held, self._held = self._held, []
         for array, what in held:
             array.let_go(what)

@@ -1,4 +1,4 @@
-"""Reading an array from its shard: all of it, a range, or a range into memory that is there already."""
+"""Reading an array from its shard: all of it, a range, or a range into existing memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = ["BlockCache", "ShardedArray"]
 
 _ABSENT = 2**64 - 1
 _TASK_CHUNKS = 8
-"""Inner chunks a task: handing one to a thread costs as much as decoding it."""
+"""Inner chunks per task: handing one to a thread costs as much as decoding it."""
 _KEPT_BYTES = 2**24
 _CACHED_CHUNKS = 8
-"""Inner chunks from which on a read is taken for a part of a pass, and not kept in the cache."""
+"""From this number of inner chunks on, a read counts as part of a pass and is not cached."""
 _FETCH_CHUNKS = 32
-"""Inner chunks a request of a pass: few requests, and memory that the allocator uses again."""
+"""Inner chunks per request of a pass: few requests, and memory that the allocator can reuse."""
 
 
 class _Scratch(threading.local):
-    """Memory for compressed bytes, one a thread.
+    """Memory for compressed bytes, one block per thread.
 
     Megabytes that are freed go back to the system in many settings (dask's workers for one), and
     getting them again costs as much as decoding what is in them.
@@ -81,7 +81,7 @@ class BlockCache:
         return int(self._blocks.currsize)
 
     def get(self, key: tuple[str, int]) -> NDArray[Any] | None:
-        """Return the block, or None where it is not held."""
+        """Return the block, or None if it is not held."""
         with self._lock:
             return self._blocks.get(key)
 
@@ -111,7 +111,7 @@ class ShardedArray:
     cache
         Where `read` keeps decoded inner chunks.
     index
-        Gives the shard's index where it is known from elsewhere; asked on storages that are far away.
+        Returns the shard's index if it is known from elsewhere; used on remote storages.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ShardedArray:
         )
 
     def _fetch(self, start: int, length: int) -> NDArray[np.uint8]:
-        """Read bytes into memory that this thread's next call uses again."""
+        """Read bytes into memory that this thread's next call reuses."""
         if (ahead := self._ahead(start, length)) is not None:
             return ahead
         data = _scratch.room(length)
@@ -215,7 +215,7 @@ class ShardedArray:
         return self._parsed is not None or self._inner_count <= 1
 
     def prepare(self) -> None:
-        """Read what has to be known before a range can be read."""
+        """Read the metadata that is needed before a range can be read."""
         if self.length and self._inner_count > 1:
             self._index  # noqa: B018
 
@@ -243,7 +243,7 @@ class ShardedArray:
         return blocks
 
     def let_go(self, what: NDArray[np.uint8] | dict[int, NDArray[Any]]) -> None:
-        """Forget what `hold` was given, or what `pin` returned, once."""
+        """Release bytes that `hold` was given, or blocks that `pin` returned, once."""
         with self._lock:
             if isinstance(what, dict):
                 at = next(i for i, blocks in enumerate(self._pinned) if blocks is what)
@@ -264,7 +264,7 @@ class ShardedArray:
         return None if found is None else found[1][start - found[0] : start - found[0] + length]
 
     def fetch(self, begin: int, end: int) -> NDArray[np.uint8]:
-        """Return bytes of the shard; of threads that want the same bytes one reads."""
+        """Return bytes of the shard. If several threads want the same bytes, only one reads them."""
 
         def read() -> NDArray[np.uint8]:
             data = np.empty(end - begin, np.uint8)
@@ -292,7 +292,7 @@ class ShardedArray:
     def read_all(
         self, executor: Executor | None = None, dtype: DTypeLike | None = None
     ) -> NDArray[Any]:
-        """Return the whole array, as ``dtype``; ``executor`` reads and decodes, where given."""
+        """Return the whole array as ``dtype``; ``executor`` reads and decodes, if given."""
         dtype = self.dtype if dtype is None else dtype
         if self.length == 0:
             return np.empty(0, dtype)
@@ -345,7 +345,7 @@ class ShardedArray:
         stop = start + len(out)
         if not 0 <= start <= stop <= self.length:
             raise IndexError(
-                f"{start}:{stop} is outside of the {self.length} elements of {self.key}"
+                f"elements {start}:{stop} are outside the {self.length} elements of {self.key}"
             )
         inner = self._codec.inner
         first, last = start // inner, -(-stop // inner)
@@ -374,7 +374,7 @@ class ShardedArray:
         """
         if not 0 <= start <= stop <= self.length:
             raise IndexError(
-                f"{start}:{stop} is outside of the {self.length} elements of {self.key}"
+                f"elements {start}:{stop} are outside the {self.length} elements of {self.key}"
             )
         if start == stop:
             return np.empty(0, self.dtype)

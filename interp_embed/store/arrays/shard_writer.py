@@ -1,4 +1,4 @@
-"""Writing one array into one shard as its values come."""
+"""Writing one array into one shard as its values arrive."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["ArrayWriter"]
 
 _TASK_CHUNKS = 8
-"""Inner chunks a task: handing one to a thread costs as much as encoding it."""
+"""Inner chunks per task: handing one to a thread costs as much as encoding it."""
 _TASKS_AHEAD = 4
 
 
 class ArrayWriter:
-    """Writes one array into one shard as its values come, compressing on threads.
+    """Writes one array into one shard as its values arrive, compressing on threads.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class ArrayWriter:
         self.size += len(piece)
 
     def finish(self, *, land: bool = True) -> None:
-        """Write what is left and the index; without ``land``, the caller calls `land` later."""
+        """Write the rest and the index; without ``land``, the caller calls `land` later."""
         if len(self._carry):
             if self.length < self.inner:
                 self.inner = self.length

@@ -1,1 +1,1 @@
-"""The format on disk: names, dtypes, columns, checksums. Knows nothing of how anything is read."""
+"""The format on disk: names, dtypes, columns, checksums. It does not know how anything is read."""

@@ -150,7 +150,7 @@ def json_values(
 
 
 def plain_value(value: Any) -> Any:
-    """Return ``value`` as JSON has it; refuse what would come back as another value."""
+    """Return ``value`` as JSON has it; refuse values that would come back as other values."""
     if value is None or value is pd.NA or value is pd.NaT:
         return None
     if isinstance(value, str):
@@ -194,7 +194,7 @@ def encode_frame(
 
 
 def encode(series: pd.Series[Any], column: Column) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return the values to store, and which are missing."""
+    """Return the values to store, and which of them are missing."""
     missing = series.isna().to_numpy(np.bool_)
     if column.kind == "codes":
         return series.cat.codes.to_numpy(), missing

@@ -1,4 +1,4 @@
-"""How documents are cut into the blocks that they are stored in, and what a store says of a block.
+"""Cutting documents into the blocks that a store keeps, and describing a block.
 
 Where a block ends depends on the documents alone, not on how they arrive: a data frame and a stream
 of the same documents have the same blocks, so that they can be compared block by block.
@@ -66,7 +66,7 @@ def describe_block(frame: pd.DataFrame, field: Any, first: int = 0) -> DocumentB
     Parameters
     ----------
     frame
-        The documents, one a row.
+        The documents, one per row.
     field
         Column with the text.
     first

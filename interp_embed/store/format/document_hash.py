@@ -1,4 +1,4 @@
-"""Whether two runs of documents are the same: a hash of their values, whatever holds them.
+"""Hashes of documents, by which two runs of documents are compared. They do not depend on the container.
 
 The same documents may come as a data frame, as the Parquet file that was written from it, or as a
 stream of dictionaries. So values are hashed, not dtypes: numbers by value (1 and 1.0 are one number,
@@ -39,7 +39,7 @@ def hash_frame(frame: pd.DataFrame, field: Any, first: int = 0) -> dict[str, str
     Parameters
     ----------
     frame
-        The documents, one a row.
+        The documents, one per row.
     field
         Column with the text.
     first
@@ -119,7 +119,7 @@ def _canonical(present: pd.Series[Any]) -> tuple[str, list[NDArray[Any]]]:
 
 
 def _python_numbers(values: list[Any]) -> NDArray[Any] | None:
-    """Return numbers as an array that holds each exactly; None where there is none."""
+    """Return numbers as an array that holds each exactly; None if no such array exists."""
     if any(isinstance(v, (float, np.floating)) for v in values):
         exact = all(isinstance(v, (float, np.floating)) or abs(int(v)) <= _EXACT for v in values)
         return np.array(values, np.float64) if exact else None

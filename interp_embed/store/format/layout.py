@@ -1,4 +1,4 @@
-"""Names, dtypes and codecs of format version 1: what stands where in a store."""
+"""Names, dtypes and codecs of format version 1."""
 
 from __future__ import annotations
 
@@ -138,10 +138,10 @@ def check_version(found: Any, where: str) -> None:
         return
     if isinstance(found, int) and found > FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{where} has store format {found}; this release of interp_embed reads up to "
-            f"{FORMAT_VERSION}: upgrade interp_embed to open it"
+            f"{where} has store format {found}, but this release of interp_embed reads only formats up "
+            f"to {FORMAT_VERSION}. Upgrade interp_embed to open it"
         )
-    raise UnsupportedFormatError(f"{where} has no known store format version: {found!r}")
+    raise UnsupportedFormatError(f"{where} has an unknown store format version: {found!r}")
 
 
 def library_versions() -> dict[str, str]:

@@ -31,7 +31,7 @@ def read_root(storage: Storage) -> dict[str, Any]:
     Raises
     ------
     NotAStoreError
-        If there is nothing, or something else, at this place.
+        If there is no store at this place.
     UnsupportedFormatError
         If a newer release wrote the store.
     CorruptStoreError
@@ -42,12 +42,12 @@ def read_root(storage: Storage) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         if storage.exists(SAVING):
             raise NotAStoreError(
-                f"there is no store at {storage.url} yet: saving or merging into it was cut off, or "
-                "goes on. The same call again goes on from there"
+                f"there is no store at {storage.url} yet: saving or merging into it was interrupted or "
+                "is still running. Make the same call again to continue"
             ) from None
         raise NotAStoreError(
-            f"there is no store at {storage.url}: it has no {ROOT}. Give the folder that was passed "
-            "as save_path"
+            f"there is no store at {storage.url}: it has no {ROOT}. Give the folder that you passed as "
+            "save_path"
         ) from None
     damaged = f"{ROOT} in {storage.url}"
     try:
@@ -70,10 +70,10 @@ def read_root(storage: Storage) -> dict[str, Any]:
 
 
 def unfinished(storage: Storage) -> str:
-    """Return what to say of a store that has a root and no plan."""
+    """Return the message for a store that has a root and no plan."""
     stops = [int(k.split("-")[-2]) for k, _ in storage.list(PLANNING) if k.count("-") == 2]
     return (
-        f"the creation of the store at {storage.url} was cut off: {max(stops, default=0):,} documents "
-        "are in it, and there may be more. Pass the data again, with this path as save_path: what is "
-        "written already is kept"
+        f"the creation of the store at {storage.url} was interrupted: {max(stops, default=0):,} "
+        "documents are in it, and there may be more. Pass the data again, with this path as save_path. "
+        "Documents that were written are kept"
     )

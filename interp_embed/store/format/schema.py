@@ -49,7 +49,9 @@ def schema_of(frame: pd.DataFrame) -> list[Column]:
         if not isinstance(name, (str, int, float, bool, type(None))):
             raise TypeError(f"column names must be strings or numbers, got {name!r}")
         if isinstance(name, str) and SPLIT_CHARACTER.search(name):
-            raise TypeError(f"column name {name!r} holds a character split into two surrogates")
+            raise TypeError(
+                f"column name {name!r} has a character split into two surrogates; rename it"
+            )
         columns.append(_column(frame.iloc[:, number], name, _key(name, number)))
     return _with_safe_keys(columns)
 
@@ -137,8 +139,8 @@ def _zone_name(zone: Any, name: Any) -> str:
         offset = zone.utcoffset(None)
         if offset is None:
             raise TypeError(
-                f"column {name!r}: the time zone {zone!r} has no name to store; convert the column "
-                "with .dt.tz_convert('UTC') or to a named zone first"
+                f"column {name!r} has the time zone {zone!r}, which has no name to store. Convert the "
+                "column first, to UTC with .dt.tz_convert('UTC') or to a named zone"
             ) from None
         return str(dt.timezone(offset))
     return str(zone)
@@ -166,7 +168,7 @@ def _check_restores(series: pd.Series[Any], column: Column) -> None:
 
 
 def unified_schema(known: Sequence[Column], added: Sequence[Column]) -> list[Column]:
-    """Return the columns of two runs of documents together, those of the first one first.
+    """Return the combined columns of two runs of documents, those of the first run first.
 
     A column that only one of them has is missing in the other. Integers with missing values become
     pandas' nullable integers; integers and floats become floats; whatever else has no dtype in
@@ -243,7 +245,7 @@ def _nullable_name(dtype: np.dtype[Any]) -> str:
 
 
 def _common_number(a: Column, b: Column) -> str | None:
-    """Return a dtype that holds the numbers of both; None where there is none that pandas uses."""
+    """Return a dtype that holds the numbers of both; None if pandas has no such dtype."""
     found = [restored_dtype(c.dtype) for c in (a, b)]
     bases = [d.numpy_dtype if c.kind == "masked" else d for c, d in zip((a, b), found, strict=True)]
     if (bases[0].kind == "b") != (bases[1].kind == "b"):
@@ -279,7 +281,7 @@ def as_column(series: pd.Series[Any], column: Column) -> pd.Series[Any]:
 
 
 def _without_times(series: pd.Series[Any]) -> pd.Series[Any]:
-    """Return times and dates, which have no place beside other values, as ISO 8601 has them."""
+    """Return times and dates as ISO 8601 text, because they cannot stand beside other values."""
     if getattr(series.dtype, "kind", "O") not in "mMO":
         return series
     values = np.empty(len(series), object)

@@ -110,7 +110,7 @@ def read_entries(field: str, data: bytes, where: str) -> dict[str, str]:
         entries = unseal(data, where).get(field)
         if not isinstance(entries, dict):
             raise CorruptStoreError(
-                f"{where} is not what it should be: it holds no {field} by name. "
+                f"{where} is damaged: it holds no {field} by name. "
                 "Run 'interp-embed verify' on the store and restore this object from a copy"
             )
         found = {name: canonical(value) for name, value in entries.items()}
@@ -123,7 +123,7 @@ def _around(field: str) -> tuple[str, str]:
 
 
 def _as_written(field: str, data: bytes) -> dict[str, str] | None:
-    """Return the entries if the bytes are those of `seal_entries`, undamaged; None otherwise."""
+    """Return the entries if the bytes are undamaged output of `seal_entries`; None otherwise."""
     begin, end = _around(field)
     try:
         first, *lines, last = data.decode("ascii").split("\n")

@@ -43,7 +43,7 @@ COLUMNS = ("max", "count", "positive")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Postings:
-    """The documents that have an entry of a feature.
+    """The documents that have an entry for a feature.
 
     Attributes
     ----------
@@ -81,11 +81,11 @@ class _Arrays(OpenFolder):
 
 
 class FeatureIndex:
-    """The index of a store, as far as it covers the store's documents.
+    """The index of a store, which may cover only some of the store's documents.
 
-    Reading raises `FileNotFoundError` where another process has replaced the index meanwhile, and
-    `CorruptIndexError` where it is damaged. Of either, ``store.index()`` after ``store.refresh()``
-    or the chunks make good.
+    Reading raises `FileNotFoundError` if another process has replaced the index meanwhile, and
+    `CorruptIndexError` if it is damaged. In either case, call ``store.index()`` after
+    ``store.refresh()``, or read the chunks instead.
 
     Parameters
     ----------
@@ -149,12 +149,12 @@ class FeatureIndex:
 
     @property
     def documents_covered(self) -> int:
-        """Number of documents that the index covers, those that failed among them."""
+        """Number of documents that the index covers, including those that failed."""
         return sum(stop - start for start, stop in self.covered)
 
     @property
     def n_entries(self) -> int:
-        """Number of pairs of a document and a feature that occurs in it."""
+        """Number of (document, feature) pairs where the feature occurs in the document."""
         return sum(segment.n_entries for segment in self.segments)
 
     @property
@@ -165,7 +165,7 @@ class FeatureIndex:
         return sum(folder.nbytes for folder in ([*folders, own] if own else folders))
 
     def uncovered(self, documents: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which documents the index says nothing of."""
+        """Return which documents the index does not cover."""
         runs = np.array(self.covered, np.int64).reshape(-1, 2)
         if len(runs) == 0:
             return np.ones(len(documents), np.bool_)
@@ -202,7 +202,7 @@ class FeatureIndex:
             If there is no such feature.
         """
         if unknown := set(columns) - set(COLUMNS):
-            raise ValueError(f"the columns of postings are {COLUMNS}, got {sorted(unknown)[0]!r}")
+            raise ValueError(f"columns must be among {COLUMNS}, got {sorted(unknown)[0]!r}")
         feature = check_feature(feature, self.d_sae)
         documents: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         values: dict[str, list[NDArray[Any]]] = {
@@ -259,7 +259,7 @@ class FeatureIndex:
         values : ndarray of float32
             The max of each.
 
-        Or None, where the index does not cover all documents or lists fewer than asked for.
+        The result is None if the index does not cover all documents or lists fewer than requested.
         """
         feature = check_feature(feature, self.d_sae)
         if self._summary is None:
@@ -275,7 +275,7 @@ class FeatureIndex:
         return documents.astype(np.int64), values.astype(np.float32)
 
     def statistics(self) -> dict[str, NDArray[Any]] | None:
-        """Return what is known of every feature.
+        """Return statistics of every feature.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Which index counts: one JSON object for each state of the ledger that was indexed.
+"""The records of indexes: one JSON object for each state of the ledger that was indexed.
 
 The object's name is the state it covers, so a reader finds the index of its documents with one
 request, two processes that index the same documents have one winner, and an index of documents that
@@ -136,7 +136,7 @@ class IndexCommit:
         return frozenset({segment.folder.key for segment in self.segments} | extra)
 
     def publish(self, storage: Storage) -> bool:
-        """Make the index count; return False where another one of this state was first."""
+        """Make the index count; return False if another index of this state was first."""
         return storage.put_if_absent(
             self.key,
             seal(
@@ -171,7 +171,7 @@ def index_key(state: str) -> str:
 
 
 def read_index_commit(storage: Storage, state: str) -> IndexCommit | None:
-    """Read the index of a state of the ledger; None where there is none, or it is damaged."""
+    """Read the index of a state of the ledger; None if there is none or it is damaged."""
     try:
         data = storage.get(index_key(state))
     except FileNotFoundError:
@@ -198,7 +198,7 @@ def _parsed(storage: Storage, state: str, data: bytes | None) -> IndexCommit | N
 
 
 def read_index_commits(storage: Storage) -> dict[str, IndexCommit | None]:
-    """Read every index commit, by key; None for one that is damaged."""
+    """Read every index commit, by key; None for a damaged one."""
     keys = sorted(key for key, _ in storage.list(INDEX) if _NAME.fullmatch(key))
     found = zip(keys, storage.get_several(keys), strict=True)
     return {key: _parsed(storage, key[len(INDEX) + 1 : -5], data) for key, data in found}

@@ -106,12 +106,12 @@ class _Block:
 
 
 class Workspace:
-    """Arrays that are used again and again: memory that is new costs as much as what is done in it.
+    """Arrays that are reused, because new memory costs as much as the work done in it.
 
     Parameters
     ----------
     entries
-        How many the largest segment, or block, has.
+        Number of entries of the largest segment or block.
     """
 
     def __init__(self, entries: int) -> None:
@@ -119,7 +119,7 @@ class Workspace:
         self._held: dict[str, NDArray[np.uint8]] = {}
 
     def array(self, name: str, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return the array of this name, whatever is in it."""
+        """Return the array of this name; its content is arbitrary."""
         size = n * dtype.itemsize
         if name not in self._held or len(self._held[name]) < size:
             self._held.pop(name, None)
@@ -330,7 +330,7 @@ def _write_summary(
 def write_summary(
     folder: FolderWriter, storage: Storage, segments: Sequence[Folder], dtype: np.dtype[Any]
 ) -> None:
-    """Write what the summaries of several segments come to.
+    """Write the combined summary of several segments.
 
     Parameters
     ----------

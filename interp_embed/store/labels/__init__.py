@@ -1,1 +1,1 @@
-"""Labels of features, and answers that were paid for, committed one by one."""
+"""Labels of features and paid answers of language models, committed one by one."""

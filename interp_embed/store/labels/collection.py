@@ -1,7 +1,7 @@
-"""The labels of a store: those that came with it, and those that were added.
+"""The labels of a store: those that it began with, and those that were added.
 
-Owns the folder ``labels``. Everything in it is written once and kept; what was made of a label later,
-such as a score, is one more record of the same label.
+Owns the folder ``labels``. Everything in it is written once and kept. A later addition to a label, such
+as a score, is one more record of the same label.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RECORDS = f"{LABELS}/records"
 
 
 def put_first_labels(storage: Storage, labels: Mapping[int, str], source: str) -> bool:
-    """Write the labels that a store begins with, unless it has some; return whether this call did.
+    """Write the labels that a store begins with, unless it has such labels; return whether this call did.
 
     Parameters
     ----------
@@ -54,26 +54,26 @@ def put_first_labels(storage: Storage, labels: Mapping[int, str], source: str) -
     labels
         Names of features.
     source
-        ``"given"`` by a person, or what the ``"sae"`` came with.
+        ``"given"`` for labels by a person, or ``"sae"`` for labels that the SAE came with.
     """
     value = {"labels": {str(k): v for k, v in labels.items()}, "source": source}
     return storage.put_if_absent(_FIRST, seal(value))
 
 
 def has_first_labels(storage: Storage) -> bool:
-    """Return whether a store began with labels, which are not written again."""
+    """Return whether a store began with labels. They are not written again."""
     return storage.exists(_FIRST)
 
 
 class _First(NamedTuple):
-    """The labels that a store began with, and where they are from."""
+    """The labels that a store began with, and their source."""
 
     labels: dict[int, str]
     source: str
 
 
 class _Shown(NamedTuple):
-    """The labels that are shown, and what they were found among."""
+    """The labels that are shown, and the labels that they were chosen from."""
 
     generation: int
     begun: _First
@@ -107,8 +107,8 @@ def _records(begun: _First, features: Iterable[int]) -> list[FeatureLabel]:
 class LabelStore:
     """The labels of one store.
 
-    What is read is kept in memory, examples as the text that they are; `refresh` looks for what
-    others have added.
+    Labels stay in memory once read, with their examples as unparsed text. `refresh` looks for labels
+    that other processes have added.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class LabelStore:
             return read_label(text)
         except (TypeError, ValueError) as error:
             raise CorruptStoreError(
-                f"record {name} in {_RECORDS} of {self.storage.url} is no label: {error}. "
+                f"record {name} in {_RECORDS} of {self.storage.url} is not a label: {error}. "
                 "Run 'interp-embed verify' on the store"
             ) from error
 
@@ -167,7 +167,7 @@ class LabelStore:
         self._taken.add(name)
 
     def _known(self, features: Iterable[int] | None = None) -> dict[str, LightLabel]:
-        """Return what was added, by key; if features are given, at least what is theirs."""
+        """Return the added labels, by key; if features are given, at least the labels of these."""
         if not self._loaded:
             self.refresh()
         with self._lock:
@@ -181,8 +181,8 @@ class LabelStore:
     def begin(self, labels: Mapping[int, str], source: str, *, wrote: bool) -> None:
         """Write the labels that the store begins with, unless it has such labels.
 
-        Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
-        cannot be stored there are left out.
+        If nothing was written before (``wrote`` is false), the store may be read-only. Then labels
+        that cannot be stored are left out.
         """
         if has_first_labels(self.storage):
             return
@@ -195,7 +195,7 @@ class LabelStore:
                 raise
 
     def first(self) -> dict[int, str]:
-        """Return the labels that the store began with; empty where there are none."""
+        """Return the labels that the store began with; empty if there are none."""
         return dict(self._begun(None, "").labels)
 
     def added(self) -> list[FeatureLabel]:
@@ -205,19 +205,19 @@ class LabelStore:
     def all(
         self, first: Mapping[int, str] | None = None, source: str = "given"
     ) -> list[FeatureLabel]:
-        """Return every label: those that there were in the beginning, and those that were added.
+        """Return every label: those that the store began with, and those that were added.
 
         Parameters
         ----------
         first, source
-            Names of features in place of those that the store began with, and where they are from.
+            Names of features that replace those that the store began with, and their source.
         """
         return [light.whole() for light in self.lights(first, source)]
 
     def lights(
         self, first: Mapping[int, str] | None = None, source: str = "given"
     ) -> list[LightLabel]:
-        """Return every label apart from its examples, which take long to read. As for `all`."""
+        """Return every label without its examples, which take long to read. Parameters as for `all`."""
         return self._lights(self._begun(first, source))
 
     def _lights(self, begun: _First) -> list[LightLabel]:
@@ -231,7 +231,7 @@ class LabelStore:
     def shown(
         self, first: Mapping[int, str] | None = None, source: str = "given"
     ) -> dict[int, str]:
-        """Return the label of each feature that is shown; see `best_labels`. As for `all`."""
+        """Return the label shown for each feature; see `best_labels`. Parameters as for `all`."""
         begun = self._begun(first, source)
         known = self._shown
         if known is not None and known[:2] == (self._generation, begun):
@@ -259,16 +259,16 @@ class LabelStore:
         source: str = "given",
         beside: Iterable[FeatureLabel] = (),
     ) -> dict[int, FeatureLabel]:
-        """Return the label of each of some features that is shown, apart from its examples.
+        """Return the label shown for each of some features, without its examples.
 
         Parameters
         ----------
         features
-            Which. Those without a label are left out.
+            The features. Those without a label are left out.
         first, source
             As for `all`.
         beside
-            Labels that are not in the store, to be ranked with those that are.
+            Labels that are not in the store, ranked together with those that are.
         """
         wanted = dict.fromkeys(features)
         begun, known = self._begun(first, source), self._known(wanted)
@@ -285,20 +285,20 @@ class LabelStore:
         return _First({}, source) if self._first is None else self._first
 
     def check_writable(self) -> None:
-        """Raise OSError where no label could be added, before work is done for it."""
+        """Raise OSError if labels cannot be added, before any work is done for them."""
         self.storage.try_writing(_RECORDS)
 
     def add(self, labels: Iterable[FeatureLabel]) -> LabelsAdded:
-        """Commit labels, durably; return how many were new, and what became of the others.
+        """Commit labels durably; return how many were new and what happened to the others.
 
-        One label becomes one small object, several become one together (a few where they are many).
-        A label that is there with all its scores is not written again; one that was given by a
-        person is unless it is shown already, as the newest counts.
+        A single label becomes one small object. Several labels become one object together, or a few
+        objects if they are many. A label that the store has with all its scores is not written again,
+        unless a person gave it and it is not the one shown: the newest label by a person counts.
 
         Parameters
         ----------
         labels
-            A label without a time gets the present one.
+            A label without a time gets the current time.
         """
         labels = list(labels)
         known = self._known({label.feature for label in labels})
@@ -341,7 +341,7 @@ class LabelStore:
         now: bool,
         twice: bool,
     ) -> str:
-        """Return what adding a label comes to: new, scored, again, or the same."""
+        """Return what adding a label would do: new, scored, again, or same."""
         before = before or _record(begun, label.feature)
         if before is None or before.key != label.key:
             return "new"
@@ -364,17 +364,17 @@ def copy_labels(
     *,
     first: bool = True,
 ) -> None:
-    """Copy the labels and answers of a store to another one that has documents of it.
+    """Copy the labels and answers of a store to another store with documents from it.
 
-    Cut off, the same call goes on.
+    If the call is interrupted, call it again with the same arguments to continue.
 
     Parameters
     ----------
     source, target
-        Where the stores are.
+        The storages of the stores.
     documents
-        Which documents of ``source`` the other one has, in order; or all of them, from that number on.
-        Examples are renumbered, and those from other documents left out.
+        The documents of ``source`` that the other store has, in order; or, for all of them, the number
+        of the first one there. Examples are renumbered; examples from other documents are left out.
     first
         Whether to copy the labels that the store began with.
     """
@@ -389,7 +389,7 @@ def copy_labels(
 
 
 def renumbered(label: FeatureLabel, documents: NDArray[np.int64] | int) -> FeatureLabel:
-    """Return a label whose examples are numbered as in another store; see `copy_labels`."""
+    """Return a label with its examples renumbered for another store; see `copy_labels`."""
     if not label.examples:
         return label
     if isinstance(documents, int):

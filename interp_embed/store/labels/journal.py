@@ -95,7 +95,7 @@ class Journal:
             return dict(self._texts)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Give up the memory of values that whoever read them has in a form of its own.
+        """Release the memory of values that the caller keeps in its own form.
 
         They stay in the store; `values` and `get` need not return them any more.
         """
@@ -104,10 +104,10 @@ class Journal:
                 self._texts.pop(name, None)
 
     def get(self, name: str) -> Any:
-        """Return the value of that name; None where there is none.
+        """Return the value of that name; None if there is none.
 
-        What another process has put by itself is found too, for two requests more; what came as one
-        of several may be found only by `values`.
+        This also finds a single value that another process has put, for two more requests. A value
+        that another process put as one of several may be found only by `values`.
         """
         key = self._key(name)
         self._load()
@@ -132,7 +132,7 @@ class Journal:
             return json.loads(text)
         except ValueError as error:  # sealed as it is, so this is how it was written
             raise CorruptStoreError(
-                f"{name} in {self.folder} of {self.storage.url} is no JSON value ({error})"
+                f"{name} in {self.folder} of {self.storage.url} is not a JSON value ({error})"
             ) from error
 
     def _load(self, *, refresh: bool = False) -> None:
@@ -198,13 +198,13 @@ class Journal:
             return {key.rsplit("/", 1)[-1][:-5]: canonical(unseal(data, where)["value"])}
         except CorruptStoreError as error:
             raise CorruptStoreError(
-                f"{error}. Without a copy, delete the object: what it says is lost, and nothing else"
+                f"{error}. Without a copy, delete the object: only its own values are lost"
             ) from error
 
     def _key(self, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"a name in {self.folder} is a SHA-256 in lower-case hexadecimal, got {name!r:.80}"
+                f"name must be a SHA-256 in lower-case hexadecimal for {self.folder}, got {name!r:.80}"
             )
         return f"{self.folder}/{name}.json"
 
@@ -214,7 +214,7 @@ class Journal:
     # Writing
 
     def put(self, name: str, value: Any) -> bool:
-        """Commit one value, durably; return whether this call did, and not another one before it."""
+        """Commit one value durably; return False if another call had committed it before."""
         key = self._key(name)
         created = self._create(key, {"value": value})
         if created:
@@ -236,7 +236,7 @@ class Journal:
                 self.pack()
 
     def put_several(self, values: Mapping[str, Any]) -> None:
-        """Commit values together, as one object (a few where they are many)."""
+        """Commit values together as one object, or as a few objects if they are many."""
         self.put_texts({name: _text(value) for name, value in values.items()})
 
     def put_texts(self, texts: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Answers of language models in a store, which were paid for: the journal ``labels/answers``."""
+"""Paid answers of language models in a store: the journal ``labels/answers``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ANSWERS = f"{LABELS}/answers"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the answers in a journal have cost.
+    """The cost of the answers in a journal.
 
     Attributes
     ----------
     answers : int
         Number of answers.
     totals : dict of str to float
-        The numbers that servers reported with them, added up by name.
+        Sums, by name, of the numbers that servers reported with the answers.
     """
 
     answers: int
@@ -36,9 +36,9 @@ class Usage:
 
 
 class Answers:
-    """Answers of language models, by the digest of the request: none is paid for twice.
+    """Answers of language models, by the digest of the request. No request is paid for twice.
 
-    An answer is on disk when `put` returns. Of two answers to one request the older one counts.
+    An answer is on disk when `put` returns. If there are two answers to one request, the older counts.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Answers:
         self._journal = Journal(storage, ANSWERS)
 
     def get(self, digest: str) -> Any:
-        """Return the answer to a request; None where there is none yet.
+        """Return the answer to a request; None if there is none yet.
 
         Parameters
         ----------
@@ -68,19 +68,19 @@ class Answers:
         digest
             SHA-256 of the request, 64 lower-case hexadecimal digits.
         answer
-            A value for JSON, not None.
+            A JSON value, not None.
         usage
-            What it cost: numbers by name, such as ``prompt_tokens``.
+            The cost of the answer: numbers by name, such as ``prompt_tokens``.
         """
         if answer is None:
-            raise ValueError("an answer cannot be None, which stands for no answer")
+            raise ValueError("answer must be a JSON value, got None, which stands for no answer")
         value: dict[str, Any] = {"answer": answer, "created": utc_now()}
         if usage:
             value["usage"] = dict(usage)
         self._journal.put(digest, value)
 
     def check_writable(self) -> None:
-        """Raise OSError where no answer could be kept, before any is paid for."""
+        """Raise OSError if answers cannot be kept, before any is paid for."""
         self._journal.storage.try_writing(self._journal.folder)
 
     def __contains__(self, digest: object) -> bool:
@@ -90,7 +90,7 @@ class Answers:
         return len(self._journal.values(refresh=True))
 
     def usage(self) -> Usage:
-        """Return what all answers have cost."""
+        """Return the cost of all answers."""
         totals: dict[str, float] = {}
         found = self._journal.values(refresh=True)
         for value in found.values():

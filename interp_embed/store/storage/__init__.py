@@ -1,4 +1,4 @@
-"""Which storage a path or a URL means; see `interp_embed.store.storage.base` for what one does."""
+"""Opening the storage of a path or a URL; see `interp_embed.store.storage.base` for its operations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_storage(location: str | os.PathLike[str] | Storage) -> Storage:
         return location
     text = os.fspath(location)
     if not isinstance(text, str) or not text:
-        raise ValueError(f"a store needs a path or a URL, got {location!r}")
+        raise ValueError(f"location must be a path or a URL, got {location!r}")
     _refuse_what_is_not_meant(text)
     scheme = urlsplit(text).scheme if "://" in text else ""
     rest = text.split("://", 1)[-1]
@@ -53,11 +53,11 @@ def _refuse_what_is_not_meant(text: str) -> None:
             raise ValueError(
                 f"the {scheme}:// URL of a store has a password in it, which messages and logs would "
                 "show. Leave it out: credentials come from the environment "
-                f"(FSSPEC_{scheme.upper()}_PASSWORD, where fsspec reads them)"
+                f"(FSSPEC_{scheme.upper()}_PASSWORD, if fsspec reads them)"
             )
     scheme, _, rest = text.partition(":/")
     if scheme in _OBSTORE_SCHEMES and not rest.startswith("/"):
         raise ValueError(
-            f"{text!r} is neither a path nor a URL: pathlib makes one slash of two. Pass the URL as a "
-            f"string: '{scheme}://{rest}'"
+            f"{text!r} is neither a path nor a URL: pathlib turns two slashes into one. Pass the URL as "
+            f"a string: '{scheme}://{rest}'"
         )

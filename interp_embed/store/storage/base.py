@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["Sink", "Storage", "unless_missing"]
 
 TEMPORARY = ".tmp-"
-"""What a name begins with that no reader looks at."""
+"""Prefix of names that readers ignore."""
 BLOCK = 2**20
 AT_ONCE = 16
 """Requests in flight."""
 
 
 def unless_missing(error: Exception) -> None:
-    """Raise what keeps a folder from being listed: half a listing would pass for all that there is.
+    """Raise the error that prevents listing a folder, unless the folder is missing.
 
-    A folder that is not there has nothing in it.
+    A missing folder is empty. After any other error, a partial listing would look complete.
     """
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
@@ -67,7 +67,7 @@ class Sink:
         self._put(data)
 
     def abandon(self) -> None:
-        """Let go of what was written; nothing needs to be readable."""
+        """Discard what was written; nothing needs to be readable."""
         self._pieces.clear()
 
 
@@ -77,34 +77,34 @@ class Storage(ABC):
     Attributes
     ----------
     url : str
-        Where it is; `open_storage` finds it by that.
+        Where it is; `open_storage` opens it from this.
     remote : bool
-        Whether a request takes so long that many should be under way at once.
+        Whether a request takes so long that many should be in flight at once.
     """
 
     url: str
     remote: bool = False
 
     def requests(self) -> Executor | None:
-        """Return threads for requests that do not depend on each other; None where none are worth it."""
+        """Return threads for independent requests; None if threads are not worth it."""
         return request_pool() if self.remote else None
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """Return all bytes of ``key``; raise `FileNotFoundError` where there is none."""
+        """Return all bytes of ``key``; raise `FileNotFoundError` if it does not exist."""
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``start``, or fewer where the object ends before."""
+        """Return ``length`` bytes from ``start``, or fewer if the object ends before."""
 
     def get_range_into(self, key: str, start: int, out: NDArray[np.uint8]) -> int:
-        """Fill ``out`` with bytes from ``start`` on; return how many there were."""
+        """Fill ``out`` with bytes from ``start`` on; return how many bytes there were."""
         data = self.get_range(key, start, len(out))
         out[: len(data)] = np.frombuffer(data, np.uint8)
         return len(data)
 
     def get_several(self, keys: Iterable[str]) -> Iterator[bytes | None]:
-        """Yield all bytes of each key, in order; None where there is none."""
+        """Yield all bytes of each key, in order; None for a key that does not exist."""
 
         def read(key: str) -> bytes | None:
             try:
@@ -116,7 +116,7 @@ class Storage(ABC):
 
     @abstractmethod
     def size(self, key: str) -> int:
-        """Return the size of ``key`` in bytes; raise `FileNotFoundError` where there is none."""
+        """Return the size of ``key`` in bytes; raise `FileNotFoundError` if it does not exist."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -124,14 +124,14 @@ class Storage(ABC):
 
     @abstractmethod
     def put_new(self, key: str, data: bytes) -> None:
-        """Write a key that nobody else writes; it survives a power cut only after `sync`."""
+        """Write a key that no other process writes; it survives a power cut only after `sync`."""
 
     def create(self, key: str) -> Sink:
-        """Open a new key to be written piece by piece; as `put_new` once it is closed."""
+        """Open a new key to be written piece by piece; closing it has the effect of `put_new`."""
         return Sink(lambda data: self.put_new(key, data))
 
     def blocks(self, key: str) -> Iterator[bytes]:
-        """Yield the bytes of ``key`` in order, a bounded number at a time where that costs nothing."""
+        """Yield the bytes of ``key`` in order, in bounded pieces if that costs nothing."""
         yield self.get(key)
 
     @abstractmethod
@@ -144,22 +144,22 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Delete ``key``, durably; a missing one is no error."""
+        """Delete ``key`` durably; a missing key is not an error."""
 
     def delete_several(self, keys: Iterable[str]) -> None:
-        """Delete several keys, durably; missing ones are no error."""
+        """Delete several keys durably; missing keys are not an error."""
         for _ in bounded_map(self.requests(), self.delete, keys, ahead=REQUESTS):
             pass
 
     @abstractmethod
     def delete_folder(self, prefix: str) -> None:
-        """Delete every key below ``prefix``; a missing folder is no error.
+        """Delete every key below ``prefix``; a missing folder is not an error.
 
         A power cut may bring some of them back, so nothing may name the folder any more.
         """
 
     def delete_folders(self, prefixes: Iterable[str]) -> None:
-        """Delete several folders at once: most of the time is waiting."""
+        """Delete several folders at once, because most of the time is spent waiting."""
         with ThreadPoolExecutor(AT_ONCE) as executor:
             for _ in executor.map(self.delete_folder, prefixes):
                 pass
@@ -174,8 +174,8 @@ class Storage(ABC):
     def sync_names(self, folders: Iterable[str]) -> None:  # noqa: B027  (as for `sync`)
         """Make durable which keys are directly in some folders; ``""`` is the root.
 
-        A process that is killed may leave a key that everybody finds and that a power cut takes away.
-        So whoever relies on what is there calls this first. A no-op on object stores.
+        A killed process may leave a key that every reader finds and that a power cut removes. So code
+        that relies on existing keys calls this first. A no-op on object stores.
         """
 
     def folders(self, prefix: str) -> set[str]:
@@ -194,7 +194,7 @@ class Storage(ABC):
     def arbitrates(self) -> bool:
         """Return whether two writers of one absent key get exactly one winner.
 
-        Proven, not believed: one probe key is created twice.
+        This is tested: one probe key is created twice.
         """
         key = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
         try:
@@ -205,7 +205,7 @@ class Storage(ABC):
             self.delete(key)
 
     def try_writing(self, folder: str) -> None:
-        """Create a key in a folder and delete it, before work is done whose result is to go there.
+        """Create a key in a folder and delete it, to test this before any work is done.
 
         Raises
         ------

@@ -34,7 +34,7 @@ _ATTEMPTS = 3
 
 
 class _FileSink(Sink):
-    """A file that nobody reads before it is closed."""
+    """A file that no reader sees before it is closed."""
 
     def __init__(self, root: Path, key: str) -> None:
         self._root, self._key, self._size = root, key, 0
@@ -242,7 +242,7 @@ class LocalStorage(Storage):
 
 @contextlib.contextmanager
 def _room(root: Path, key: str, size: int) -> Iterator[None]:
-    """Say in words that there is no room for ``size`` bytes of ``key``."""
+    """Raise `DiskFullError` if there is no room for ``size`` bytes of ``key``."""
     try:
         yield
     except OSError as error:
@@ -250,8 +250,8 @@ def _room(root: Path, key: str, size: int) -> Iterator[None]:
             raise
         message = (
             f"{error.strerror}: {size:,} bytes of {key} could not be written to the store at {root}, "
-            f"where {_free(root)}. What was committed before is safe. Make room, and go on with the "
-            "same call again"
+            f"where {_free(root)}. What was committed before is safe. Free some space, and make the "
+            "same call again to continue"
         )
         raise DiskFullError(error.errno, message) from error
 
@@ -299,8 +299,7 @@ def _link(aside: Path, path: Path) -> bool:
             raise
         raise OSError(
             error.errno,
-            f"cannot create {path} exclusively: {error.strerror}. The file system must support hard "
-            "links for a store to be written safely; write to another disk and copy the finished "
-            "store",
+            f"cannot create {path} exclusively: {error.strerror}. Writing a store safely needs a file "
+            "system with hard links; write to another disk and copy the finished store",
         ) from error
     return True

@@ -1,4 +1,4 @@
-"""Object stores, and whatever fsspec knows, as storages."""
+"""Object stores, and everything that fsspec can open, as storages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _LONGEST = 300
 _ANSWER = re.compile(r"<Code>(?P<code>\w+)</Code>(?:.*?<Message>(?P<message>.*?)</Message>)?")
 _NO_CONDITIONS = re.compile(r"501 Not Implemented|NotImplemented")
 _OLD_CREDENTIALS = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
-"""What S3 says of credentials with another status than that of a denial."""
+"""Error codes of S3 about credentials that come with another status than a denial."""
 _METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
 """Where clients ask for credentials when the environment has none."""
 _LOCAL_PROTOCOLS = frozenset({"file", "local", "memory"})
@@ -62,7 +62,7 @@ def object_store(url: str) -> Any:
     Raises
     ------
     ValueError
-        If the URL, or what the environment says, does not name a place.
+        If the URL and the environment do not name a place.
     """
     from obstore.exceptions import BaseError
     from obstore.store import from_url
@@ -77,32 +77,32 @@ def object_store(url: str) -> Any:
     except BaseError as error:
         raise ValueError(
             f"{url!r} cannot be opened: {_said(error)}. The account, the region and the endpoint come "
-            "from the environment, where the URL does not say them"
+            "from the environment unless the URL names them"
         ) from error
 
 
 def _said(error: BaseException) -> str:
-    """Return what a client says of an error, and of a server's page only what it means."""
+    """Return a client's message for an error; from a server's page, only the meaning."""
     text = " ".join(str(error).split("Debug source:")[0].split())
     if found := _ANSWER.search(text):
-        text = f"{found['code']}: {found['message'] or 'no more is said'}"
+        text = f"{found['code']}: {found['message'] or 'no further message'}"
     return text.rstrip(".") if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _hint(said: str, *, denied: bool) -> str:
-    """Return what to do about an error, where that can be told."""
+    """Return what to do about an error, if that is known."""
     if denied:
         return (
-            ". Credentials come from the environment: check them, and what they allow. Without "
-            "permission to list, S3 says this of objects that are missing, too"
+            ". Credentials come from the environment: check them and their permissions. Without "
+            "permission to list, S3 also reports missing objects this way"
         )
     if any(service in said for service in _METADATA_SERVICES):
         return (
-            ". The environment has no credentials; public data on S3 needs none where "
+            ". The environment has no credentials; public data on S3 needs none if "
             "AWS_SKIP_SIGNATURE=true is set"
         )
     if "builder error" in said:
-        return ". An endpoint without TLS is allowed by AWS_ALLOW_HTTP=true in the environment"
+        return ". To allow an endpoint without TLS, set AWS_ALLOW_HTTP=true in the environment"
     return ""
 
 

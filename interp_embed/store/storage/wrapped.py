@@ -1,4 +1,4 @@
-"""A storage around another: what tests and half-written saves are made of."""
+"""A storage around another storage, for tests and half-written saves."""
 
 from __future__ import annotations
 

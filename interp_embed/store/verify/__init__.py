@@ -1,1 +1,1 @@
-"""A verifier that knows the format's description and plain Zarr, and shares no code with the writer."""
+"""A verifier based on the format's description and plain Zarr. It shares no code with the writer."""

@@ -39,7 +39,7 @@ _STATISTICS = (
 
 
 def verify(location: str | os.PathLike[str] | Storage, *, progress: bool = False) -> list[Problem]:
-    """Read every byte of a store and check all that is known of it.
+    """Read every byte of a store and check everything that is known about it.
 
     Sizes and SHA-256 of all objects, the checksums of the JSON documents, and then, decoded by plain
     Zarr, what the format promises of the arrays: shapes, pointers, ascending features, finite and

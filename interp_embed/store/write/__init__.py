@@ -1,1 +1,1 @@
-"""What makes and changes a store: creation, commits, compaction, joining."""
+"""Creating and changing a store: creation, commits, compaction, joining."""

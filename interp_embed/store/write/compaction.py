@@ -1,4 +1,4 @@
-"""After a run: neighbouring small chunks become large ones, and what no reader needs goes.
+"""After a run: merging neighbouring small chunks into large ones, and deleting what no reader needs.
 
 Merging is one more write-then-commit: the merged chunk is committed with a higher generation, from
 then on readers take it, and only then are its parts deleted. Dying anywhere in between leaves a store
@@ -141,15 +141,15 @@ def _read_group(store: Store, group: Sequence[Interval]) -> tuple[Chunk, Pooled]
 
 
 def _delete_commits(store: Store, commits: Sequence[Commit]) -> None:
-    """Delete commits that others have replaced: first, so that no reader is sent to a hole."""
+    """Delete commits that others have replaced. This comes first, so that no reader follows them."""
     store.storage.delete_several([commit.key for commit in commits])
     store.storage.delete_folders([commit.folder.key for commit in commits])
 
 
 def leftovers(store: Store) -> set[str]:
-    """Return the folders and temporary files that nothing names: of killed runs, or in progress.
+    """Return the folders and temporary files that nothing names, from killed runs or runs in progress.
 
-    The store's plan is renewed: another process may have added documents.
+    This refreshes the store's plan, because another process may have added documents.
     """
     storage = store.storage
     # Listed before the commits are read: what is committed in between must not look forgotten.
@@ -204,7 +204,7 @@ def finish(
     Returns
     -------
     bool
-        False, and nothing done, where documents are still missing.
+        False if documents are still missing; then nothing is done.
     """
     store = writer.store
     store.refresh(manifest=False)
@@ -222,7 +222,7 @@ def finish(
 
 
 def wants_index(store: Store) -> bool:
-    """Return whether a store is so large that an index is worth it, or had one."""
+    """Return whether a store is large enough for an index, or had one."""
     entries = sum(commit.pooled_nnz for commit in store.ledger.live)
     return entries >= _INDEXED_ENTRIES or (entries > 0 and bool(read_index_commits(store.storage)))
 

@@ -57,7 +57,7 @@ _THREADS = 3  # that compress and wait for the disk
 
 
 def is_store(location: str | os.PathLike[str] | Storage) -> bool:
-    """Return whether a store, finished creating or not, is at this place."""
+    """Return whether there is a store at this place, even if its creation is not finished."""
     try:
         read_root(open_storage(location))
     except NotAStoreError:
@@ -66,12 +66,12 @@ def is_store(location: str | os.PathLike[str] | Storage) -> bool:
 
 
 def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
-    """Make sure that a store may be created here, or its creation be finished.
+    """Check that a store may be created here, or that its creation may be finished.
 
     Raises
     ------
     StoreExistsError
-        If something stands here that a store must not be mixed with.
+        If there is something here that a store must not be mixed with.
     """
     storage = open_storage(location)
     if isinstance(storage, LocalStorage):
@@ -93,8 +93,8 @@ def check_place(location: str | os.PathLike[str] | Storage) -> Storage:
         return storage
     if foreign := [name for name in found if not name.startswith(".tmp-")]:
         raise StoreExistsError(
-            f"{storage.url} is a folder with other things in it ({foreign[0]!r} for one) and no "
-            "store. Give a path that does not exist yet"
+            f"{storage.url} is a folder with other contents (for example {foreign[0]!r}), not a store. "
+            "Give a path that does not exist yet"
         )
     return storage
 
@@ -116,17 +116,17 @@ def create_store(
 ) -> Store:
     """Create a store with its documents and without activations.
 
-    Blocks are written one by one as they come. Where this is cut off, the same call goes on: what
-    was written of the same documents is kept. Where two processes create one store, one plan wins;
-    both get that store, and a caller that gave other documents or settings gets an error.
+    Blocks are written one by one as they arrive. If this is interrupted, the same call continues, and
+    blocks of the same documents that were written are kept. If two processes create one store, one plan
+    wins: both get that store, and a caller that gave other documents or settings gets an error.
 
     Parameters
     ----------
     location
         Where to create it.
     documents
-        The documents, one a row; or their blocks as `interp_embed.store.format.document_blocks` cuts them, one at
-        least, which are taken once and let go of one by one.
+        The documents, one per row; or one or more blocks of them, as
+        `interp_embed.store.format.document_blocks` cuts them. Each block is taken once and then released.
     field
         Column with the text.
     identifier, description
@@ -138,9 +138,9 @@ def create_store(
     d_sae
         Number of features, where known.
     fingerprint
-        Whatever determines the activations, apart from the documents.
+        Everything that determines the activations, except the documents.
     sae
-        Metadata from which the SAE can be made again.
+        Metadata from which the SAE can be rebuilt.
     feature_labels
         Stored beside the activations.
     progress
@@ -149,7 +149,7 @@ def create_store(
     Raises
     ------
     StoreExistsError
-        If something else is at this place.
+        If there is something else at this place.
     TypeError, ValueError
         If a column cannot be stored.
     """
@@ -184,8 +184,8 @@ def create_store(
         if differences:
             raise StoreExistsError(
                 f"another run began a store at {storage.url}; it differs in "
-                f"{', '.join(name for name, _, _ in differences)}. Use what it was begun with, or "
-                "another place"
+                f"{', '.join(name for name, _, _ in differences)}. Use the settings that it was begun "
+                "with, or another path"
             )
     for folder in _GROUP_FOLDERS:  # so that plain Zarr walks down to the arrays
         storage.put(f"{folder}/zarr.json", group_metadata())
@@ -207,7 +207,8 @@ def create_store(
 def add_documents(store: Store, blocks: Iterable[DocumentBlock], *, progress: bool = False) -> None:
     """Add documents to a complete store, without activations.
 
-    Cut off before the documents count, the same call goes on; then they are all there.
+    If this is interrupted before the documents count, the same call continues. They are added all
+    together or not at all.
 
     Parameters
     ----------
@@ -230,7 +231,7 @@ def add_documents(store: Store, blocks: Iterable[DocumentBlock], *, progress: bo
     if missing := sum(stop - start for start, stop in store.ledger.missing):
         raise ValueError(
             f"{missing:,} documents of the store at {store.storage.url} are not encoded yet. Encode "
-            "them before others are added: interp-embed encode, or load_from_file(path, resume=True)"
+            "them before you add others: interp-embed encode, or load_from_file(path, resume=True)"
         )
     planning = _Planning(store.storage, store.plan)
     planning.write((block for block in blocks if len(block.frame)), progress=progress)
@@ -342,11 +343,11 @@ class _Planning:
                 self.storage.delete_folders(mine)
             if winner and mine and winner.hashes != plan.hashes:
                 raise StoreExistsError(
-                    f"other documents were added to the store at {self.storage.url} meanwhile; add "
-                    "these again"
+                    f"another process added documents to the store at {self.storage.url} meanwhile; "
+                    "add these again"
                     if after
-                    else f"another store was created at {self.storage.url} meanwhile; it is of other "
-                    "documents"
+                    else f"another process created a store with other documents at {self.storage.url} "
+                    "meanwhile; give another path"
                 )
         self.storage.delete_several(_records(self.storage))
 
@@ -359,8 +360,8 @@ class _Planning:
                 self.storage.delete_several(_records(self.storage))
                 raise CorruptStoreError(
                     f"documents {block.start:,} to {block.stop - 1:,}, just written to "
-                    f"{self.storage.url}, are gone: another process cleared the store up meanwhile. "
-                    "The same call again writes them again"
+                    f"{self.storage.url}, are gone: another process cleaned up the store meanwhile. "
+                    "Make the same call again to write them again"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Building the index: chunks in, segments in order of the features out, in bounded memory.
+"""Building the index in bounded memory: it turns chunks into segments in order of the features.
 
 A segment is the transpose of as many documents as fit. Its entries are counted, given their places,
 and then copied there block by block, while threads decode the next blocks.
@@ -57,7 +57,7 @@ def build_index(
     rebuild: bool = False,
     progress: bool = False,
 ) -> FeatureIndex:
-    """Index a store's documents by feature, as far as they are encoded.
+    """Index those documents of a store that are encoded by feature.
 
     Segments of an earlier index that are still right are kept. Any number of processes may do this
     at once, and documents be added meanwhile: what counts is decided when an index is complete.
@@ -67,11 +67,11 @@ def build_index(
     store
         The store; its snapshot of the ledger is renewed.
     memory
-        Bytes that this may take, beside what the process holds. The less, the more segments, and the
-        more reads for the documents of a feature; a segment takes about 10 bytes an entry of the
-        document level.
+        Bytes that this may use in addition to what the process already holds. Less memory means more
+        segments, and so more reads to find the documents of a feature. A segment takes about 10 bytes
+        per entry of the document level.
     rebuild
-        Delete what index there is first, and build it whole.
+        Delete the existing index first, and build all of it.
     progress
         Whether to show a progress bar.
 
@@ -97,8 +97,8 @@ def build_index(
         if (found := store.index()) is not None:
             return found
     raise FileNotFoundError(
-        f"the index of {store.storage.url} was deleted as fast as it was built: another process is "
-        "clearing the store up. Build it again when that is done"
+        f"another process that cleans up {store.storage.url} deleted the index while it was built. "
+        "Build the index again when that process is done"
     )
 
 

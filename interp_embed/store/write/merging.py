@@ -1,7 +1,7 @@
-"""Joining stores: their folders as they are, under a ledger that counts their documents on.
+"""Joining stores: their folders unchanged, under a ledger that renumbers their documents.
 
-What is in a chunk counts its documents as its own store did; the commit says how far they have moved.
-So nothing is decoded or written anew: on one disk objects are linked, elsewhere their bytes copied.
+A chunk keeps the document numbers of its own store, and the commit says by how much they are shifted.
+So nothing is decoded or encoded again. On one disk objects are linked; elsewhere their bytes are copied.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = ["check_mergeable", "is_merged", "merge_stores"]
 
 
 def check_mergeable(stores: Sequence[Store]) -> None:
-    """Make sure that activations of several stores belong together.
+    """Check that the activations of several stores belong together.
 
     Raises
     ------
     FingerprintMismatchError
-        Naming each part that differs, with both values.
+        The message names each part that differs, with both values.
     """
     # First those that hold activations: of the others less may be known.
     ordered = sorted(stores, key=lambda store: not _has_activations(store))
@@ -57,17 +57,17 @@ def check_mergeable(stores: Sequence[Store]) -> None:
         a, b = _settings(first), _settings(store)
         parts = [f"{name}: {x!r} and {y!r}" for name, x, y in fingerprint_differences(a, b)]
         if _has_activations(store):
-            parts += [f"{name} is known of one only" for name in sorted(set(a) ^ set(b))]
+            parts += [f"{name} is known for only one of them" for name in sorted(set(a) ^ set(b))]
         if parts:
             raise FingerprintMismatchError(
                 f"the stores at {first.storage.url} and {store.storage.url} were made with different "
-                f"things, so their activations do not belong together: {'; '.join(parts)}. Encode the "
-                "documents of one of them again"
+                f"SAEs or settings, so their activations do not belong together: {'; '.join(parts)}. "
+                "Encode the documents of one of them again"
             )
 
 
 def _has_activations(store: Store) -> bool:
-    """Return whether any document was encoded: where all failed, nothing may be known of the SAE."""
+    """Return whether any document was encoded. If all failed, nothing may be known about the SAE."""
     return any(commit.n_failed < commit.stop - commit.start for commit in store.ledger.live)
 
 
@@ -83,29 +83,30 @@ def merge_stores(
     *,
     progress: bool = False,
 ) -> Store:
-    """Write a store of the documents of several, one store after the other.
+    """Write a store with the documents of several stores, one store after the other.
 
-    Cut off, the same call goes on. Documents that are not encoded in their store are not in this one.
+    If the call is interrupted, call it again with the same arguments to continue. Documents that are
+    not encoded in their store are not encoded in this one.
 
     Parameters
     ----------
     sources
         The stores.
     target
-        Where to.
+        Where to write the new store.
     attributes
-        Of the new store's root.
+        Attributes of the new store's root.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
     FingerprintMismatchError
-        If they were not made with the same SAE and settings.
+        If the stores were not made with the same SAE and settings.
     StoreExistsError
-        If something else was begun at ``target``.
+        If another store was begun at ``target``.
     CorruptStoreError
-        If an object of a source is damaged, as far as that is noticed in copying it.
+        If copying finds that an object of a source is damaged.
     """
     check_mergeable(sources)
     live = [_live(store) for store in sources]  # before documents are counted
@@ -185,7 +186,7 @@ def _hashes(blocks: Sequence[tuple[Store, PlannedBlock, int]]) -> dict[str, str]
 
 def _begun(target: Storage) -> StoreExistsError:
     return StoreExistsError(
-        f"something else was begun at {target.url}, and cut off. Delete it, or give another place"
+        f"another store was begun at {target.url} and not finished. Delete it, or give another path"
     )
 
 
@@ -261,7 +262,7 @@ def _copy(
     for relative, (size, _) in folder.objects.items():
         if sizes.get(f"{key}/{relative}") != size:
             raise CorruptStoreError(
-                f"{key}/{relative} in {target.url} is not as long as what was copied: the disk or the "
-                f"object store is losing data, or {source.url} is damaged"
+                f"{key}/{relative} in {target.url} does not have the length of its copied original: the "
+                f"disk or the object store is losing data, or {source.url} is damaged"
             )
     return replace(folder, key=key)

@@ -1,4 +1,4 @@
-"""A store that no reader takes for one before it is whole."""
+"""A store that readers do not see before it is complete."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Unannounced"]
 class Unannounced(WrappedStorage):
     """A storage whose root has another name until `announce` is called.
 
-    What is written through it looks like a store through it, and like none to everybody else. So a
-    save that was cut off is recognised, and goes on where it was.
+    A store that is written through it can be read through it, and by nobody else. So an interrupted
+    save is recognised, and continues where it was.
     """
 
     def _place(self, key: str) -> str:
@@ -56,7 +56,7 @@ class Unannounced(WrappedStorage):
         super().delete(self._place(key))
 
     def is_announced(self) -> bool:
-        """Return whether it is a store already, and all that is left is to delete the other name."""
+        """Return whether it is already a store, so that only the other name is left to delete."""
         try:
             return self.inner.get(ROOT) == self.inner.get(SAVING)
         except FileNotFoundError:
@@ -68,7 +68,7 @@ class Unannounced(WrappedStorage):
         Raises
         ------
         StoreExistsError
-            If another one was put here meanwhile.
+            If another store was written here meanwhile.
         """
         root = self.inner.get(SAVING)
         if not self.inner.put_if_absent(ROOT, root) and self.inner.get(ROOT) != root:

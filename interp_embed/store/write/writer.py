@@ -50,16 +50,16 @@ class StoreWriter:
     store
         The store; its snapshot of the ledger is not used for writing.
     fingerprint
-        What the activations to come are determined by.
+        Everything that determines the activations to come.
     d_sae
-        Number of features, where known.
+        Number of features, if known.
 
     Raises
     ------
     FingerprintMismatchError
-        If the store was made with something else.
+        If the store was made with another SAE or other settings.
     SingleWriterError
-        If the storage allows one writer only and has one.
+        If the storage allows only one writer and already has one.
     """
 
     _LOCK = "writer.json"
@@ -85,7 +85,7 @@ class StoreWriter:
             raise
 
     def _bind(self, fingerprint: dict[str, Any], d_sae: int | None) -> None:
-        """Record what was not known when the store was created, once and for all.
+        """Record what was not known when the store was created. This happens only once.
 
         The first writer that knows everything binds the store with a put-if-absent, so that two runs
         with different settings cannot both go on.
@@ -126,7 +126,7 @@ class StoreWriter:
         self._holds_lock = True
 
     def close(self) -> None:
-        """Release what the writer holds."""
+        """Release the locks and threads that the writer holds."""
         given_up = self._given_up.is_set()
         self._executor.shutdown(wait=not given_up, cancel_futures=given_up)
         if self._holds_lock:
@@ -134,7 +134,7 @@ class StoreWriter:
             self._holds_lock = False
 
     def give_up(self) -> None:
-        """Have a write in progress on another thread end without a commit, as soon as it can."""
+        """Make a write in progress on another thread end without a commit, as soon as possible."""
         self._given_up.set()
 
     def _go_on(self) -> None:
@@ -162,19 +162,19 @@ class StoreWriter:
             Documents with consecutive numbers. Activations are rounded to the store's dtype; the
             caller has dealt with those beyond its range (see `Chunk.beyond_range`).
         generation
-            Above that of every commit it is to replace; 0 for documents that none holds.
+            Higher than that of every commit that it replaces; 0 for documents that no commit holds.
         pooled
-            The document level, where it is known already.
+            The document level, if it is already known.
 
         Returns
         -------
         Commit or None
-            None where another attempt at the same documents was committed first.
+            None if another attempt at the same documents was committed first.
         """
         start, stop = int(chunk.doc_id[0]), int(chunk.doc_id[-1]) + 1
         if not np.array_equal(chunk.doc_id, np.arange(start, stop)):
             raise ValueError(
-                f"a chunk holds consecutive documents, got {chunk.doc_id.tolist()[:9]}"
+                f"doc_id of a chunk must be consecutive, got {chunk.doc_id.tolist()[:9]}"
             )
         if overflow := chunk.beyond_range(self.dtype):
             position, reason = next(iter(overflow.items()))
@@ -183,7 +183,8 @@ class StoreWriter:
             self._bind(self._fingerprint, chunk.d_sae)
         if chunk.d_sae and chunk.d_sae != self.store.attributes["d_sae"]:
             raise ValueError(
-                f"the store has {self.store.attributes['d_sae']} features, the chunk {chunk.d_sae}"
+                f"a chunk must have the store's {self.store.attributes['d_sae']} features, got "
+                f"{chunk.d_sae}"
             )
         rounded = chunk.as_dtype(self.dtype)
         if chunk.activation.dtype != self.dtype:
