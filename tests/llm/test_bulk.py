@@ -848,7 +848,7 @@ def test_the_command_estimates_labels_and_stops_at_a_budget(dataset, capsys):
         printed = capsys.readouterr()
         assert "stopped: the limit of $0.0061 is reached" in printed.err
         assert run([*common, "--features", "1-x"]) == 2
-        assert "features are numbers and ranges" in capsys.readouterr().err
+        assert "features must be numbers and ranges" in capsys.readouterr().err
         assert run([*common, "--prices", "1"]) == 2
         capsys.readouterr()
         assert run([*common, "--features", "99"]) == 1

@@ -148,7 +148,7 @@ def test_an_interrupt_waits_for_what_is_under_way(tmp_path):
         waits,
     )
     assert first == "interrupted"
-    assert "The same command again goes on" in said
+    assert "Run the same command again to resume" in said
     assert "Traceback" not in said
     assert " more requests were answered before" in again.stdout
     assert set(asked(server).values()) == {1}
@@ -175,6 +175,6 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
         assert time.monotonic() - begun < 15  # and not the twenty seconds that it would wait
         assert child.returncode == 130
     assert said.splitlines()[0] == "interrupted"
-    assert "The same command again goes on" in said
+    assert "Run the same command again to resume" in said
     assert "Traceback" not in said
     assert run(["verify", str(path)]) == 0

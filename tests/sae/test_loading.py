@@ -280,7 +280,7 @@ class TestCommandLine:
 
         from interp_embed.cli.saes import build_sae
 
-        with pytest.raises(typer.BadParameter, match="goodfire:Llama-9 after --sae: variant_name"):
+        with pytest.raises(typer.BadParameter, match="--sae goodfire:Llama-9: variant_name"):
             build_sae("goodfire:Llama-9", "cpu")
         with pytest.raises(ValueError, match="--device tpu"):
             build_sae(f"goodfire:{EIGHT}", "tpu")

@@ -1,4 +1,4 @@
-"""The commands and their arguments, a module for each group; what they do is in the modules they import.
+"""The commands and their arguments, one module per group; the modules they import do the work.
 
 Annotations are read by typer when it builds a command, so these modules do not postpone them.
 """
