@@ -352,7 +352,7 @@ class TestQuantized:
             sae.load()
 
     def test_a_loaded_model_cannot_be_quantised(self, weights):
-        with pytest.raises(ValueError, match="loaded already"):
+        with pytest.raises(ValueError, match="already loaded"):
             GoodfireSAE("A-SAE-l2", True, weights=weights, model=torch.nn.Linear(1, 1))
 
 
@@ -417,7 +417,10 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda s: s.pop("encoder_linear.bias"), "no SAE in Goodfire's format: expected enc"),
+            (
+                lambda s: s.pop("encoder_linear.bias"),
+                "not an SAE in Goodfire's format: expected enc",
+            ),
             (lambda s: s.update(W_enc=torch.ones(2)), "found .*W_enc"),
             (
                 lambda s: s.update({"encoder_linear.bias": torch.ones(63)}),
@@ -433,9 +436,9 @@ class TestWeights:
             ),
             (
                 lambda s: s.update({"encoder_linear.weight": torch.ones(64, 32).to(torch.int8)}),
-                "no tensor of floating-point numbers",
+                "not a tensor of floating-point numbers",
             ),
-            (lambda s: s.update({"encoder_linear.weight": "x"}), "no tensor of floating"),
+            (lambda s: s.update({"encoder_linear.weight": "x"}), "not a tensor of floating"),
         ],
     )
     def test_other_tensors_are_refused(self, weights, tmp_path, change, message):
@@ -637,7 +640,7 @@ class TestLabels:
         assert neuronpedia.published_labels("e/f") == odd  # from the cache
 
     def test_none_published_and_nobody_there(self, exports, monkeypatch):
-        with pytest.raises(OSError, match="Neuronpedia has none for 'no/such'"):
+        with pytest.raises(OSError, match="Neuronpedia has no labels for 'no/such'"):
             neuronpedia.published_labels("no/such")
         with refusing() as url:
             monkeypatch.setattr(neuronpedia, "ENDPOINT", url)
@@ -649,7 +652,7 @@ class TestLabels:
     ):
         deep = llama_folder(tmp_path / "deep", 20)
         sae = GoodfireSAE(EIGHT, weights=weights, model=deep, dtype="float32")
-        with pytest.warns(UserWarning, match="no feature labels for now: HF_HUB_OFFLINE") as said:
+        with pytest.warns(UserWarning, match="are not available: HF_HUB_OFFLINE") as said:
             sae.load()
         assert len(said) == 1
         assert sae.feature_labels() == {}
@@ -668,7 +671,7 @@ class TestSettings:
         ("settings", "error", "message"),
         [
             ({"variant_name": "Llama-4"}, ValueError, "must be one of 'Llama-3.1-8B-Instruct-SAE"),
-            ({"variant_name": "A-SAE-l3"}, ValueError, "pass weights= and model= too"),
+            ({"variant_name": "A-SAE-l3"}, ValueError, "also pass weights= and model="),
             ({"variant_name": "A-SAE-l3", "weights": "x"}, ValueError, "pass weights= and model="),
             ({"variant_name": "A", "weights": "x", "model": "y"}, ValueError, "and the layer"),
             ({"variant_name": 8}, TypeError, "variant_name must be a string"),

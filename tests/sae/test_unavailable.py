@@ -127,7 +127,7 @@ def test_a_server_that_is_busy_for_long_is_said_to_be(capfd, monkeypatch):
         f"the SAE server at {server.url} is busy or fails ({server.url}/v1/encode"
     )
     assert "429 Too Many Requests: full" in line
-    assert "repeated in 1 s" in line
+    assert "retrying a request in 1 s" in line
 
 
 def test_a_short_pause_of_a_busy_server_is_nothing_to_speak_of(capfd):
@@ -146,7 +146,7 @@ def test_a_server_that_is_silent_is_said_to_be(capfd, monkeypatch):
     (line,) = capfd.readouterr().err.splitlines()
     assert line == (
         f"the SAE server at {server.url} has not answered for 1 s (1 request waits): it may be "
-        "encoding; it is given up when nothing comes for 2 s"
+        "encoding; it times out if nothing comes for 2 s"
     )
 
 
@@ -432,7 +432,7 @@ def test_a_server_that_encodes_nothing_and_says_it_is_well_ends_the_run(
 
     with Scripted(when_encoding(change)) as server:
         sae = HttpSAE(server.url, max_retries=1, base_delay=0.01, timeout=1)
-        with pytest.raises(SAEUnavailableError, match=f"encodes nothing, .*{message}"):
+        with pytest.raises(SAEUnavailableError, match=f"cannot encode even the text .*{message}"):
             Dataset(documents, sae, save_path=store, batch_size=many, save_every_batch=2)
         partly = Dataset.load_from_file(store)
         assert (partly.status() == "failed").sum() == 0
