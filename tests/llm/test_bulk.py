@@ -333,7 +333,9 @@ def test_answers_that_cannot_be_kept_end_it(dataset, monkeypatch):
     monkeypatch.setattr(Answers, "put", full)
     with (
         LLMServer(judge) as server,
-        pytest.raises(AnswersNotKeptError, match=r"no room for answers\. Nothing more") as caught,
+        pytest.raises(
+            AnswersNotKeptError, match=r"no room for answers\. No more requests"
+        ) as caught,
     ):
         label(dataset, server, max_concurrency=2)
     assert len(server.requests) <= 5 + 2 * 2
@@ -489,7 +491,7 @@ def test_what_the_budget_left_unscored_is_no_failure(dataset, capsys):
         assert row.label == f"w{row.feature}"
         assert row.failed == ""
         assert "the limit of 6,000 tokens is reached" in row.not_scored
-        assert "1 of them without a score that was asked for" in found.stopped
+        assert "1 of them without a requested score" in found.stopped
         assert "1 not scored, 0 failed" in str(found)
         arguments = ["label", dataset.path, "--model", MODEL, "-k", "8", "--base-url", server.url]
         capsys.readouterr()
@@ -518,7 +520,7 @@ def test_a_budget_smaller_than_one_feature_asks_for_nothing(dataset):
         found = label(dataset, server, max_tokens=200)
         assert server.requests == []
     assert (len(found.table), found.tokens) == (0, 0)
-    assert "what comes next may take" in found.stopped
+    assert "the next step may use" in found.stopped
 
 
 def test_requests_that_wait_for_each_other_end_with_the_budget():
@@ -611,7 +613,7 @@ def test_a_server_that_counts_nothing_is_counted_by_characters(dataset):
     [
         ({"max_cost": 1.0}, "needs the model's prices"),
         ({"max_cost": 0, "prices": (1, 1)}, "max_cost must be a number above 0"),
-        ({"max_cost": 1.0, "prices": (0, 0)}, "no limit where prices"),
+        ({"max_cost": 1.0, "prices": (0, 0)}, "must not both be 0"),
         ({"prices": (1.0,)}, "prices must be two numbers"),
         ({"prices": (1.0, -2)}, "prices must be two numbers"),
         ({"max_tokens": -5}, "max_tokens must be a number above 0"),
@@ -788,7 +790,10 @@ def test_a_document_that_was_not_encoded_is_passed_over(tmp_path):
     [
         (["--max-cost", "5"], "--max-cost=5 needs the model's prices"),
         (["--max-cost", "-1", "--prices", "1,1"], "--max-cost must be a number above 0"),
-        (["--max-cost", "1", "--prices", "0,0"], "--max-cost is no limit where --prices (0, 0)"),
+        (
+            ["--max-cost", "1", "--prices", "0,0"],
+            "--prices must not both be 0 with --max-cost, got (0, 0)",
+        ),
         (["--requests-per-minute", "0"], "--requests-per-minute must be"),
         (["--timeout", "0"], "--timeout must be a number of seconds"),
         (["--base-url", "nowhere"], "--base-url must be a URL"),

@@ -219,7 +219,7 @@ def test_an_empty_list_of_choices_is_called_so():
     with (
         LLMServer(lambda body: reply) as server,
         pytest.raises(
-            LLMStatusError, match=r"completion: its list of choices is empty\. Is its URL"
+            LLMStatusError, match=r"completion: its list of choices is empty\. Check its URL"
         ),
     ):
         ask_one(server.url)
