@@ -204,7 +204,7 @@ def _print(path: str, found: BulkLabels) -> None:
         f"{thousands(found.requests)} requests, {thousands(round(found.tokens))} tokens{cost}"
     )
     if found.kept:
-        print(f"  {thousands(found.kept)} more requests were answered before")
+        print(f"  {thousands(found.kept)} more requests were already answered")
     if len(found.unscored):
         print(f"  {thousands(len(found.unscored))} not scored: the budget is spent")
     for line in lines_of(found.table):

@@ -358,7 +358,7 @@ def test_an_sae_may_come_from_a_module_in_the_current_folder(cli, source, monkey
         ),
         ("math:sin", "--sae math:sin: the factory failed"),
         ("math:pi", "the factory must return an interp_embed.sae.BaseSAE, got float"),
-        ("collections:OrderedDict", "returned a OrderedDict, expected an interp_embed.sae.BaseSAE"),
+        ("collections:OrderedDict", "must return an interp_embed.sae.BaseSAE, got OrderedDict"),
         (".", "it contains no cfg.json"),
         ("/no/such/folder", "it contains no cfg.json"),
         ("release/", "--sae must be 'embedded', RELEASE/SAE_ID"),
@@ -755,7 +755,10 @@ def test_convert_keeps_the_dtype_unless_told_otherwise(cli, source):
 def test_convert_overwrites_only_when_told_to(cli, store):
     Path("there.pkl").write_text("precious")
     code, _, err = cli("convert", store, "there.pkl")
-    assert (code, err) == (1, "error: there.pkl exists. Give another path, or --overwrite\n")
+    assert (code, err) == (
+        1,
+        "error: there.pkl already exists. Give another path, or --overwrite\n",
+    )
     assert Path("there.pkl").read_text() == "precious"
     assert cli("convert", store, "there.pkl", "--overwrite")[0] == 0
     assert Dataset.load_from_file("there.pkl").documents()[0] == "the cat sat on the mat"

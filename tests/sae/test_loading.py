@@ -272,7 +272,9 @@ class TestCommandLine:
 
         from interp_embed.cli.saes import build_sae
 
-        with pytest.raises(typer.BadParameter, match="~nobody-here/sae is no folder with an SAE"):
+        with pytest.raises(
+            typer.BadParameter, match="~nobody-here/sae is not a folder with an SAE"
+        ):
             build_sae("~nobody-here/sae", "cpu")
 
     def test_an_unknown_variant_is_a_bad_parameter(self):

@@ -309,7 +309,7 @@ def test_destroying_lets_go_of_the_models(folder):
 def test_a_release_may_be_the_parent_of_the_saes_folder(folder):
     sae = LocalSAE(sae_id="sae", release=folder.parent)
     assert sae._folder == folder
-    with pytest.raises(FileNotFoundError, match=r"no cfg\.json"):
+    with pytest.raises(FileNotFoundError, match=r"neither it nor .* has a cfg\.json"):
         LocalSAE(sae_id="other", release=folder.parent)
 
 

@@ -286,7 +286,8 @@ def test_a_service_that_stays_busy_ends_the_run_and_no_document_is_blamed(tmp_pa
     sae = ServiceSAE(answer, max_concurrency=2)
     documents = [{"text": text} for text in TEXTS]
     with pytest.raises(
-        SAEUnavailableError, match=f"answers no.*: StatusError: status {status}"
+        SAEUnavailableError,
+        match=f"(no longer answers|answers no request): StatusError: status {status}",
     ) as e:
         Dataset(documents, sae, save_path=store, batch_size=2, save_every_batch=2)
     assert isinstance(e.value, ConnectionError)
@@ -404,7 +405,7 @@ def test_another_server_in_its_place_is_told_though_it_only_fails():
     with (
         Scripted(without_health(fails, sae="words-2")) as server,
         loaded(HttpSAE(server.url, **FAST)) as sae,
-        pytest.raises(SAEUnavailableError, match="has another SAE now"),
+        pytest.raises(SAEUnavailableError, match="now has another SAE"),
     ):
         sae.encode_chunk(["a"])
 
