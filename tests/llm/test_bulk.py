@@ -559,7 +559,7 @@ def test_a_read_only_store_is_noticed_before_anything_is_paid_for(dataset, monke
 
     monkeypatch.setattr(LocalStorage, "put_if_absent", refuse)
     with LLMServer(judge) as server:
-        with pytest.raises(AnswersNotKeptError, match="none is paid for: labels/"):
+        with pytest.raises(AnswersNotKeptError, match="no request was sent: labels/"):
             label(dataset, server)
         with pytest.raises(AnswersNotKeptError):
             asyncio.run(dataset.label_feature(3, base_url=server.url, k=3, answers=dataset.answers))
@@ -620,8 +620,8 @@ def test_a_server_that_counts_nothing_is_counted_by_characters(dataset):
         ({"requests_per_minute": float("nan")}, "requests_per_minute must be"),
         ({"tokens_per_minute": True}, "tokens_per_minute must be"),
         ({"max_concurrency": 0}, "max_concurrency must be a positive integer"),
-        ({"score": "vibes"}, "score must be one of reference, detection, fuzzing"),
-        ({"score": ["detection", 3]}, "score must be one of"),
+        ({"score": "vibes"}, "score must be one or several of reference, detection, fuzzing"),
+        ({"score": ["detection", 3]}, "score must be one or several of"),
         ({"k": 0}, "k must be a positive integer"),
         ({"examples": "best"}, "examples must be one of"),
         ({"settings": {"model": "x"}}, "settings must not have 'model'"),
@@ -792,7 +792,7 @@ def test_a_document_that_was_not_encoded_is_passed_over(tmp_path):
         (["--max-cost", "-1", "--prices", "1,1"], "--max-cost must be a number above 0"),
         (
             ["--max-cost", "1", "--prices", "0,0"],
-            "--prices must not both be 0 with --max-cost, got (0, 0)",
+            "--prices must not both be 0 if there is a limit on cost, got (0, 0)",
         ),
         (["--requests-per-minute", "0"], "--requests-per-minute must be"),
         (["--timeout", "0"], "--timeout must be a number of seconds"),

@@ -378,7 +378,10 @@ def test_an_answer_that_is_right_in_form_can_be_found_wrong():
 @pytest.mark.parametrize("reply", [Reply(None), Reply("  "), Reply(None, finish_reason="length")])
 def test_no_answer_at_all_is_an_error_and_is_not_kept(reply):
     kept = Kept()
-    with LLMServer(lambda body: reply) as server, pytest.raises(LLMAnswerError, match="nothing"):
+    with (
+        LLMServer(lambda body: reply) as server,
+        pytest.raises(LLMAnswerError, match="gave no answer"),
+    ):
         ask_one(server, answers=kept)
     assert kept == {}
 
@@ -471,7 +474,7 @@ def test_that_answers_cannot_be_kept_is_noticed_before_any_is_paid_for(tmp_path)
     with LLMServer(lambda body: GOOD) as server:
         found, _ = ask(server, request("a"), request("b"), answers=answers)
         assert [type(f) for f in found] == [AnswersNotKeptError] * 2
-        assert "none is paid for: the disk is read-only" in str(found[0])
+        assert "no request was sent: the disk is read-only" in str(found[0])
         answers[request("a").digest] = SAID  # what is there needs no writing
         [found], _ = ask(server, request("a"), answers=answers)
     assert found.label == "cats"
@@ -602,7 +605,7 @@ FAILURES = {
         r"answered 401: .*\[key\].*OPENROUTER_API_KEY",
     ),
     "no credit": (Reply.failing(402, "Insufficient credits"), LLMStatusError, "no credit left"),
-    "no model": (Reply.failing(404, "no such model"), LLMStatusError, "'some/model' the model's name"),
+    "no model": (Reply.failing(404, "no such model"), LLMStatusError, "the model's name 'some/model'"),
     "bad request": (Reply.failing(400, f"too long {KEY}"), LLMStatusError, "answered 400: too long"),
     "broken off": (Reply.gone(), LLMConnectionError, "cannot be reached, or broke the connection in 2 attempts"),
     "slow": (Reply(SAID, delay=5), LLMTimeoutError, "did not answer in time in 2 attempts"),

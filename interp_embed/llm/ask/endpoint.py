@@ -109,7 +109,7 @@ def resolve_endpoint(model: str, base_url: str | None = None) -> Endpoint:
     if model.startswith(_OPENAI_PREFIX):
         provider, name = _OPENAI, model.removeprefix(_OPENAI_PREFIX)
         if not name:
-            raise ValueError(f"model must have the name of a model after openai/, got {model!r}")
+            raise ValueError(f"model must be the name of a model after openai/, got {model!r}")
     origin = "base_url"
     given = base_url
     if given is None:

@@ -86,7 +86,7 @@ def check_prices(prices: tuple[float, float] | None, max_cost: float | None) -> 
             f"of answers, got {prices!r:.80}"
         )
     if max_cost is not None and prompt == completion == 0:
-        raise ValueError("prices must not both be 0 with max_cost, got (0, 0)")
+        raise ValueError("prices must not both be 0 if there is a limit on cost, got (0, 0)")
     return Prices(prompt, completion)
 
 
