@@ -301,7 +301,7 @@ def test_a_store_alone_is_encoded_and_finished(planned, cli):
         (["--gpus", "all", "--processes", "2"], 2, "cannot be combined"),
         (["--gpus", "all"], 1, "this process sees 0 GPUs. To run processes on the CPU"),
         (["--gpus", "1"], 1, "this process sees 0 GPUs"),
-        (["--gpus", "some"], 1, "'all', a number of GPUs, or some of them"),
+        (["--gpus", "some"], 1, "'all', a number of GPUs, or a list"),
         (["--device", "cuda:0"], 1, "--device cuda:0"),
         (["--sae", "tests.support.fake_sae:WideSAE"], 1, "was made with something else"),
     ],
