@@ -28,7 +28,7 @@ class NotAStoreError(FileNotFoundError):
 
 
 class StoreExistsError(FileExistsError):
-    """A store was to be written where something exists that must not be overwritten."""
+    """The path for a new store is taken by something that must not be overwritten."""
 
 
 class UnsupportedFormatError(ValueError):
@@ -40,7 +40,7 @@ class CorruptStoreError(OSError):
 
 
 class CorruptIndexError(CorruptStoreError):
-    """The index of a store is damaged. The chunks that it was made from may be intact."""
+    """The index of a store is damaged. The data that it was built from may be intact."""
 
 
 class FingerprintMismatchError(ValueError):
@@ -48,15 +48,15 @@ class FingerprintMismatchError(ValueError):
 
 
 class SingleWriterError(PermissionError):
-    """A second writer on a storage that cannot arbitrate between two."""
+    """A second writer was opened on a storage that cannot arbitrate between two."""
 
 
 class ResultTooLargeError(MemoryError):
-    """A result would not fit in memory. It is refused before any work."""
+    """A result would not fit in memory. It is refused before any work begins."""
 
 
 class DiskFullError(OSError):
-    """The disk has no room for the data to be written. Data committed before is safe."""
+    """There is no room on the disk for new data. Everything committed before is safe."""
 
 
 class SAENotLoadedError(RuntimeError):
@@ -64,7 +64,7 @@ class SAENotLoadedError(RuntimeError):
 
 
 class SAEUnavailableError(ConnectionError):
-    """The service that encodes cannot be used at all. The run ends and marks no document as failed."""
+    """The encoding service cannot be used at all. The run ends, and no document is marked failed."""
 
 
 class UnsafePickleError(ValueError):

@@ -1,8 +1,8 @@
 """The command line: `interp-embed`.
 
 Owns the arguments, what is printed, and exit codes: 0 for done, 1 for an error, 2 for a command that
-cannot be understood, 130 after Ctrl-C and 143 after SIGTERM. Nothing imports it. What a command needs is imported when the
-command runs, so that ``interp-embed --help`` answers at once.
+cannot be understood, 130 after Ctrl-C and 143 after SIGTERM. Nothing imports it. A command's imports
+happen when the command runs, so that ``interp-embed --help`` answers at once.
 """
 
 from __future__ import annotations

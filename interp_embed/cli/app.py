@@ -1,4 +1,4 @@
-"""The command line as a whole: its options, and which commands it has, in the order of the help."""
+"""The command line as a whole: its options and its commands, in the order of the help."""
 
 from typing import Annotated
 

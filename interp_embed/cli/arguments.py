@@ -44,7 +44,7 @@ class Judge(Enum):
 
 
 class By(Enum):
-    """How a document's tokens become one number."""
+    """Ways to reduce a document's tokens to one number."""
 
     max = "max"
     mean = "mean"
@@ -60,11 +60,9 @@ SAE_HELP = (
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
 Device = Annotated[
     str,
-    typer.Option(
-        help="Where the models run: cpu, cuda:0, ..., or auto (a GPU where there is one)."
-    ),
+    typer.Option(help="Device for the models: cpu, cuda:0, ..., or auto (a GPU if there is one)."),
 ]
 Sae = Annotated[str, typer.Option(help=SAE_HELP)]
 Field = Annotated[str, typer.Option(help="Column that holds the text.")]
-Dtype = Annotated[StoredDtype, typer.Option(help="Of stored activations.")]
-Description = Annotated[str, typer.Option(help="Kept in the store, for people.")]
+Dtype = Annotated[StoredDtype, typer.Option(help="Dtype of the stored activations.")]
+Description = Annotated[str, typer.Option(help="Free text that is kept in the store.")]

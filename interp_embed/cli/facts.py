@@ -1,4 +1,4 @@
-"""What a store holds and how much room it takes, as plain numbers."""
+"""The contents of a store and the room they take, as plain numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = ("token level", "tokens", "document level", "documents", "index", "every
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What `interp-embed info` says.
+    """The facts that `interp-embed info` prints.
 
     Attributes
     ----------
@@ -43,11 +43,11 @@ class StoreFacts:
     indexed : int
         Documents that the index covers.
     sae : dict
-        What the SAE can be made again from.
+        The metadata from which the SAE can be rebuilt.
     model : str
-        The language model, where the fingerprint names it.
+        The language model, if the fingerprint names it.
     served : dict
-        What the server of an `HttpSAE` said of the SAE behind it, as far as it was asked.
+        What the server of an `HttpSAE` reported about its SAE, if it was asked.
     field : object
         The column with the text.
     columns : list
@@ -87,30 +87,30 @@ class StoreFacts:
 
     @property
     def token_level_bytes_per_nonzero(self) -> float | None:
-        """Bytes on disk of the token level for each of its nonzeros."""
+        """Bytes on disk of the token level per nonzero of that level."""
         return self.bytes["token level"] / self.nonzeros if self.nonzeros else None
 
     @property
     def bytes_per_nonzero(self) -> float | None:
-        """Bytes on disk of the whole store for each nonzero of the token level."""
+        """Bytes on disk of the whole store per nonzero of the token level."""
         return self.total_bytes / self.nonzeros if self.nonzeros else None
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a store; where a pickle is given, say what to do about it."""
+    """Open a store; if a pickle is given, say how to convert it."""
     from interp_embed.interop import is_pickle
 
     if "://" not in str(path) and is_pickle(path):
-        raise ValueError(f"{path} is a pickle. First: interp-embed convert {path} NEW.zarr")
+        raise ValueError(f"{path} is a pickle. First run: interp-embed convert {path} NEW.zarr")
     if "://" not in str(path) and Path(path).is_file():
         raise NotAStoreError(
-            f"{path} is a file, and a store is a folder. If it holds documents, give the store after it"
+            f"{path} is a file, but a store is a folder. If it holds documents, give the store after it"
         )
     return Store(path)
 
 
 def read_facts(store: Store) -> StoreFacts:
-    """Collect what a store says of itself, and add up the sizes of its objects."""
+    """Collect what a store records about itself, and add up the sizes of its objects."""
     status = store.status(np.arange(store.n_documents))
     live = store.ledger.live
     attributes = store.attributes

@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w[\w'-]*\w|\w|[^\w\s]+")
 
 
 def telling_words(rows: Iterable[DatasetRow], feature: int, k: int = 5) -> list[str]:
-    """Return the words on which a feature is strong and that are seldom there without it.
+    """Return the words on which a feature is strong and that seldom occur without it.
 
     A word's score is the sum of the activations on its tokens, times the share of its occurrences in
     these documents on which the feature is active. So *the* does not win by being everywhere.
@@ -29,7 +29,7 @@ def telling_words(rows: Iterable[DatasetRow], feature: int, k: int = 5) -> list[
     feature
         Feature index.
     k
-        How many words at most.
+        Largest number of words.
 
     Returns
     -------

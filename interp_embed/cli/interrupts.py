@@ -1,4 +1,4 @@
-"""What a command says when it is interrupted."""
+"""The messages of a command that is interrupted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMITTED", "resumable", "says"]
 
-COMMITTED = "what was committed is safe. The same command again goes on from there"
-_WRITTEN = "what was written is safe. The same command again goes on from there"
+COMMITTED = "everything committed is safe. Run the same command again to resume"
+_WRITTEN = "everything written is safe. Run the same command again to resume"
 
 
 @contextmanager
 def says(note: str) -> Iterator[None]:
-    """Have an interrupt inside say how to go on, in place of what the library says of it."""
+    """Have an interrupt inside say how to resume, in place of the library's own message."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -28,9 +28,9 @@ def says(note: str) -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Have SIGTERM end what is inside as Ctrl-C does, and both say how to go on.
+    """Have SIGTERM end what is inside as Ctrl-C does, and both say how to resume.
 
-    Not for encoding, which minds its signals by itself.
+    Not for encoding, which handles its signals by itself.
     """
     with says(_WRITTEN), kept_interrupts():
         yield

@@ -1,4 +1,4 @@
-"""What the library logs, shown to those who run a command."""
+"""The library's log, shown to the user of a command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def shown_log() -> Iterator[None]:
-    """Show what the library logs inside, from INFO on."""
+    """Show the library's log messages inside, from level INFO up."""
     logger, handler = logging.getLogger("interp_embed"), _Lines()
     level = logger.level
     logger.addHandler(handler)

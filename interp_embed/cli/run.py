@@ -1,4 +1,4 @@
-"""Running a command: its exit code, and one clear line for whatever goes wrong."""
+"""Running a command: its exit code, and one clear line per error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     Parameters
     ----------
     arguments
-        What follows the program's name. ``--debug`` may stand anywhere among them.
+        The arguments after the program's name. ``--debug`` may stand anywhere among them.
     """
     debug = "--debug" in arguments
     command = typer.main.get_command(app)
@@ -92,7 +92,7 @@ def describe(error: BaseException) -> str:
 def _missing_packages(error: ImportError) -> str:
     missing = (error.name or "").partition(".")[0]
     extra = "io" if "pyarrow" in str(error) else _EXTRAS.get(missing, "model")
-    return f"What this needs comes with the extra {extra!r}: interp_embed[{extra}]"
+    return f"This needs the extra {extra!r}: interp_embed[{extra}]"
 
 
 def _report(error: BaseException, line: str, debug: bool) -> None:

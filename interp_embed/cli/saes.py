@@ -1,4 +1,4 @@
-"""From what is written after ``--sae`` and ``--device`` to an SAE, not loaded yet."""
+"""Build an SAE, not loaded yet, from the values of ``--sae`` and ``--device``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_sae(spec: str, device: str) -> BaseSAE:
         ``module:factory``, where ``factory()`` returns an SAE and the module may be in the current
         folder; or ``RELEASE/SAE_ID``.
     device
-        ``auto``, or a device as `BaseSAE` takes it. With ``auto`` an SAE from a factory stays on the
+        ``auto``, or a device that `BaseSAE` accepts. With ``auto`` an SAE from a factory stays on the
         device that it was made for.
 
     Raises
@@ -64,12 +64,12 @@ def build_sae(spec: str, device: str) -> BaseSAE:
             sae.set_device(best_device(device) if device.startswith("cuda") else device)
         return sae
     if folder.is_dir() or spec.startswith((".", "/", "~")):
-        raise typer.BadParameter(f"{spec} is no folder with an SAE: it has no cfg.json in it")
+        raise typer.BadParameter(f"{spec} is not a folder with an SAE: it contains no cfg.json")
     release, _, sae_id = spec.partition("/")
     if not release or not sae_id:
         raise typer.BadParameter(
-            "expected 'embedded', RELEASE/SAE_ID, goodfire:VARIANT, a URL, a folder in SAELens's "
-            f"format or module:factory after --sae, got {spec!r}"
+            "--sae must be 'embedded', RELEASE/SAE_ID, goodfire:VARIANT, a URL, a folder in SAELens's "
+            f"format or module:factory, got {spec!r}"
         )
     return LocalSAE(release=release, sae_id=sae_id, device=best_device(device))
 
@@ -91,13 +91,13 @@ def _goodfire(variant: str, device: str) -> BaseSAE:
     try:
         return GoodfireSAE(variant, device={"model": "auto", "sae": chosen} if spread else chosen)
     except ValueError as error:
-        raise typer.BadParameter(f"{_GOODFIRE}{variant} after --sae: {error}") from None
+        raise typer.BadParameter(f"--sae {_GOODFIRE}{variant}: {error}") from None
 
 
 def sae_for(store: Store, spec: str | None, device: str) -> BaseSAE:
-    """Return the SAE that ``--sae`` names, or else the one that the store names.
+    """Return the SAE that ``--sae`` names, or otherwise the one that the store names.
 
-    The module of its class may be in the current folder, too.
+    The module of its class may also be in the current folder.
     """
     device = device if device == "auto" else best_device(device)
     if spec is not None:
@@ -123,7 +123,7 @@ def _from_factory(spec: str) -> BaseSAE:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there; what it imports is not
         raise typer.BadParameter(
-            f"there is no module {module!r}, neither installed nor in the current folder"
+            f"module {module!r} is neither installed nor in the current folder"
         ) from None
     try:
         for part in name.split("."):
@@ -136,19 +136,19 @@ def _from_factory(spec: str) -> BaseSAE:
         raise  # says which package to install
     except Exception as error:  # a factory may raise anything
         raise ValueError(
-            f"the factory {spec} given with --sae failed, called without arguments: "
+            f"--sae {spec}: the factory failed when called without arguments: "
             f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(sae, BaseSAE):
         raise typer.BadParameter(
-            f"the factory {spec} given with --sae returned a {type(sae).__name__}, expected an "
-            "interp_embed.sae.BaseSAE"
+            f"--sae {spec}: the factory must return an interp_embed.sae.BaseSAE, got "
+            f"{type(sae).__name__}"
         )
     return sae
 
 
 def best_device(device: str) -> str:
-    """Return the device to use, a GPU for ``auto`` where torch sees one.
+    """Return the device to use; ``auto`` is a GPU if torch sees one, and the CPU otherwise.
 
     Raises
     ------
@@ -164,9 +164,9 @@ def best_device(device: str) -> str:
 
 @contextlib.contextmanager
 def reached(sae: BaseSAE) -> Iterator[None]:
-    """Ask the server of an SAE what it serves, where it has one; others are not loaded.
+    """Ask the server of an SAE, if it has one, what it serves; other SAEs are not loaded.
 
-    So that a wrong URL is said before documents are written, and before processes are started.
+    A wrong URL is thus reported before documents are written and before processes are started.
     """
     from interp_embed.sae.remote.base import RemoteSAE
 

@@ -1,8 +1,8 @@
-"""Encoding a store on a dask cluster: tasks carry where the store is and which documents to encode.
+"""Encoding a store on a dask cluster: a task carries the store's URL and the documents to encode.
 
 Each worker process builds the SAE that the store names and keeps it loaded from one task to the
-next. A task is a run of planned chunks. What it commits is committed whether or not anybody hears of
-it, so a task that is done twice, or half done by a worker that died, does no harm.
+next. A task is a run of planned chunks. Its commits hold even if its result is lost, so a task that
+is done twice, or half done by a worker that died, does no harm.
 """
 
 from __future__ import annotations
@@ -49,31 +49,32 @@ def encode_on_cluster(
     Parameters
     ----------
     store
-        Where the documents are and the activations go; every worker must see it under its URL.
+        The store with the documents, which receives the activations. Every worker must reach it under
+        its URL.
     client
-        The cluster's. A worker that dies takes nothing with it but unfinished chunks: its tasks are
+        The cluster's client. If a worker dies, only its unfinished chunks are lost, and its tasks are
         given to others.
     batch_size
-        Documents a batch.
+        Documents per batch.
     device
-        Where each worker puts the SAE; ``"auto"`` is the first GPU that it sees, or the CPU.
+        Device of the SAE on each worker; ``"auto"`` is the first GPU that it sees, or the CPU.
 
     Returns
     -------
     EncodeReport
-        The sum over the tasks that were heard of.
+        The sum over the tasks whose results arrived.
 
     Raises
     ------
     TypeError
-        If the client is an asynchronous one.
+        If the client is asynchronous.
     ValueError
         If the SAE cannot be built from what the store records.
     RuntimeError
-        If documents are still missing after every task was done.
+        If documents are still missing after every task is done.
     """
     if client.asynchronous:
-        raise TypeError("the dask client is asynchronous; pass one that is not")
+        raise TypeError("client must be a synchronous dask client, got an asynchronous one")
     total: EncodeReport | None = None
     for _ in range(_ROUNDS):
         missing = gaps(store)
@@ -85,7 +86,8 @@ def encode_on_cluster(
     if left := missing_chunks(store):
         raise RuntimeError(
             f"chunks {chunk_ranges(left)} of the store at {store.storage.url} are still missing "
-            f"after {_ROUNDS} rounds, though no task failed. Does every worker see the same store?"
+            f"after {_ROUNDS} rounds, although no task failed. Check that every worker sees the same "
+            "store"
         )
     store.refresh(manifest=False)
     return total or EncodeReport(0, 0, 0, 0)
@@ -135,7 +137,7 @@ def _submitted(
             while pending:
                 yield _result(pending, bar)
     except BaseException as error:
-        error.add_note("what was committed is safe. The same call again goes on from there")
+        error.add_note("everything committed is safe. Make the same call again to resume")
         raise
     finally:
         for task, _ in pending:

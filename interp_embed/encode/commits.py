@@ -23,7 +23,7 @@ ATTEMPTS = 5
 """How often something is done again that another process cleared away meanwhile."""
 _HOPELESS = 100
 _OF_THE_DOCUMENT = ("the text is", "the document has")
-"""How reasons begin that say nothing of the SAE or its device: no text, and too long a one."""
+"""Beginnings of reasons that do not concern the SAE or its device: no text, or too long a text."""
 
 
 class Committer:
@@ -34,7 +34,7 @@ class Committer:
     writer
         Of the store.
     sae
-        What encodes; asked for its number of features only.
+        The SAE that encodes; only its number of features is used.
     """
 
     def __init__(self, writer: StoreWriter, sae: BaseSAE) -> None:
@@ -44,12 +44,12 @@ class Committer:
         self._streak = _Streak()
 
     def commit(self, piece: Piece, encoded: EncodedDocuments) -> Counts:
-        """Commit a piece; of documents that failed before, those that did not fail again.
+        """Commit a piece. Of documents that failed before, commit only those that did not fail again.
 
         Raises
         ------
         RuntimeError
-            If so many documents in a row failed in the same way that the SAE must be at fault.
+            If too many documents in a row failed in the same way, so that the SAE must be at fault.
         """
         chunk = encoded.chunk(piece.start, self._sae.d_sae)
         chunk = chunk.with_failures(chunk.beyond_range(self._writer.dtype))
@@ -97,6 +97,6 @@ class _Streak:
             self._kind = kind
             if self._length >= _HOPELESS:
                 raise RuntimeError(
-                    f"the last {self._length} documents all failed in the same way, so that the SAE "
-                    f"or its device must be at fault: {reason}. Mend that and resume"
+                    f"the last {self._length} documents all failed in the same way, so the SAE "
+                    f"or its device must be at fault: {reason}. Fix that and resume"
                 )

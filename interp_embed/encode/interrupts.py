@@ -1,4 +1,4 @@
-"""Ctrl-C that is never lost, and SIGTERM that is like it.
+"""Ctrl-C that is never lost, and SIGTERM that works like it.
 
 Python raises `KeyboardInterrupt` wherever the main thread happens to be, and where that is a callback
 or a destructor the exception is printed and dropped. A run of hours must not go on after that.
@@ -26,12 +26,12 @@ class TerminatedError(KeyboardInterrupt):
 
 @contextmanager
 def kept_interrupts() -> Iterator[Callable[[], None]]:
-    """Have SIGTERM raise like SIGINT; give a function that raises what was swallowed of either.
+    """Make SIGTERM raise like SIGINT; yield a function that raises an interrupt that was swallowed.
 
-    Signals are a matter of the main thread, so elsewhere this does nothing. A handler that the user
-    installed stays in charge: the one for SIGINT is called, and what it raises is kept; one for
-    SIGTERM is left as it is, and so is a signal that is ignored. Afterwards the handlers are those of
-    before, unless somebody else has installed others meanwhile.
+    Only the main thread handles signals, so elsewhere this does nothing. A handler that the user
+    installed stays in charge: the one for SIGINT is called, and the error that it raises is kept; one
+    for SIGTERM is not replaced, nor is a signal that is ignored. The previous handlers are restored
+    afterwards, unless other code has installed others meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

@@ -1,4 +1,4 @@
-"""One bad document never takes others with it: batches that fail are tried again in halves."""
+"""One bad document never makes others fail: batches that fail are tried again in halves."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class PreparedDocuments:
     Attributes
     ----------
     count : int
-        How many documents, those that failed already included.
+        Number of documents, including those that have already failed.
     items : dict of int to object
-        What the SAE made of each document's text, by position.
+        The prepared form of each document's text, by position.
     order : list of int
         Positions of the items, in the order in which they are encoded.
     reasons : dict of int to str
@@ -52,7 +52,7 @@ class PreparedDocuments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedDocuments:
-    """Documents as they came from the device: in batches, not in their order.
+    """Documents as they came from the device: in batches, not in order.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class EncodedDocuments:
         start
             Number of the first document.
         d_sae
-            Number of features, where known: documents that all failed do not tell.
+            Number of features, if known: it does not follow from documents that all failed.
         """
         parts = [chunk for chunk, _ in self.parts]
         positions = [p for _, members in self.parts for p in members]
@@ -90,16 +90,16 @@ class EncodedDocuments:
 def prepare_isolated(
     sae: BaseSAE, texts: Sequence[Any], check: Callable[[], None] = lambda: None
 ) -> PreparedDocuments:
-    """Tokenise documents, keeping every failure to its document.
+    """Tokenise documents. A failure concerns only its own document.
 
     Parameters
     ----------
     sae
         A loaded SAE.
     texts
-        The documents; one that is no string fails.
+        The documents; one that is not a string fails.
     check
-        Called now and then, to raise what should end this.
+        Called now and then, to raise an error that should end the run.
     """
     reasons = {i: r for i, t in enumerate(texts) if (r := reason_not_text(t)) is not None}
     wanted = [i for i in range(len(texts)) if i not in reasons]
@@ -130,7 +130,7 @@ def encode_isolated(
     budget: Budget,
     check: Callable[[], None] = lambda: None,
 ) -> EncodedDocuments:
-    """Encode documents, keeping every failure to its document.
+    """Encode documents. A failure concerns only its own document.
 
     Parameters
     ----------
@@ -139,9 +139,9 @@ def encode_isolated(
     prepared
         The documents.
     budget
-        How many documents an SAE that makes no batches by itself is given at once.
+        Number of documents that an SAE gets at once if it makes no batches itself.
     check
-        Called before each batch, to raise what should end this.
+        Called before each batch, to raise an error that should end the run.
     """
     encode = sae.encode_chunk if _encodes_texts(sae) else sae.encode_prepared
     reasons = dict(prepared.reasons)

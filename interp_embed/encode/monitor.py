@@ -1,4 +1,4 @@
-"""What a run has done so far, for people and for machines."""
+"""The progress of a run, for people and for machines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS_A_LINE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Documents that were committed, and what is in them.
+    """Committed documents and their contents.
 
     Attributes
     ----------
@@ -44,12 +44,12 @@ class Counts:
 
 
 class Monitor:
-    """Counts what is done, and shows it.
+    """Counts committed documents and shows the progress.
 
     Parameters
     ----------
     total
-        Documents that there are to do; None where nobody knows.
+        Number of documents to encode; None if it is not known.
     log
         ``"bar"`` for a progress bar, ``"json"`` for a line of JSON on stderr every few seconds and at
         the end, ``"none"`` for neither.
@@ -68,7 +68,7 @@ class Monitor:
 
     @contextmanager
     def device(self) -> Iterator[None]:
-        """Count the time inside as time in which the device works."""
+        """Count the time inside as working time of the device."""
         begun = time.monotonic()
         try:
             yield
@@ -82,7 +82,7 @@ class Monitor:
 
     @property
     def device_share(self) -> float:
-        """Share of the time in which the device was not waiting for texts or for the store."""
+        """Share of the time in which the device did not wait for texts or for the store."""
         return self._busy / max(self.seconds, 1e-9)
 
     def committed(self, counts: Counts) -> None:

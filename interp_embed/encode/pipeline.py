@@ -1,8 +1,8 @@
-"""Encoding what a store still misses: texts are prepared ahead, chunks are committed behind.
+"""Encoding the missing documents of a store while the next are prepared and the last committed.
 
-Three threads, and bounded work between them: one reads and tokenises the next documents, the main
-thread has the device, one commits. What is encoded and not committed yet is never more than a crash
-may lose, so the device waits for a slow disk, and nobody runs ahead of the device by more than a piece.
+Three threads share bounded work: one reads and tokenises the next documents, the main thread runs the
+device, and one commits. Documents that are encoded but not committed are never more than a crash may
+lose, so the device waits for a slow disk. The reader is at most one piece ahead of the device.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ _PATIENCE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
-    """What a run did.
+    """The result of a run.
 
     Attributes
     ----------
     encoded, failed : int
-        Documents encoded, and documents that could not be.
+        Documents that were encoded, and documents that could not be encoded.
     n_tokens, nnz : int
         Of the documents encoded.
     seconds, device_seconds : float
-        How long it took, without loading the SAE and without merging chunks, and how long the device
-        was neither waiting for texts nor for the store.
+        Duration without loading the SAE and merging chunks, and the time in which the device waited
+        neither for texts nor for the store.
     """
 
     encoded: int
@@ -79,45 +79,45 @@ def encode_store(
     finish: bool = True,
     log: str | None = None,
 ) -> EncodeReport:
-    """Encode every document that is missing, and try again those that failed.
+    """Encode every missing document, and retry those that failed.
 
     Documents are committed while the next ones are encoded, about half of ``documents_per_commit`` at
-    a time. An SAE that was not loaded is loaded, and destroyed at the end. When no document is
-    missing any more, small chunks are merged (see `interp_embed.store.write.compaction`).
+    a time. An SAE that is not loaded is loaded first and destroyed at the end. When no document is
+    missing, small chunks are merged (see `interp_embed.store.write.compaction`).
 
-    In the main thread, SIGTERM ends a run as Ctrl-C does: what is encoded is committed if that takes
-    seconds, and given up otherwise.
+    In the main thread, SIGTERM ends a run as Ctrl-C does. Encoded documents are then committed if that
+    takes only seconds, and are given up otherwise.
 
     Parameters
     ----------
     store
-        Where the documents are and the activations go.
+        The store with the documents, which receives the activations.
     sae
-        What encodes them; it must be what the store was made with.
+        The SAE to encode with. It must be the one that the store was made with.
     batch_size
-        Documents a batch, for an SAE that makes no batches by itself; fewer for a while where there
-        is not enough memory for so many.
+        Documents per batch, for an SAE that makes no batches itself. It is reduced for a while if
+        memory is too short.
     documents_per_commit
-        How many documents of finished work a crash may lose; by default what the store was created
-        with.
+        Number of finished documents that a crash may lose. The default is the number that the store
+        was created with.
     work
-        Runs of missing documents to encode, each taken shortly before its turn; by default all that
-        is missing, and what failed and may be tried again. With work and without ``finish`` the
-        store's snapshot of the ledger is not renewed.
+        Runs of missing documents to encode, each taken shortly before its turn. The default is all
+        missing documents, and failed documents that may be tried again. With ``work`` and without
+        ``finish``, the store's snapshot of the ledger is not renewed.
     finish
-        Whether to merge small chunks, and so on, once no document is missing.
+        Whether to finish the store, for example by merging small chunks, once no document is missing.
     log
         ``"bar"``, ``"json"`` (a line on stderr every few seconds) or ``"none"``; by default a bar
-        where somebody is likely to be watching.
+        if the output is likely to be watched.
 
     Raises
     ------
     FingerprintMismatchError
         If the SAE or its settings are not those of the store.
     RuntimeError
-        If so many documents in a row fail in the same way that the SAE must be at fault.
+        If too many documents in a row fail in the same way, so that the SAE must be at fault.
     ValueError
-        If a number that is to be positive is not.
+        If an argument that must be positive is not.
     """
     check_positive(batch_size=batch_size)
     if documents_per_commit is not None:
@@ -129,7 +129,7 @@ def encode_store(
             return _encode(store, sae, batch_size, documents_per_commit, work, finish, log, check)
         except BaseException as error:
             error.add_note(
-                f"What was committed is safe. To continue, pass the same data and save_path again, "
+                f"Everything committed is safe. To resume, pass the same data and save_path again, "
                 f"or call Dataset.load_from_file({store.storage.url!r}, resume=True)"
             )
             raise
@@ -253,7 +253,7 @@ class _Pipeline:
         self.gave_up = False
 
     def report(self) -> EncodeReport:
-        """Return what was done."""
+        """Return the result of the run."""
         counts = self._monitor.counts
         return EncodeReport(
             counts.encoded,
@@ -265,7 +265,7 @@ class _Pipeline:
         )
 
     def run(self, pieces: Iterator[Piece]) -> None:
-        """Encode and commit all pieces; whatever stage fails, its error is raised and all end."""
+        """Encode and commit all pieces. If a stage fails, all stages end and its error is raised."""
         self._reader = Stage("interp-embed-read")
         self._commits = Stage("interp-embed-commit")
         try:
@@ -330,7 +330,7 @@ class _Pipeline:
 
     def _check_reader(self) -> None:
         if self._reader.stopped:
-            raise InterruptedError("nobody wants these documents any more")
+            raise InterruptedError("encoding was cancelled")
 
     def _wind_up(self, error: BaseException) -> None:
         """End the other stages; what is encoded is committed, in a few seconds after an interrupt."""
@@ -341,5 +341,5 @@ class _Pipeline:
             self._writer.give_up()
             self.gave_up = True
             if not self._commits.close(_PATIENCE_SECONDS):
-                error.add_note("A commit in progress took too long and was given up")
+                error.add_note("A commit in progress took too long and was abandoned")
         self._reader.close(_PATIENCE_SECONDS if interrupted else None)

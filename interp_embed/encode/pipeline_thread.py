@@ -17,10 +17,10 @@ R = TypeVar("R")
 
 
 class Stage:
-    """Runs calls one after another on a thread of its own.
+    """Runs calls one after another in a separate thread.
 
-    Whoever submits bounds how many calls wait. The thread is a daemon: a process that is told to end
-    does not wait for a disk that does not answer.
+    The caller bounds the number of waiting calls. The thread is a daemon thread: a process that is
+    told to end does not wait for a disk that does not answer.
 
     Parameters
     ----------
@@ -36,21 +36,21 @@ class Stage:
 
     @property
     def stopped(self) -> bool:
-        """Whether no other call will begin."""
+        """Whether no further call will begin."""
         return self._stopped.is_set()
 
     def submit(self, run: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have ``run`` called after what was submitted before."""
+        """Have ``run`` called after the calls that were submitted before."""
         future: Future[R] = Future()
         self._calls.put((future, lambda: run(*args, **kwargs)))
         return future
 
     def stop(self) -> None:
-        """Begin no other call; those that wait are cancelled."""
+        """Begin no further call, and cancel the waiting ones."""
         self._stopped.set()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Wait until what was submitted is done; return False if that takes longer."""
+        """Wait until all submitted calls are done; return False if that takes longer."""
         self._calls.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -1,4 +1,4 @@
-"""Encoding a store that has its documents already: here, as one of several, or on a dask cluster."""
+"""Encoding a store that already has its documents: alone, as one of several, or on a dask cluster."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def encode(
     device: str = "auto",
     finish: bool | None = None,
 ) -> EncodeReport:
-    """Encode what is missing in a store that was planned, or begun, before.
+    """Encode the missing documents of a store that was planned or begun before.
 
     Parameters
     ----------
     store
-        The store, or where it is.
+        The store, or its path or URL.
     sae
         By default the one that the store names.
     worker
-        Which of several workers this one is: ``"i/n"``, ``i`` from 0. It encodes its share and then
-        helps the others, until no document is missing.
+        This worker's number among several: ``"i/n"``, ``i`` from 0. It encodes its share and then
+        helps the others until no document is missing.
     client
-        A dask client. Its workers do the work, each with an SAE of its own.
+        A dask client. Its workers encode the documents, each with its own SAE.
     batch_size
-        Documents a batch.
+        Documents per batch.
     device
-        Of the SAE that the store names; ``"auto"`` is a GPU where there is one.
+        Device of the SAE that the store names; ``"auto"`` is a GPU if there is one.
     finish
         Whether to merge small chunks, index the store and write its manifest once no document is
         missing. By default true, except for one of several workers.
@@ -66,14 +66,16 @@ def encode(
     NotAStoreError
         If there is no store.
     FingerprintMismatchError
-        If ``sae`` is not what the store was made for.
+        If ``sae`` is not the SAE that the store was made for.
     ValueError
         If the SAE that the store names cannot be built again, or the arguments contradict each
         other.
     """
     check_positive(batch_size=batch_size)
     if client is not None and (worker is not None or sae is not None):
-        raise ValueError("with client, the workers are the cluster's and so are their SAEs")
+        raise ValueError(
+            "client cannot be combined with sae or worker; the cluster's workers build their own SAEs"
+        )
     number = Worker.parse(worker) if isinstance(worker, str) else worker
     opened = store if isinstance(store, Store) else Store(store)
     if client is not None:
@@ -96,18 +98,18 @@ def encode(
 
 
 def finish_store(store: Store) -> None:
-    """Merge the small chunks of a complete store, clear what is left over, index it, write the manifest.
+    """Merge the small chunks of a complete store, clear leftovers, index it, and write the manifest.
 
-    Nothing else may be encoding into the store. Can be called again after dying at any point.
+    Nothing else may encode into the store meanwhile. If it is interrupted, call it again.
 
     Raises
     ------
     RuntimeError
-        If documents are missing; the message has the numbers of their planned chunks.
+        If documents are missing. The message lists the numbers of their planned chunks.
     """
     if missing := missing_chunks(store):
         raise RuntimeError(
-            f"{store.storage.url} cannot be finished: of its planned chunks {len(missing)} are "
+            f"{store.storage.url} cannot be finished: {len(missing)} of its planned chunks are "
             f"missing ({chunk_ranges(missing)}). Encode them first"
         )
     with StoreWriter(store) as writer:

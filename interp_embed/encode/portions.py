@@ -1,4 +1,4 @@
-"""What is to be encoded, in pieces that are committed one by one."""
+"""The documents to encode, in pieces that are committed one by one."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Piece:
 
 
 def commit_size(most: int, batch_size: int) -> int:
-    """Return how many documents a commit has, where a crash may lose ``most``.
+    """Return the number of documents per commit if a crash may lose ``most``.
 
-    Whole batches, and half of what may be lost, so that one commit is written while the next is
-    encoded; a single batch is not cut for that.
+    It is a number of whole batches and half of ``most``, so that one commit is written while the next
+    is encoded. A single batch is not cut for that.
     """
     return min(most, max(batch_size, most // 2 // batch_size * batch_size))
 
@@ -53,7 +53,7 @@ def cut(
 ) -> Iterator[Piece]:
     """Cut runs of documents at the multiples of ``most``, and between them after every ``size``.
 
-    Where a document belongs depends on its number only, so that two processes make the same commits.
+    The piece of a document depends only on its number, so that two processes make the same commits.
     """
     for start, stop in runs:
         for low, high in plan.pieces(start, stop, most):
@@ -64,7 +64,7 @@ def cut(
 
 
 def retries(store: Store) -> list[tuple[int, int]]:
-    """Return runs of documents that failed though their text is text."""
+    """Return runs of documents that failed although their text is a string."""
     suspects = []
     for interval in store.ledger.intervals:
         if interval.commit.n_failed:

@@ -1,4 +1,4 @@
-"""The SAE that a store names, for whoever encodes a store without having made it."""
+"""The SAE that a store names, for encoding a store that another process made."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["keep_labels", "recorded_sae"]
 
 
 def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
-    """Build the SAE that the store was made for; it is not loaded yet.
+    """Build the SAE that the store was made for, without loading it.
 
-    The module of its class is imported if need be, which runs that module's code.
+    The module of its class is imported if necessary, which runs that module's code.
 
     Parameters
     ----------
     store
         The store.
     device
-        As `BaseSAE` takes it, or ``"auto"``: a GPU where there is one (or all of them, for a model
-        that was spread), for SAEs that run a model here; others stay on the device that their class
-        chooses.
+        A device that `BaseSAE` accepts, or ``"auto"``. For SAEs that run a model here, ``"auto"`` is
+        a GPU if there is one (or all of them, for a model that was spread). Others stay on the device
+        that their class chooses.
 
     Raises
     ------
     ValueError
-        If it cannot be built from what was recorded.
+        If it cannot be built from the recorded metadata.
     """
     try:
         sae = load_sae_from_metadata(
@@ -42,8 +42,8 @@ def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
         )
     except Exception as error:
         raise ValueError(
-            f"the SAE that the store at {store.storage.url} was made for cannot be built again; pass "
-            f"it, on the command line with --sae: {error}"
+            f"the SAE of the store at {store.storage.url} cannot be rebuilt; pass the SAE "
+            f"(on the command line with --sae): {error}"
         ) from error
     if device != "auto":
         sae.set_device(device)
@@ -58,10 +58,10 @@ def recorded_sae(store: Store, device: str = "auto") -> BaseSAE:
 
 
 def keep_labels(store: Store, sae: BaseSAE, *, wrote: bool = True) -> None:
-    """Store the labels that the SAE brought, unless the store has labels.
+    """Store the labels of the SAE, unless the store has labels.
 
-    Where nothing was written before (``wrote`` is false) the store may be read-only: labels that
-    cannot be stored there are left out.
+    If nothing was written before (``wrote`` is false), the store may be read-only: labels that cannot
+    be stored are then left out.
     """
     if labels := sae.feature_labels():
         store.labels.begin(labels, "sae", wrote=wrote)

@@ -1,9 +1,9 @@
-"""Which documents a worker encodes next, where several encode one store.
+"""Choosing the documents that a worker encodes next if several workers encode one store.
 
-Nothing on disk says who is busy with what. Worker ``i`` of ``n`` owns a contiguous share of the
-planned chunks and goes through it in order; with its share done it takes chunks from the latter
-halves of other shares. What is committed is looked up before each take. That two workers encode one chunk can
-happen, with a worker that died and one that took over from it, for instance: one of them commits.
+Nothing on disk says which worker is busy with which chunk. Worker ``i`` of ``n`` owns a contiguous
+share of the planned chunks and goes through it in order. When its share is done, it takes chunks from
+the latter halves of other shares. Before it takes a chunk, it looks up the commits. Two workers may
+encode the same chunk, for example if one takes over from one that died; then one of them commits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "chunk_ranges", "gaps", "missing_chunks", "take_work"]
 
 _LISTING_SHARE = 0.05
-"""Of a worker's time at most this much goes into listing commits while its own share lasts."""
+"""Largest share of a worker's time for listing commits while its own share lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class Worker:
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.count:
             raise ValueError(
-                f"expected a worker from 0/{self.count} to {self.count - 1}/{self.count}, got {self}"
+                f"worker must be from 0/{self.count} to {self.count - 1}/{self.count}, got {self}"
                 if self.count > 0
-                else f"expected at least one worker, got {self}"
+                else f"the number of workers must be positive, got {self}"
             )
 
     @classmethod
@@ -58,11 +58,11 @@ class Worker:
         Raises
         ------
         ValueError
-            If it is none, or ``i`` is not from 0 to n - 1.
+            If it does not have this form, or ``i`` is not from 0 to n - 1.
         """
         if (found := re.fullmatch(r"(\d+)/(\d+)", text.strip())) is None:
             raise ValueError(
-                f"expected i/n, a worker's number from 0 and their count, got {text!r}"
+                f"worker must have the form i/n, its number from 0 and the count, got {text!r}"
             )
         return cls(int(found[1]), int(found[2]))
 
@@ -71,7 +71,7 @@ class Worker:
         return Worker(self.number * count + number, self.count * count)
 
     def share(self, n_chunks: int) -> tuple[int, int]:
-        """Return the chunks that this worker begins with, half open; none where there are few."""
+        """Return the half-open range of this worker's own chunks; empty if there are few chunks."""
         return n_chunks * self.number // self.count, n_chunks * (self.number + 1) // self.count
 
     def __str__(self) -> str:
@@ -79,16 +79,16 @@ class Worker:
 
 
 def take_work(store: Store, worker: Worker) -> Iterator[tuple[int, int]]:
-    """Yield runs of missing documents for one worker to encode, each decided on when it is asked for.
+    """Yield runs of missing documents for one worker to encode, each chosen when it is requested.
 
-    Ends when no document is missing but those that were yielded.
+    Ends when every missing document has been yielded.
 
     Parameters
     ----------
     store
         The store. Its snapshot of the ledger is neither used nor changed.
     worker
-        Who asks. All workers of a store should have the same ``count``.
+        The worker. All workers of a store should have the same ``count``.
     """
     n_chunks = _count(store)
     begin, end = worker.share(n_chunks)
@@ -150,7 +150,7 @@ def gaps(store: Store, start: int = 0, stop: int | None = None) -> list[tuple[in
 
 
 def missing_chunks(store: Store) -> list[int]:
-    """Return the numbers of the planned chunks of which documents are missing, as of now."""
+    """Return the numbers of the planned chunks with missing documents, as of now."""
     return np.flatnonzero(_open(store, gaps(store))).tolist()
 
 

@@ -1,8 +1,8 @@
-"""Asking a language model what features stand for, and how well a label says it.
+"""Asking a language model what features stand for, and scoring the labels.
 
-Owns prompts, examples, requests and what is made of their answers. Knows data sets by their documents
-and activations, and nothing of how anything is stored. openai and pydantic are imported by the modules
-that use them, so that importing this package costs nothing.
+Owns prompts, examples, requests and the treatment of answers. Knows the documents and activations of
+data sets, but not how anything is stored. openai and pydantic are imported by the modules that use
+them, so that importing this package costs nothing.
 """
 
 from __future__ import annotations

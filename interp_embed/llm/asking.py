@@ -1,4 +1,4 @@
-"""How questions after features are put: to which model, in which words, with which samples."""
+"""The settings of questions about features: the model, the prompts, and the samples."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Asking", "read_prompts"]
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What all questions of one kind have in common.
+    """The common settings of all questions of one kind.
 
     Parameters
     ----------
     model : str
         Name of the language model.
     choice : Choice
-        How samples are chosen.
+        The choice of samples.
     prompts : Prompts
         The package's by default.
     settings : mapping
@@ -34,7 +34,7 @@ class Asking:
     Raises
     ------
     TypeError, ValueError
-        If one of them makes no sense.
+        If an argument is invalid.
     """
 
     model: str

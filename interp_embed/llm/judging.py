@@ -1,7 +1,7 @@
-"""What the answers to a score's questions come to: verdicts, an accuracy and its uncertainty.
+"""Evaluating the answers to a score's questions: verdicts, an accuracy and its uncertainty.
 
-Each answer says of a sample whether the label fits it. What is lacking is asked for once more; what is
-lacking then is left out and said.
+Each verdict says whether the label fits a sample. Missing verdicts are requested once more. Samples
+that still have none are left out and reported.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["ask_score", "balanced_accuracy"]
 
 _HOPELESS = (401, 402, 404)
-"""After these no other request of a score is worth sending."""
+"""Statuses after which no other request of a score makes sense."""
 _FORBIDDEN = 403
-"""The key is refused, or this request alone, as servers that moderate do."""
+"""The key is refused, or only this request, as by servers that moderate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class _Judged:
 async def ask_score(client: LLMClient, task: ScoreTask, *, warn: bool = True) -> dict[str, Any]:
     """Ask the questions of a task, several at a time, and return the score.
 
-    A sample without a verdict is left out of the score, is in ``failures``, and is warned of unless
-    ``warn`` is False.
+    A sample without a verdict is left out of the score and listed in ``failures``. A warning is given
+    unless ``warn`` is False.
 
     Returns
     -------
@@ -54,8 +54,8 @@ async def ask_score(client: LLMClient, task: ScoreTask, *, warn: bool = True) ->
     Raises
     ------
     LLMError
-        If there is no verdict, or none for all samples of one kind, so that there is no score; or the
-        server says what holds for all of them: that the key, the model or the account is not good.
+        If there is no verdict at all or none for the samples of one kind, so that there is no score; or
+        if the server refuses the key, the model or the account.
     """
     judged = await _together([_ask_question(client, question) for question in task.questions])
     responses = [sample for part in judged for sample in part.samples]
@@ -69,7 +69,7 @@ async def ask_score(client: LLMClient, task: ScoreTask, *, warn: bool = True) ->
             lost = sum(len(lacking) for lacking, _ in failures)
             warnings.warn(
                 f"{lost} of {lost + len(responses)} samples for the score of feature {task.feature} "
-                f"were not judged, and the others count; see ['failures']. The first: {first}",
+                f"were not judged; only the others count; see ['failures']. The first: {first}",
                 stacklevel=4,
             )
     accuracy = balanced_accuracy([r.expected for r in responses], [r.judged for r in responses])
@@ -173,19 +173,20 @@ def balanced_accuracy(
     Parameters
     ----------
     expected, judged
-        What is true of each sample, and what was said of it.
+        The truth about each sample, and the verdict on it.
     confidence
         Level of the interval.
 
     Returns
     -------
     accuracy, low, high : float
-        NaN where there are no positive or no negative samples.
+        NaN if there are no positive or no negative samples.
 
     Notes
     -----
     Balanced accuracy is ``(1 + J) / 2``, with Youden's ``J``: the share of positive samples that are
-    said to be positive minus that of negative samples. The interval is Newcombe's hybrid score
+    judged positive minus the share of negative samples that are judged positive. The interval is
+    Newcombe's hybrid score
     interval for that difference of two independent proportions, scaled in the same way.
 
     References

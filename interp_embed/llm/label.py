@@ -1,4 +1,4 @@
-"""Asking what a feature stands for: the request, which can be made without sending it, and its answer."""
+"""Asking what a feature stands for: the request, made without sending it, and its answer."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _PREVIOUS = "The label so far, to be made better in the light of the samples abo
 
 @dataclass(frozen=True, slots=True)
 class LabelTask:
-    """A question after a feature's label, and what it was made of.
+    """A request for a feature's label, and the material it was made of.
 
     Attributes
     ----------
     feature : int
     request : Request
-        ``request.digest`` names it.
+        ``request.digest`` identifies it.
     chosen : Chosen
         The excerpts that are shown.
     prompt_version : str
         See `Prompts.version`.
     seed : int
-        Of the choice of excerpts.
+        Seed of the choice of excerpts.
     """
 
     feature: int
@@ -55,25 +55,25 @@ def label_task(
     k: int = 20,
     label_and_score: Mapping[str, Any] | None = None,
 ) -> LabelTask:
-    """Make the request for a feature's label; nothing is sent.
+    """Make the request for a feature's label without sending it.
 
     Parameters
     ----------
     positive, negative
-        Where positive and negative samples are taken from.
+        Sources of positive and negative samples.
     feature
         Feature index.
     asking
-        How it is asked.
+        The settings of the question.
     k
-        How many samples of either, at most.
+        Largest number of samples of either kind.
     label_and_score
         See `Dataset.label_feature`.
 
     Raises
     ------
     ValueError
-        If the feature is active nowhere, or an argument makes no sense.
+        If the feature is active nowhere, or an argument is invalid.
     """
     check_positive(k=k)
     previous = _previous(label_and_score)
@@ -98,7 +98,7 @@ def label_task(
 
 
 async def ask_label(client: LLMClient, task: LabelTask) -> FeatureLabelResponse:
-    """Return the answer to a task; see `LLMClient.ask` for what is raised."""
+    """Return the answer to a task; see `LLMClient.ask` for the errors."""
     return await client.ask(task.request)
 
 

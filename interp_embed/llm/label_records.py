@@ -23,17 +23,17 @@ def label_record(
     scores: Iterable[Score] = (),
     with_examples: bool = True,
 ) -> FeatureLabel:
-    """Return a label with what it was made of.
+    """Return a label as a record, with its origin.
 
     Parameters
     ----------
     task, response
-        What was asked, and what came of it.
+        The question and its answer.
     scores
         Of this label; see `score_record`.
     with_examples
-        Keep which samples were shown. Their documents are numbers in the store that they came from,
-        so this has to be False where that is not the store which the label goes into.
+        Record the samples that were shown. Their documents are numbers in the store that they came
+        from, so this must be False if the label goes into another store.
     """
     shown = (*task.chosen.positive, *task.chosen.negative) if with_examples else ()
     return FeatureLabel(
@@ -54,10 +54,10 @@ def label_record(
 
 
 def score_record(result: Mapping[str, Any]) -> Score:
-    """Return what `score_feature` returned as a record.
+    """Return the result of `score_feature` as a record.
 
-    Its value is the balanced accuracy, whatever the method, so that records can be compared; the score
-    itself, without an interval, where there were only samples with the feature, or only without.
+    Its value is the balanced accuracy, whatever the method, so that records can be compared. If all
+    samples have the feature, or none has it, the value is the score itself, without an interval.
     """
     balanced = result["balanced_accuracy"]
     known = not math.isnan(balanced)

@@ -1,4 +1,4 @@
-"""What a language model says that features stand for: one feature, or many."""
+"""Labelling features with a language model: one feature, or many."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def require_packages(*others: str) -> None:
-    """Raise ImportError, saying what to install, unless the packages that asking needs are there."""
+    """Raise ImportError, saying what to install, if a package that asking needs is missing."""
     try:
         for name in ("openai", "pydantic", "tenacity", *others):
             import_module(name)
@@ -60,12 +60,12 @@ def require_packages(*others: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a server is reached.
+    """The connection to a server.
 
     Attributes
     ----------
     client : LLMClient or None
-        An open client, in place of the others.
+        An open client, instead of the other attributes.
     base_url, timeout, max_retries, answers
         See `LLMClient`.
     """
@@ -78,7 +78,7 @@ class Connection:
 
     @asynccontextmanager
     async def opened(self, asking: Asking) -> AsyncIterator[LLMClient]:
-        """Open a client, or check and use the one that is given."""
+        """Open a client, or check and use the given one."""
         from interp_embed.llm import LLMClient
 
         client = self.client
@@ -94,11 +94,11 @@ class Connection:
                 yield opened
             return
         if self.base_url is not None or self.answers is not None:
-            raise ValueError("give base_url and answers to the client, not beside it")
+            raise ValueError("base_url and answers must be given to the client, not beside it")
         if (self.timeout, self.max_retries) != (DEFAULT_TIMEOUT, DEFAULT_RETRIES):
-            raise ValueError("give timeout and max_retries to the client, not beside it")
+            raise ValueError("timeout and max_retries must be given to the client, not beside it")
         if asking.model not in (client.model, DEFAULT_MODEL):
-            raise ValueError(f"the client is for {client.model!r}, not for {asking.model!r}")
+            raise ValueError(f"client must be for {asking.model!r}, got one for {client.model!r}")
         yield client
 
 
@@ -151,12 +151,12 @@ async def ask_feature_score(
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What labelling many features may take; see `Dataset.label_features`.
+    """The limits of labelling many features; see `Dataset.label_features`.
 
     Raises
     ------
     ValueError
-        If one of them makes no sense.
+        If an argument is invalid.
     """
 
     max_concurrency: int = 8
@@ -177,14 +177,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is known of features already, and which of them occur.
+    """The existing labels and answers of features, and which features occur.
 
     Attributes
     ----------
     labels : LabelStore
-        Where labels are added.
+        The store that labels are added to.
     answers : StoredAnswers
-        Where answers are kept.
+        The store of answers.
     occurring : callable
         Returns for each feature whether it occurs.
     width : int
@@ -197,7 +197,7 @@ class Kept:
     width: int
 
     def work(self, features: Iterable[int] | None, asking: BulkAsking) -> list[Work]:
-        """Return what there is to do; see `plan_work`."""
+        """Return the work to do; see `plan_work`."""
         from interp_embed.llm.bulk.plan import plan_work
 
         if features is not None:
@@ -206,7 +206,7 @@ class Kept:
         return plan_work(None, self.occurring(), self.known(), asking)
 
     def known(self) -> list[FeatureLabel]:
-        """Return the labels that were added, those of other processes too."""
+        """Return the labels that were added, including those of other processes."""
         self.labels.refresh()
         return self.labels.added()
 
@@ -222,7 +222,7 @@ async def ask_feature_labels(
     *,
     progress: bool | None,
 ) -> BulkLabels:
-    """Ask what many features stand for, and keep what is said; see `Dataset.label_features`."""
+    """Ask what many features stand for, and keep the labels; see `Dataset.label_features`."""
     from interp_embed.llm.bulk.budget import Budget, check_prices
     from interp_embed.llm.bulk.budgeted_client import BulkClient
     from interp_embed.llm.bulk.plan import estimate
@@ -275,7 +275,7 @@ def estimate_feature_labels(
     prices: tuple[float, float] | None,
     kept: Kept,
 ) -> Estimate:
-    """Return about what `ask_feature_labels` would take; see `Dataset.estimate_labels`."""
+    """Return the approximate usage of `ask_feature_labels`; see `Dataset.estimate_labels`."""
     from interp_embed.llm.bulk.budget import check_prices
     from interp_embed.llm.bulk.plan import estimate
 

@@ -1,6 +1,6 @@
-"""How well a label says where a feature is active: which questions are asked. Sends nothing.
+"""The questions that score how well a label says where a feature is active. Sends nothing.
 
-Three methods, that differ in what a model is shown. What answers come to is in `judging`.
+There are three methods, which show a model different material. `judging` evaluates the answers.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = [
 Method = Literal["reference", "detection", "fuzzing"]
 
 _BATCH = 10
-"""Samples in a request, where a request has several."""
+"""Samples per request, for methods with several samples per request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An excerpt as it is shown, and whether the label should fit it."""
+    """An excerpt as shown to the model, and whether the label should fit it."""
 
     example: Example
     text: str
@@ -57,7 +57,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """The questions that a score is made of.
+    """The questions of a score.
 
     Attributes
     ----------
@@ -87,19 +87,19 @@ def score_task(
     k: int = 10,
     method: Method = "reference",
 ) -> ScoreTask:
-    """Make the requests for a label's score; nothing is sent.
+    """Make the requests for a label's score without sending them.
 
     See `Dataset.score_feature` for the parameters, and `label.label_task`.
 
     Raises
     ------
     ValueError
-        If the feature is active nowhere, if there are no samples to compare with, or an argument
-        makes no sense.
+        If the feature is active nowhere, if there are no samples to compare with, or if an argument
+        is invalid.
     """
     check_positive(k=k)
     if not isinstance(label, str) or not label.strip():
-        raise ValueError(f"label must be a text that says what the feature is, got {label!r:.100}")
+        raise ValueError(f"label must be a text that describes the feature, got {label!r:.100}")
     check_one_of("method", method, get_args(Method))
     checked, prompts = check_settings(asking.settings), asking.prompts
     fuzzing = method == "fuzzing"
@@ -168,12 +168,11 @@ def _require_both(
     if method == "fuzzing":
         raise ValueError(
             f"fuzzing compares excerpts that are marked where feature {feature} is active with excerpts "
-            "that have it and are marked elsewhere. It needs two documents or more in which the feature "
-            "is active, one of them with tokens on which it is not; give more documents, or use "
-            "detection"
+            "that are marked elsewhere. It needs at least two documents in which the feature is active, "
+            "one of them with tokens on which it is not active; give more documents, or use detection"
         )
     raise ValueError(
-        f"{method} compares samples that have feature {feature} with samples that do not, and there "
+        f"{method} compares samples that have feature {feature} with samples that do not, but there "
         f"are {right} and {len(samples) - right}; give more documents, or take those without it from "
         "another data set"
     )

@@ -1,4 +1,4 @@
-"""What all clients of servers need: checked URLs, keys, retries, and lines for somebody who waits.
+"""The common part of all clients of servers: checked URLs, keys, retries, and waiting messages.
 
-Nothing here knows what is asked, or of whom.
+Nothing here knows a particular server or its requests.
 """

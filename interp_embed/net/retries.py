@@ -1,4 +1,4 @@
-"""Asking again: after which pause, how often, and what a server says of it. Knows no service."""
+"""Retries: how often, after which pause, and the server's own wishes. Knows no service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How often a request is repeated, and after which pauses.
+    """The number of retries of a request, and the pauses between them.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Backoff:
     longest : float
         but not longer than so many seconds.
     spread : float
-        Seconds at most that are added to a pause, so that many clients do not come back at once.
+        Largest number of seconds that is added to a pause, so that many clients do not retry at once.
     """
 
     max_retries: int
@@ -42,7 +42,7 @@ class Backoff:
     spread: float
 
     def left(self, done: int) -> float:
-        """Return the seconds of all pauses after the first ``done``, as long as they are on average."""
+        """Return the average total seconds of all pauses after the first ``done``."""
         growing = (self.first * 2.0 ** min(n, 64) for n in range(done, self.max_retries))
         return sum(min(pause, self.longest) + self.spread / 2 for pause in growing)
 
@@ -53,20 +53,21 @@ async def retrying(
     backoff: Backoff,
     before_pause: Callable[[T | Exception, float, float], None] = lambda *_: None,
 ) -> T:
-    """Await an attempt, and again while that is worth it; return or raise what came of the last one.
+    """Await an attempt, and repeat it while that makes sense; return or raise the last result.
 
     Parameters
     ----------
     attempt
         Makes a request.
     wait
-        Is given what came of an attempt, a value or an error, and the pause that would come next.
-        Returns the seconds to wait, or None where another attempt is not worth it.
+        Called with the result of an attempt, a value or an error, and the pause that would come next.
+        Returns the seconds to wait, or None if another attempt makes no sense.
     backoff
-        How often, and which pauses.
+        The number of retries, and the pauses.
     before_pause
-        Is told of each pause before it begins: what came of the attempt, the seconds until the next
-        one, and those until it is given up if all fail at once and nobody asks for longer pauses.
+        Called before each pause with the result of the attempt, the seconds until the next one, and
+        the seconds until the request is given up if all attempts fail at once and no server asks for
+        longer pauses.
     """
     import tenacity
 
@@ -112,7 +113,7 @@ def _last(state: tenacity.RetryCallState) -> Any:
 
 
 def http_status(error: object) -> int | None:
-    """Return the HTTP status that an error stands for, where it has one."""
+    """Return the HTTP status of an error, if it has one."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "status"):
             status = getattr(holder, name, None)
@@ -122,10 +123,10 @@ def http_status(error: object) -> int | None:
 
 
 def asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that an answer's headers ask to wait; None where they do not.
+    """Return the seconds that an answer's headers ask to wait; None if they do not ask.
 
-    They do so in ``retry-after-ms`` (OpenAI's), or in ``Retry-After``, as seconds or as a date (RFC
-    9110, 10.2.3). Anything else counts as absent, and a date that is past as 0.
+    The headers are ``retry-after-ms`` (OpenAI's) and ``Retry-After``, in seconds or as a date (RFC
+    9110, 10.2.3). Any other value counts as absent, and a date in the past as 0.
     """
     for name, unit in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
         value = headers.get(name)

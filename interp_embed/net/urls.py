@@ -1,4 +1,4 @@
-"""URLs of servers: nothing in them may be a secret, since they are shown and kept."""
+"""URLs of servers: they must not contain secrets, because they are shown and stored."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def checked_url(
     ----------
     url
     name : str
-        What messages call it.
+        Name of the argument, for messages.
     example : str
-        A URL that would do.
+        A valid URL, for messages.
     keys : str
-        Where keys belong, for messages.
+        The right place for keys, for messages.
 
     Raises
     ------
     TypeError
-        If it is no string.
+        If it is not a string.
     ValueError
-        If it is no ``http`` or ``https`` URL, or has a user, password, query or fragment, which are
-        where keys are put. The message does not repeat them.
+        If it is not an ``http`` or ``https`` URL, or has a user, password, query or fragment, which
+        may contain a key. The message does not repeat them.
     """
     if not isinstance(url, str):
         raise TypeError(f"{name} must be a string, got {type(url).__name__}")
@@ -45,9 +45,9 @@ def checked_url(
         valid = secret = False
     if secret:
         raise ValueError(
-            f"{name} must not hold a user or password, nor a query or fragment; keys belong in {keys}"
+            f"{name} must not contain a user, password, query or fragment; put keys in {keys}"
         )
     if not valid:
-        got = "one that may hold a key" if set(url) & set("@?#") else f"{url!r:.100}"
+        got = "one that may contain a key" if set(url) & set("@?#") else f"{url!r:.100}"
         raise ValueError(f"{name} must be a URL such as {example}, got {got}")
     return url.rstrip("/")

@@ -1,6 +1,6 @@
-"""Lines for somebody who waits for a server that does not answer: since when, and what comes next.
+"""Messages about a server that does not answer: since when, and what happens next.
 
-Owns when to say it, and in which words. Asks nobody.
+Owns the time and the words of these messages. Sends no requests.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 __all__ = ["Wait", "Waiting"]
 
 _BUSY_SECONDS = 10.0
-"""A server that only says that it is busy is nothing to worry about for so long."""
+"""Seconds for which a server may say that it is busy before a message is shown."""
 _BUSY_AGAIN_SECONDS = 60.0
 _GONE_AGAIN_SECONDS = 30.0
-"""A network that loses a connection now and then is not worth two lines each time."""
+"""A network that occasionally loses a connection should not print two lines each time."""
 _LONGEST_REASON = 200
 
 
 class Wait:
-    """A request that has no answer yet. From `Waiting.request`.
+    """A request without an answer yet. From `Waiting.request`.
 
     Attributes
     ----------
     began : float
         On the loop's clock.
     attempt : int
-        Which one is under way, or was the last; from 1.
+        Number of the current or last attempt, from 1.
     until : float
-        When the attempt ends for lack of an answer, or else the pause after it.
+        The end of the attempt if no answer comes, or the end of the pause after it.
     trouble : str
-        Why there is a pause; empty while an attempt is under way.
+        The reason for the pause; empty during an attempt.
     answered : bool
         Whether an answer came.
     """
@@ -50,22 +50,22 @@ class Wait:
 
 
 class Waiting:
-    """Says that a server does not answer: at once where it is gone, later where it is busy or silent.
+    """Reports that a server does not answer: immediately if it is down, later if it is busy or silent.
 
-    All requests to a server share one, so that what is wrong with it is said once, however many
-    wait. Silence is counted from the last answer, or from the oldest request if that came later: a
-    server that answers others meanwhile is only slow.
+    All requests to a server share one instance, so that a problem is reported once, however many
+    requests wait. Silence is counted from the last answer, or from the oldest request if that came
+    later. A server that answers others meanwhile is only slow.
 
     Parameters
     ----------
     server : callable
-        Returns what messages call the server, with nothing secret in it.
+        Returns the name of the server for messages, without secrets.
     attempts : int
-        How often a request is sent at most.
+        Largest number of attempts per request.
     patience : float
-        Seconds of silence after which it is said; then after twice as many, and so on.
+        Seconds of silence until the first message. The next comes after twice as many, and so on.
     under_way : str, optional
-        What to say of an attempt that has no answer yet, in place of when it is given up.
+        Message about an attempt without an answer, instead of the time at which it is given up.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Waiting:
 
     @contextmanager
     def request(self) -> Iterator[Wait]:
-        """Count a request as waiting, for as long as this is open."""
+        """Count a request as waiting while this is open."""
         loop = asyncio.get_running_loop()
         wait = Wait(loop.time())
         self._open.append(wait)
@@ -107,7 +107,7 @@ class Waiting:
                 self._said_gone = float("-inf")
 
     def attempts(self, wait: Wait, timeout: float | None = None) -> None:
-        """Note that a request is sent, and given up after so many seconds."""
+        """Note that a request is sent, and is given up after so many seconds."""
         wait.attempt += 1
         wait.trouble = ""
         wait.until = float("inf") if timeout is None else _now() + timeout
@@ -120,13 +120,13 @@ class Waiting:
         wait
             The request.
         why
-            What it failed with.
+            The reason for the failure.
         seconds
-            Until it is sent again.
+            Seconds until it is sent again.
         left
-            Seconds until it is given up, about.
+            Approximate seconds until it is given up.
         gone
-            Whether nobody answered at all.
+            Whether there was no answer at all.
         """
         now = _now()
         why = why if len(why) <= _LONGEST_REASON else f"{why[:_LONGEST_REASON]}…"
@@ -143,7 +143,7 @@ class Waiting:
         ):
             self._said_busy = now
             say(
-                f"{self._server()} is busy or fails ({why}): a request is repeated in "
+                f"{self._server()} is busy or fails ({why}): retrying a request in "
                 f"{_time(seconds)}, and for about {_time(left)} in all"
             )
 
@@ -172,13 +172,13 @@ class Waiting:
         left = _time(max(0.0, oldest.until - now))
         following = f"attempt {oldest.attempt + 1} of {self._attempts}"
         if oldest.trouble:
-            coming = f"{oldest.trouble}; {following} comes in {left}"
+            coming = f"{oldest.trouble}; {following} follows in {left}"
         elif self._under_way is not None:
             coming = self._under_way
         elif oldest.attempt < self._attempts:
-            coming = f"after {left} more it is asked again ({following})"
+            coming = f"it is asked again in {left} ({following})"
         else:
-            coming = f"after {left} more it is given up"
+            coming = f"the request is given up in {left}"
         return f"{self._server()} has not answered for {_time(silent)} ({waiting}): {coming}"
 
 

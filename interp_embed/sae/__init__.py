@@ -1,7 +1,7 @@
 """SAEs that turn texts into sparse token-level feature activations.
 
-Importing this package is cheap: torch, transformers and SAELens are imported when an SAE is loaded,
-and a class that needs an extra when it is asked for by name.
+Importing this package is cheap. torch, transformers and SAELens are imported when an SAE is loaded,
+and a class that needs an extra is imported when it is first used.
 """
 
 from __future__ import annotations

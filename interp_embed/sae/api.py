@@ -1,4 +1,4 @@
-"""SAEs behind an API: what a subclass has to say is one coroutine, from a document to activations."""
+"""SAEs behind an API: a subclass implements one coroutine, from a document to its activations."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = ["ApiDocument", "ApiSAE", "Trouble"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ApiDocument:
-    """What a service says of one document.
+    """The answer of a service for one document.
 
     Attributes
     ----------
     activations : csr_matrix, shape (n_tokens, d_sae)
     tokens : list of str, or TokenTable
-        One for each row. Strings are sought in the text to find their spans; those that are no part
-        of it are special tokens. Where ids and spans are known, a `TokenTable` says them.
+        One per row. Strings are searched for in the text to find their spans; strings that are not
+        part of it are special tokens. If ids and spans are known, pass a `TokenTable`.
     truncated : bool or None
-        Whether the document was cut. With None, and strings as tokens, it was if they end before the
-        text does.
+        Whether the document was cut. If None, and tokens are strings, it counts as cut if the tokens
+        end before the text does.
     vocabulary : mapping of int to str
-        With a `TokenTable`: strings of the ids of special tokens.
+        With a `TokenTable`: the strings of special tokens, by id.
     """
 
     activations: csr_matrix
@@ -49,22 +49,23 @@ class ApiDocument:
 class ApiSAE(RemoteSAE):
     """An SAE behind an API. A subclass implements `encode_document`.
 
-    Documents are asked for side by side, at most ``max_concurrency`` at once. A request that fails is
-    repeated where that is worth it: connections that fail, timeouts, and the HTTP statuses 408, 425,
-    429 and 500 and above, with the pause that ``Retry-After`` asks for. Errors of the usual HTTP
-    libraries, and of SDKs built on them, are understood; `classify` is there for others.
+    Documents are requested concurrently, at most ``max_concurrency`` at once. A request is repeated
+    after a failed connection, a timeout, or the HTTP status 408, 425, 429 or 500 and above, after the
+    pause that ``Retry-After`` asks for. Errors of the usual HTTP libraries, and of SDKs built on them,
+    are recognised; override `classify` for others.
 
-    A document that fails for good is recorded as failed, with the reason, and takes no other with it.
-    A service that refuses the key, or that stays busy or out of reach however often it is asked (429,
-    502, 503, 504, connections that fail), ends the run with `SAEUnavailableError`: no document is to
-    blame, and the store goes on from there later. See `encode_document` for how to say which it is.
+    A document that still fails after all retries is recorded as failed, with the reason. Other
+    documents are not affected. If the service refuses the key, or is still busy or unreachable after
+    all retries (429, 502, 503, 504, failed connections), the run ends with `SAEUnavailableError`. No
+    document is marked as failed then, and the run can be resumed later. `encode_document` describes how
+    to report either case.
 
-    Keys belong into the environment: whatever `metadata` returns is written into stores.
+    Keep keys in the environment: everything that `metadata` returns is written into stores.
 
     Parameters
     ----------
     max_concurrency : int
-        Documents under way at once.
+        Largest number of documents in progress at once.
     max_retries : int
         How often a request is repeated.
     base_delay : float
@@ -99,8 +100,8 @@ class ApiSAE(RemoteSAE):
     async def encode_document(self, text: str) -> ApiDocument:
         """Return the activations and tokens of one document.
 
-        Runs on the SAE's own event loop; a client that belongs to a loop is best made in `open` and
-        closed in `close`.
+        Runs on the SAE's own event loop. Create a client that belongs to a loop in `open` and close
+        it in `close`.
 
         Parameters
         ----------
@@ -110,20 +111,20 @@ class ApiSAE(RemoteSAE):
         Raises
         ------
         SAEUnavailableError
-            If the service cannot be used by anybody now: a quota that is used up, say. The run ends at
-            once.
+            If the service cannot be used at all now, for example because a quota is used up. The run
+            ends immediately.
         ConnectionError
-            If it could not be reached, or is too busy. Asked again, and then the run ends.
+            If it cannot be reached, or is too busy. The request is repeated; then the run ends.
         TimeoutError
-            If it took too long. Asked again, and then the document is recorded as failed.
+            If it took too long. The request is repeated; then the document is recorded as failed.
         Exception
-            Anything else, `ValueError` for one, is the document's own: it is recorded as failed, with
-            this as its reason. Errors of HTTP libraries count by their status: 400, 404, 413, 422 and
-            the like are the document's. `classify` can say otherwise, with a `Trouble`.
+            Any other error, such as `ValueError`, marks the document as failed, with the error as the
+            reason. Errors of HTTP libraries are judged by their status: 400, 404, 413, 422 and similar
+            ones mark the document as failed. `classify` can override this with a `Trouble`.
         """
 
     async def encode_batch(self, texts: Sequence[str]) -> Chunk:
-        """Return documents, each from `encode_document`."""
+        """Return the documents, each encoded by `encode_document`."""
         chunks = [
             self._document(text, await self.encode_document(text)) if text else self._nothing()
             for text in texts
@@ -164,7 +165,9 @@ class ApiSAE(RemoteSAE):
             table = found.tokens
             sizes = {len(getattr(table, name)) for name in TokenTable.__slots__}
             if len(sizes) > 1:
-                raise ValueError(f"the arrays of the TokenTable have lengths {sorted(sizes)}")
+                raise ValueError(
+                    f"the arrays of the TokenTable must have one length, got lengths {sorted(sizes)}"
+                )
         else:
             strings = list(found.tokens)
             start, end, special = align_strings(text, strings)

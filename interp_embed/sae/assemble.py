@@ -1,7 +1,7 @@
 """Building a chunk from an SAE that offers only `tokenize` and `encode`.
 
-Each document stands for itself: a batch that fails is tried again in halves, and what does not fit
-together (tokens and rows, values that are not finite) fails that document alone.
+A bad document fails alone: a batch that fails is tried again in halves, and a document whose tokens
+and rows do not match, or whose values are not finite, is the only one that fails.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ NOT_FINITE = "activations are not finite (NaN or infinity in the model or the SA
 
 
 class TextEncoder(Protocol):
-    """What a chunk is made from; see `interp_embed.sae.BaseSAE`, whose methods these are."""
+    """The methods of `interp_embed.sae.BaseSAE` that a chunk is made from."""
 
     @property
     def d_sae(self) -> int | None:
-        """Number of features; None as long as it is not known."""
+        """Number of features; None until it is known."""
 
     def encode(self, texts: Sequence[str], /) -> Sequence[csr_matrix | None]:
         """Return one (n_tokens, d_sae) matrix per text; None for a text that failed."""
@@ -103,11 +103,11 @@ def _mismatch(matrix: Any, tokens: Any, width: int | None) -> str | None:
     rows, columns = matrix.shape
     if rows != len(tokens):
         return (
-            f"encode() returned {rows} rows but tokenize() {len(tokens)} tokens; they must agree "
-            "token by token"
+            f"encode() returned {rows} rows but tokenize() returned {len(tokens)} tokens; there must "
+            "be one row per token"
         )
     if width is not None and columns != width:
-        return f"encode() returned {columns} features, other documents have {width}"
+        return f"encode() returned {columns} features, but other documents have {width}"
     if not np.isfinite(csr_matrix(matrix).data).all():
         return NOT_FINITE
     return None
@@ -122,7 +122,7 @@ def _isolated(call: Callable[[list[str]], Any], inputs: list[str]) -> list[Any]:
         try:
             found = list(call(batch))
             if len(found) != len(batch):
-                raise ValueError(f"{len(found)} results for {len(batch)} documents")
+                raise ValueError(f"got {len(found)} results for {len(batch)} documents")
         except (SAENotLoadedError, SAEUnavailableError):
             raise  # no document is to blame
         except Exception as error:

@@ -1,9 +1,9 @@
-"""The contract of an SAE: what every back end offers to a dataset.
+"""The contract of an SAE: the methods that every back end offers to a dataset.
 
 `BaseSAE` keeps the constructor, attributes and methods of the first ``interp_embed``, so that a
-subclass written for it (with `load_models`, `encode` and `destroy_models`) runs as it is. Beside
-them stands the richer path that a dataset uses: `encode_chunk`, which also gives token ids and
-character spans and isolates failures, and `fingerprint`, which says what activations depend on.
+subclass written for it (with `load_models`, `encode` and `destroy_models`) runs unchanged. A
+dataset uses two more methods: `encode_chunk` also returns token ids and character spans and isolates
+failures, and `fingerprint` returns everything that activations depend on.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class BaseSAE(ABC):
     Parameters
     ----------
     truncate : bool
-        Whether documents longer than the context are cut; otherwise they fail.
+        If true, documents longer than the context are cut; otherwise they fail.
     use_assistant_role : bool
-        Where a chat template is applied, whether a document is the assistant's message, or the
-        user's.
+        If a chat template is applied: whether a document is the assistant's message (true) or the
+        user's (false).
     device : str or mapping
         ``"cpu"``, ``"cuda:0"``, ... for both models, or ``{"model": ..., "sae": ...}``.
 
@@ -49,13 +49,13 @@ class BaseSAE(ABC):
         Set by `load_models`.
     model_device, sae_device : str
     recorded_as : str
-        Of the class: the name, ``module:name``, by which stores record the class, compare it with
-        that of the SAE that a run goes on with, and find it again. By default it says where the class
-        is defined. A class that moves keeps its stores if it sets ``recorded_as`` in its own body to
-        the name that they recorded. Subclasses have names of their own and do not inherit it.
+        Class attribute: the name, ``module:name``, under which stores record the class. A resumed
+        run compares it with the name of its SAE, and the class is found again by it. The default is
+        the place where the class is defined. If you move a class, set ``recorded_as`` in its body to
+        the recorded name, so that its stores can still be resumed. Subclasses do not inherit it.
     makes_batches : bool
-        Of the class: whether `encode_prepared` takes any number of documents and makes batches of
-        them by itself. Otherwise it is given ``batch_size`` at once, or fewer where memory is short.
+        Class attribute: whether `encode_prepared` takes any number of documents and makes batches
+        itself. Otherwise it gets ``batch_size`` documents at once, or fewer if memory is short.
     """
 
     recorded_as: ClassVar[str] = "interp_embed.sae:BaseSAE"
@@ -66,7 +66,7 @@ class BaseSAE(ABC):
         own = vars(cls).get("recorded_as", f"{cls.__module__}:{cls.__qualname__}")
         if not isinstance(own, str) or not all(own.partition(":")):
             raise ValueError(
-                f"recorded_as of the class {cls.__qualname__} must have the form 'module:name', "
+                f"recorded_as of class {cls.__qualname__} must have the form 'module:name', "
                 f"got {own!r:.100}"
             )
         cls.recorded_as = own
@@ -94,11 +94,11 @@ class BaseSAE(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Sequence[csr_matrix | None]:
-        """Return one (n_tokens, d_sae) matrix a text; None for a text that failed."""
+        """Return one (n_tokens, d_sae) matrix per text; None for a text that failed."""
 
     @abstractmethod
     def destroy_models(self) -> None:
-        """Let go of what `load_models` loaded."""
+        """Release everything that `load_models` loaded."""
 
     def load(self) -> None:
         """Load models and feature labels."""
@@ -107,7 +107,7 @@ class BaseSAE(ABC):
         self.loaded = True
 
     def load_feature_labels(self) -> None:
-        """Fill the feature labels, for an SAE that comes with some."""
+        """Load the feature labels, if the SAE has any."""
         return
 
     def is_loaded(self) -> bool:
@@ -115,7 +115,7 @@ class BaseSAE(ABC):
         return self.loaded
 
     def destroy(self) -> None:
-        """Free the models and the accelerator's memory; a no-op unless loaded."""
+        """Free the models and the accelerator's memory. Does nothing if the SAE is not loaded."""
         if not self.loaded:
             return
         self.destroy_models()
@@ -138,19 +138,19 @@ class BaseSAE(ABC):
         return cls(**{k: v for k, v in metadata.items() if k not in ("sae_type", "sae_class")})
 
     def feature_labels(self) -> dict[int, str]:
-        """Return labels of features, by feature."""
+        """Return the labels of the features that have one, by feature."""
         return self._feature_labels
 
     @property
     def d_sae(self) -> int | None:
-        """Number of features; None as long as it is not known."""
+        """Number of features; None until it is known."""
         return self._d_sae
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on, as values for JSON.
 
-        Devices and batch sizes are left out. Before `load` it is the part that is known without
-        loading; what is in that part does not change by loading.
+        Devices and batch sizes are left out. Before `load` it contains the part that is known
+        without loading; loading adds to that part and does not change it.
         """
         settings = {k: v for k, v in self.metadata().items() if k != "device"}
         return {"class": type(self).recorded_as, **plain_json(settings)}
@@ -163,7 +163,7 @@ class BaseSAE(ABC):
     def encode_chat(
         self, conversations: Sequence[Sequence[Mapping[str, str]]]
     ) -> Sequence[csr_matrix | None]:
-        """Encode conversations: the chat template is applied, then the result is encoded."""
+        """Apply the chat template to conversations and encode the results."""
         self._require_loaded()
         return self.encode([render_chat(self.tokenizer, c) for c in conversations])
 
@@ -222,9 +222,9 @@ class BaseSAE(ABC):
     def encode_chunk(self, texts: Sequence[str]) -> Chunk:
         """Encode documents with their tokens.
 
-        What is wrong with one document is recorded for that document alone: its status is
-        ``FAILED`` and the chunk holds the reason. Here the chunk is made from what `tokenize` and
-        `encode` return; token strings are aligned with the text to find their spans.
+        If one document fails, the others are not affected: its status is ``FAILED`` and the chunk
+        holds the reason. This implementation makes the chunk from the results of `tokenize` and
+        `encode`, and aligns token strings with the text to find their spans.
 
         Parameters
         ----------
@@ -241,7 +241,7 @@ class BaseSAE(ABC):
         SAENotLoadedError
             Before `load`.
         MemoryError or torch.OutOfMemoryError
-            If there is no memory for several documents at once: give it fewer.
+            If memory is too short for several documents at once. Pass fewer documents.
         """
         self._require_loaded()
         chunk = chunk_from_encode(self, texts)
@@ -250,9 +250,9 @@ class BaseSAE(ABC):
         return chunk
 
     def prepare(self, texts: Sequence[str]) -> Sequence[Any]:
-        """Do what can be done for documents before the device is free: tokenise them.
+        """Prepare documents before the device is free, for example by tokenising them.
 
-        Called on another thread while `encode_prepared` runs. Here it does nothing.
+        Called on another thread while `encode_prepared` runs. This implementation does nothing.
 
         Parameters
         ----------
@@ -261,12 +261,12 @@ class BaseSAE(ABC):
         Returns
         -------
         sequence
-            One item a text. Any of them, in any order, may be passed to `encode_prepared` together.
+            One item per text. Any of them, in any order, may be passed to `encode_prepared` together.
         """
         return texts
 
     def encode_prepared(self, prepared: Sequence[Any]) -> Chunk:
-        """Encode documents from what `prepare` returned for them; as `encode_chunk`."""
+        """Encode documents that `prepare` returned; otherwise like `encode_chunk`."""
         return self.encode_chunk(prepared)
 
     def _require_loaded(self) -> None:

@@ -1,4 +1,4 @@
-"""How much is run at once: less when memory runs out, step by step more when it does not."""
+"""How much is run at once: less after memory runs out, then step by step more."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _GROWTH = 1.25
 
 
 class Budget:
-    """What a batch may hold, in tokens or documents.
+    """The largest size of a batch, in tokens or documents.
 
     Parameters
     ----------
     most
-        What it starts with and never exceeds.
+        The size that it starts with and never exceeds.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_cached() -> None:
-    """Give back what torch keeps of a GPU's memory for later."""
+    """Free the GPU memory that torch caches."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""The devices that SAEs may be put on: which are meant, which are there, and which to take.
+"""The devices that SAEs run on: parsing their names, checking that they exist, and choosing one.
 
-torch is asked only whether a device is there, and only where it is installed.
+torch is asked only whether a device exists, and only if torch is installed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
     ----------
     device : str or mapping
         One name for both, such as ``"cpu"``, ``"cuda:0"`` or ``"mps"``, or
-        ``{"model": name, "sae": name}``. The model's may be ``"auto"`` (spread over the devices
-        there are), the SAE's may not.
+        ``{"model": name, "sae": name}``. The model's may be ``"auto"`` (spread over all devices);
+        the SAE's may not.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
     TypeError
         If ``device`` is neither a string nor a mapping of strings.
     ValueError
-        If a name is not that of a device, or the mapping has other keys.
+        If a name is not the name of a device, or the mapping has other keys.
     """
     if isinstance(device, str):
         if device == "auto":
@@ -58,7 +58,7 @@ def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
             f"device must have the keys 'model' and 'sae', got {sorted(map(str, keys))}"
         )
     if device["sae"] == "auto":
-        raise ValueError("device['sae'] cannot be 'auto'; name one device, such as 'cuda:0'")
+        raise ValueError("device['sae'] must be one device, such as 'cuda:0', got 'auto'")
     model = device["model"]
     return (
         model if model == "auto" else _named("device['model']", model),
@@ -67,7 +67,7 @@ def parse_device(device: str | Mapping[str, str]) -> tuple[str, str]:
 
 
 def device_problem(device: str) -> str | None:
-    """Return why torch cannot use a device here; None where it can, or is not installed."""
+    """Return why torch cannot use a device here; None if it can, or if torch is not installed."""
     try:
         import torch
     except ImportError:
@@ -90,7 +90,7 @@ def device_problem(device: str) -> str | None:
 
 
 def sees_gpu() -> bool:
-    """Return whether torch sees a GPU of CUDA here; False where it is not installed."""
+    """Return whether torch sees a CUDA GPU here; False if torch is not installed."""
     try:
         import torch
     except ImportError:  # whether torch is needed is for the SAE to say
@@ -99,7 +99,7 @@ def sees_gpu() -> bool:
 
 
 def best_device() -> str:
-    """Return the first GPU where torch sees one, and otherwise the CPU."""
+    """Return the first GPU if torch sees one, and the CPU otherwise."""
     return "cuda:0" if sees_gpu() else "cpu"
 
 

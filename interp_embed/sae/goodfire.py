@@ -28,13 +28,13 @@ _DEFAULT = next(iter(VARIANTS))
 
 
 class GoodfireSAE(HookedSAE):
-    """One of Goodfire's SAEs, and the Llama that it reads, run on this machine.
+    """One of Goodfire's SAEs and the Llama model that it reads, run on this machine.
 
-    A document is encoded as a message in the model's chat template, by default the assistant's;
-    the template's tokens are marked special. An activation is ``relu(W x + b)`` of the residual
-    stream x behind the layer that the variant's name ends in (Goodfire's model cards).
+    A document is encoded as a message in the model's chat template, by default the assistant's
+    message. The template's tokens are marked special. An activation is ``relu(W x + b)`` of the
+    residual stream x after the layer that the variant's name ends in (Goodfire's model cards).
 
-    The language model is loaded up to that layer only. Both language models are gated on the hub:
+    The language model is loaded only up to that layer. Both language models are gated on the hub:
     accept their license there, and log in with ``hf auth login``.
 
     Parameters
@@ -43,37 +43,37 @@ class GoodfireSAE(HookedSAE):
         ``"Llama-3.1-8B-Instruct-SAE-l19"`` or ``"Llama-3.3-70B-Instruct-SAE-l50"``. With
         ``weights`` and ``model`` any name that ends in ``-SAE-l`` and the layer's number.
     quantize : bool
-        Whether the language model is loaded in 8 bits, which takes half the memory and changes
-        activations somewhat. Needs ``pip install 'interp_embed[quantize]'``.
+        Whether to load the language model in 8 bits. This takes half the memory and changes the
+        activations slightly. Needs ``pip install 'interp_embed[quantize]'``.
     weights : str or path, optional
-        A file with the SAE's weights in Goodfire's format, in place of the one on the hub.
+        A file with the SAE's weights in Goodfire's format, instead of the one on the hub.
     model : str, path or Module, optional
-        A language model in place of the one that the variant names: a name on the hub, a folder, or
+        A language model instead of the one that the variant names: a name on the hub, a folder, or
         a loaded transformers model (with ``tokenizer``).
     tokenizer : str, path or PreTrainedTokenizerBase, optional
-        A tokenizer in place of the model's own.
+        A tokenizer instead of the model's own.
     dtype : str
-        Of the language model, whatever the device. The SAE itself runs in float32.
+        Dtype of the language model, on every device. The SAE itself runs in float32.
     chat_template : bool
-        Whether documents are encoded as a message; otherwise as raw text with BOS in front.
+        Whether documents are encoded as a message. Otherwise they are raw text with BOS in front.
     prepend_bos : bool, optional
-        Whether BOS stands in front, where the chat template does not put it there; by default yes.
+        Whether to put BOS in front if the chat template does not. By default it is put there.
     context_size : int, optional
-        The longest document in tokens, the template's included; never more than the model takes.
+        Longest document in tokens, including the template's. The model's limit also applies.
     bos_activations : bool, optional
-        Whether activations on BOS are kept; by default yes.
+        Whether activations on BOS are kept. By default they are.
     batch_tokens, overflow, window_overlap
         As for `LocalSAE`.
     truncate, use_assistant_role, device
-        As for `BaseSAE`. ``{"model": "auto", "sae": "cuda:0"}`` spreads the language model over the
-        devices there are, as a large one needs it.
+        As for `BaseSAE`. ``{"model": "auto", "sae": "cuda:0"}`` spreads the language model over all
+        devices, which a large model needs.
 
     Raises
     ------
     TypeError
-        If what should be an integer is none.
+        If an argument that must be an integer is not one.
     ValueError
-        If Goodfire has no such SAE, or arguments contradict each other.
+        If Goodfire has no SAE of this name, or arguments contradict each other.
 
     Examples
     --------
@@ -107,8 +107,8 @@ class GoodfireSAE(HookedSAE):
         self._variant = find_variant(variant_name, published=weights is None or model is None)
         if quantize and model is not None and not isinstance(model, str | Path):
             raise ValueError(
-                "quantize=True is for a model that is loaded here, but model= is loaded already; "
-                "pass its name or folder"
+                "quantize=True needs a model that is not loaded yet, but model= is already loaded; "
+                "pass its name or folder instead"
             )
         super().__init__(
             model=model,
@@ -155,7 +155,7 @@ class GoodfireSAE(HookedSAE):
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on; see `HookedSAE.fingerprint`.
 
-        Where the file with the weights lies does not matter: what is in it is hashed when it is
+        The path of the file with the weights does not matter: its contents are hashed when it is
         loaded.
         """
         return {name: value for name, value in super().fingerprint().items() if name != "weights"}
@@ -166,11 +166,11 @@ class GoodfireSAE(HookedSAE):
         Raises
         ------
         ImportError
-            If 8 bits were asked for and bitsandbytes is not installed.
+            If ``quantize`` is true and bitsandbytes is not installed.
         OSError
-            If a file cannot be had from the hub.
+            If a file cannot be fetched from the hub.
         ValueError
-            If a device is not there, the weights are damaged, or the model does not fit the SAE.
+            If a device does not exist, the weights are damaged, or the model does not fit the SAE.
         """
         if self.quantize:
             from interp_embed.sae.model.trunk import quantization_problem
@@ -249,12 +249,12 @@ class GoodfireSAE(HookedSAE):
             return super()._encode_documents(documents)
 
     def load_feature_labels(self) -> None:
-        """Fetch what Neuronpedia has published of the features; none, with a warning, if it fails."""
+        """Fetch the labels that Neuronpedia has published. If that fails, warn and load none."""
         if self._feature_labels or self._variant.neuronpedia is None:
             return
         try:
             self._feature_labels = published_labels(self._variant.neuronpedia, self._d_sae)
         except OSError as error:
             warnings.warn(
-                f"{self.variant_name} has no feature labels for now: {error}", stacklevel=3
+                f"feature labels of {self.variant_name} are not available: {error}", stacklevel=3
             )

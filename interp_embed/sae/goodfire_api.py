@@ -1,9 +1,10 @@
-"""Goodfire's hosted SAEs (Ember), by the HTTP calls that its own SDK makes.
+"""Goodfire's hosted SAEs (Ember), through the HTTP calls that its own SDK makes.
 
 The SDK (``goodfire`` 0.3.5, its newest release) is not used: it pins ``httpx<0.28``, and it waits for
 rate limits with ``time.sleep``, which holds up every other request of an event loop. The paths and
 fields here are those of that release. Integrations elsewhere were removed in November 2025 because the
-service had gone (langchain-ai/docs#1307), so this is for whoever has a server that still answers them.
+service had gone (langchain-ai/docs#1307), so this module is useful only with a server that still
+answers these calls.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _WIDTHS = {
     "meta-llama/Meta-Llama-3.1-8B-Instruct": 65_536,
     "meta-llama/Llama-3.3-70B-Instruct": 131_072,
 }
-"""Features of a variant, as the SDK has them."""
+"""Number of features per variant, from the SDK."""
 _FEATURES = "/api/inference/v1/chat-attribution/compute-features"
 _LOOKUP = "/api/inference/v1/features/lookup"
 _LABELS_AT_ONCE = 50
@@ -46,33 +47,33 @@ _LABELS_AT_ONCE = 50
 class GoodfireApiSAE(ApiSAE):
     """An SAE behind Goodfire's API.
 
-    The hosted service seems to be gone; see ``docs/reference/saes.md``.
+    The hosted service appears to be shut down; see ``docs/reference/saes.md``.
 
-    A document is sent as a message of a chat, so its tokens have the model's chat template around
-    them; those are marked special. The key comes from the environment variable ``GOODFIRE_API_KEY``
-    when the SAE is loaded, and is not kept in anything that is recorded.
+    A document is sent as a chat message, so the model's chat template surrounds it. The template's
+    tokens are marked special. The key is read from the environment variable ``GOODFIRE_API_KEY`` when
+    the SAE is loaded. It is never recorded.
 
     Parameters
     ----------
     variant_name : str
-        The model whose SAE it is: ``"meta-llama/Llama-3.3-70B-Instruct"`` or
+        The model that the SAE reads: ``"meta-llama/Llama-3.3-70B-Instruct"``,
         ``"meta-llama/Meta-Llama-3.1-8B-Instruct"``, or another one that the service knows (with
         ``d_sae``).
     max_concurrency, max_retries, base_delay
         As for `ApiSAE`.
     base_url : str
-        Where the API is.
+        URL of the API.
     d_sae : int, optional
-        Number of features, for a variant that is not one of the two.
+        Number of features. Required for a variant other than these two.
     timeout : float
-        Seconds to wait for an answer to begin, or to go on.
+        Seconds to wait for an answer to begin or to continue.
     truncate, use_assistant_role, device
-        As for `BaseSAE`; where a document is cut is for the service to decide.
+        As for `BaseSAE`. The service decides where a document is cut.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or it is not known how many features the variant has.
+        If an argument is out of range, or the variant's number of features is not known.
     """
 
     recorded_as = "interp_embed.sae:GoodfireApiSAE"
@@ -105,7 +106,7 @@ class GoodfireApiSAE(ApiSAE):
         width = _WIDTHS.get(variant_name) if d_sae is None else d_sae
         if width is None:
             raise ValueError(
-                f"it is not known how many features {variant_name!r} has; pass d_sae=, or one of "
+                f"the number of features of {variant_name!r} is not known; pass d_sae=, or one of "
                 f"{', '.join(map(repr, _WIDTHS))}"
             )
         require_number("d_sae", width, 1, whole=True)
@@ -123,7 +124,7 @@ class GoodfireApiSAE(ApiSAE):
         return f"{type(self).__name__}({self.variant_name!r}, {loaded})"
 
     def service(self) -> str:
-        """Return what messages call the service."""
+        """Return the name of the service in messages."""
         return f"Goodfire's API at {self.base_url}"
 
     def answer_seconds(self) -> float:
@@ -143,26 +144,26 @@ class GoodfireApiSAE(ApiSAE):
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Build one from what `metadata` returned, or that of the original library's class."""
+        """Build an SAE from the result of `metadata`, or from that of the original library's class."""
         settings = dict(metadata)
         if "variant" in settings:
             settings.setdefault("variant_name", settings.pop("variant"))
         return super().from_metadata(settings)
 
     async def open(self) -> None:
-        """Make the client.
+        """Create the client.
 
         Raises
         ------
         ValueError
-            If the environment has no key.
+            If the environment variable with the key is not set.
         """
         require_http("GoodfireApiSAE")
         key = read_key(KEY_VARIABLE)
         if key is None:
             raise ValueError(
                 f"GoodfireApiSAE needs a key in the environment variable {KEY_VARIABLE}, which is not "
-                "set. Where there is no service to give one, GoodfireSAE runs Goodfire's published "
+                "set. Without access to the service, use GoodfireSAE, which runs Goodfire's published "
                 "SAEs on this machine"
             )
         self._http = HttpTransport(self.base_url, key=key, timeout=self.timeout)
@@ -190,7 +191,7 @@ class GoodfireApiSAE(ApiSAE):
             raise BadAnswerError(f"{self.base_url}{_FEATURES} sent a bad answer: {error}") from None
 
     def fetch_feature_labels(self, features: Sequence[int]) -> dict[int, str]:
-        """Ask for the labels of some features, and keep them for `feature_labels`.
+        """Fetch the labels of some features and keep them for `feature_labels`.
 
         Parameters
         ----------
@@ -199,7 +200,7 @@ class GoodfireApiSAE(ApiSAE):
         Returns
         -------
         dict of int to str
-            Without those that have none.
+            Features without a label are left out.
         """
         self._require_loaded()
         found: dict[int, str] = self.wait_for(self._lookup([int(f) for f in features]))
@@ -252,7 +253,7 @@ def _document(said: Mapping[str, Any], d_sae: int) -> ApiDocument:
     """
     tokens = said.get("tokens")
     if not isinstance(tokens, list):
-        raise BadAnswerError("no list under 'tokens'")
+        raise BadAnswerError("'tokens' is not a list")
     strings: list[str] = []
     rows: list[int] = []
     features: list[int] = []
@@ -268,9 +269,13 @@ def _document(said: Mapping[str, Any], d_sae: int) -> ApiDocument:
             number = one.get("index_in_sae") if isinstance(one, dict) else None
             value = one.get("activation_strength") if isinstance(one, dict) else None
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < d_sae:
-                raise BadAnswerError(f"token {position} has feature {number!r:.40}, of {d_sae}")
+                raise BadAnswerError(
+                    f"token {position} has feature {number!r:.40}, expected one from 0 to {d_sae - 1}"
+                )
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise BadAnswerError(f"token {position} has activation {value!r:.40}")
+                raise BadAnswerError(
+                    f"token {position} has activation {value!r:.40}, expected a number"
+                )
             if number in seen:
                 raise BadAnswerError(f"token {position} has feature {number} twice")
             seen.add(number)

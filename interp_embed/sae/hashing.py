@@ -1,4 +1,4 @@
-"""Hashes of what determines activations: weights, configurations, tokenizers, files."""
+"""Hashes of everything that determines activations: weights, configurations, tokenizers, files."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch
 
 
 def hash_config(config: Any) -> str:
-    """Return the sha256 of a transformers configuration, but for where it was loaded from.
+    """Return the sha256 of a transformers configuration, except where it was loaded from.
 
-    Only what differs from the family's defaults counts, so that a default added in a later
-    version of transformers changes nothing.
+    Only values that differ from the family's defaults count, so that a default added in a later
+    version of transformers does not change the hash.
     """
     entries = {
         key: value
@@ -75,10 +75,10 @@ def hash_config(config: Any) -> str:
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Return the sha256 of how a tokenizer splits text.
+    """Return the sha256 of everything that determines how a tokenizer splits text.
 
-    A fast tokenizer's serialised form without truncation and padding, which are set per call;
-    another's vocabulary and settings.
+    For a fast tokenizer this is its serialised form, without truncation and padding, which are set
+    per call. For others it is the vocabulary and the settings.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

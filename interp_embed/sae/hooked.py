@@ -1,7 +1,7 @@
-"""SAEs that read a language model run on this machine up to a hook: all that they have in common.
+"""The common part of SAEs that read a language model run on this machine up to a hook.
 
-A subclass says where its SAE comes from; tokenising, running the model, batches, windows, failures
-and what identifies a run are here.
+A subclass says where its SAE comes from. This module does the rest: tokenising, running the model,
+batches, windows, failures and the fingerprint.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ __all__ = ["HookedSAE"]
 
 
 class HookedSAE(BaseSAE):
-    """An SAE and the language model whose activations it reads, both on this machine.
+    """An SAE and the language model that it reads, both on this machine.
 
     Parameters
     ----------
     model : str, path, Module or None
-        A language model in place of the one that the SAE names.
+        A language model instead of the one that the SAE names.
     tokenizer : str, path, PreTrainedTokenizerBase or None
-        A tokenizer in place of the model's own.
+        A tokenizer instead of the model's own.
     dtype : str
-        Of the language model, or ``"auto"``. The SAE itself always runs in float32.
+        Dtype of the language model, or ``"auto"``. The SAE itself always runs in float32.
     chat_template : bool
         Whether documents are encoded as a message in the model's chat template.
     prepend_bos : bool or None
-        In place of what the SAE's metadata say.
+        Whether to put BOS in front. The default is what the SAE's metadata say.
     context_size : int or None
-        The longest document in tokens, in place of the SAE's own context size; the model's limit
-        holds in any case.
+        Longest document in tokens, instead of the SAE's own context size. The model's limit also
+        applies.
     bos_activations : bool or None
-        Whether the BOS token's activations are kept; by default as the SAE's metadata say.
+        Whether the BOS token's activations are kept. The default is what the SAE's metadata say.
     batch_tokens : int or None
-        Largest number of tokens, padding included, that the model is run on at once.
+        Largest number of tokens, including padding, that the model runs on at once.
     overflow : {"truncate", "window", "fail"} or None
-        What becomes of documents longer than the context; by default as ``truncate`` says.
+        How to treat documents longer than the context. The default follows ``truncate``.
     window_overlap : int or None
-        With ``overflow="window"``: tokens that a window shares with the one before.
+        With ``overflow="window"``: number of tokens that a window shares with the previous one.
     truncate, use_assistant_role, device
         As for `BaseSAE`.
 
@@ -74,7 +74,7 @@ class HookedSAE(BaseSAE):
     Raises
     ------
     TypeError
-        If what should be an integer is none.
+        If an argument that must be an integer is not one.
     ValueError
         If arguments contradict each other, or a number is out of range.
     """
@@ -167,7 +167,7 @@ class HookedSAE(BaseSAE):
         Raises
         ------
         ValueError
-            If a device is not there, before anything is loaded.
+            If a device does not exist. Nothing is loaded then.
         """
         for device in dict.fromkeys((self.sae_device, self.model_device)):
             if device != "auto" and (problem := device_problem(device)) is not None:
@@ -217,7 +217,7 @@ class HookedSAE(BaseSAE):
         self._hashes = None
 
     def destroy_models(self) -> None:
-        """Let go of the SAE, the language model and the tokenizer."""
+        """Release the SAE, the language model and the tokenizer."""
         self.model = self.sae = self.tokenizer = None
         self._hooked = self._encoder = self._documents = None
         self._hashes = None
@@ -225,9 +225,9 @@ class HookedSAE(BaseSAE):
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on, as values for JSON.
 
-        Settings that loading resolves (dtype, BOS, context size, the model) are there as they were
-        asked for, under ``asked``, and once loaded also as what they resolved to. A folder's place
-        does not matter: its files are hashed.
+        Settings that loading resolves (dtype, BOS, context size, the model) are listed under
+        ``asked`` as they were given. Once loaded, their resolved values are listed too. The path of
+        a folder does not matter: its files are hashed.
         """
         unresolved = ("model", "tokenizer", "dtype", "prepend_bos", "context_size", "batch_tokens",
                       "bos_activations", "overflow", "window_overlap")  # fmt: skip
@@ -271,7 +271,7 @@ class HookedSAE(BaseSAE):
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
     ) -> Any:
-        """Tokenise documents exactly as `encode` sees them.
+        """Tokenise documents exactly as `encode` does.
 
         Parameters
         ----------
@@ -284,9 +284,9 @@ class HookedSAE(BaseSAE):
         Returns
         -------
         list of list of str, or BatchEncoding
-            A string for each row of activations. Those of ordinary tokens join to the part of the
-            document that is encoded; special tokens (BOS, chat template, padding) come as the
-            tokenizer writes them. A document that cannot be encoded has no tokens.
+            One string per row of activations. The strings of ordinary tokens join to the encoded part
+            of the document. Special tokens (BOS, chat template, padding) appear as the tokenizer
+            writes them. A document that cannot be encoded has no tokens.
         """
         self._require_loaded()
         tokenizer = self._tokenizer()
@@ -300,13 +300,13 @@ class HookedSAE(BaseSAE):
         return BatchEncoding(id_rows(tables, padding=self._pad_id() if padding else None))
 
     def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
-        """Return the activations of each text, (n_tokens, d_sae); None for one that failed."""
+        """Return one (n_tokens, d_sae) matrix per text; None for a text that failed."""
         return chunk_matrices(self.encode_chunk(texts))
 
     def encode_chat(
         self, conversations: Sequence[Sequence[Mapping[str, str]]]
     ) -> list[csr_matrix | None]:
-        """Return the activations of each conversation, with the chat template applied.
+        """Apply the chat template to conversations and return the activations of each.
 
         Parameters
         ----------
@@ -330,7 +330,7 @@ class HookedSAE(BaseSAE):
     def encode_chunk(self, texts: Sequence[str]) -> Chunk:
         """Encode documents with their tokens; see `BaseSAE.encode_chunk`.
 
-        Documents of similar length are run together, whatever their order.
+        Documents of similar length run together, whatever their order.
         """
         return self.encode_prepared(self.prepare(texts))
 

@@ -1,4 +1,4 @@
-"""An SAE on another machine, behind the small protocol that ``interp-embed serve-sae`` speaks."""
+"""An SAE on another machine, reached through the protocol of ``interp-embed serve-sae``."""
 
 from __future__ import annotations
 
@@ -35,52 +35,52 @@ __all__ = ["TOKEN_VARIABLE", "HttpSAE"]
 
 TOKEN_VARIABLE = "INTERP_EMBED_HTTP_TOKEN"
 _RETRIES_AT_ONCE = 2
-"""When loading: who has mistyped a URL should not wait for minutes."""
+"""When loading: a mistyped URL should not make the user wait for minutes."""
 _INFO_SECONDS = 15.0
 _LABELS_SECONDS = 60.0
 _HEALTH_SECONDS = 10.0
 _FOREIGN = frozenset({301, 302, 303, 307, 308, 404, 405, 406, 410, 415})
-"""With these answers what stands before a server, or in its place: to no document would it do so."""
+"""Statuses of a proxy before the server, or of another server: they do not depend on a document."""
 _WORD = "a"
-"""What any server encodes that encodes anything."""
+"""A text that every working server can encode."""
 
 
 class HttpSAE(RemoteSAE):
-    """An SAE that a server runs, as ``interp-embed serve-sae`` does; see ``docs/how-to/remote-saes.md``.
+    """An SAE that a server such as ``interp-embed serve-sae`` runs; see ``docs/how-to/remote-saes.md``.
 
-    Chunks are those that the SAE behind the server makes: token ids, spans, special tokens, statuses
-    and reasons included. What is recorded of it in a store is the server's URL, and in the
-    fingerprint that of the SAE behind the server, so that a run goes on only with the same SAE.
+    Chunks are those of the SAE behind the server, including token ids, spans, special tokens,
+    statuses and reasons. A store records the server's URL, and in the fingerprint the fingerprint of
+    the SAE behind the server. A run can therefore be resumed only with the same SAE.
 
-    If the environment has ``INTERP_EMBED_HTTP_TOKEN`` when the SAE is loaded, it is sent as a bearer
-    token. It is not kept, and not in what is recorded.
+    If the environment variable ``INTERP_EMBED_HTTP_TOKEN`` is set when the SAE is loaded, its value is
+    sent as a bearer token. The token is never recorded.
 
     Parameters
     ----------
     url : str
-        Such as ``"http://127.0.0.1:8765"``.
+        URL of the server, such as ``"http://127.0.0.1:8765"``.
     max_concurrency : int
-        Requests under way at once. A server encodes one at a time, and the others wait there.
+        Requests in flight at once. A server encodes one request at a time; the others wait there.
     max_retries : int
-        How often a request is repeated: when the connection fails, and when the server is busy (429)
-        or fails (5xx).
+        How often a request is repeated if the connection fails, or if the server is busy (429) or
+        fails (5xx).
     base_delay : float
-        Seconds before the first repetition; the pause doubles each time, up to a minute, or is what
-        the server asks for.
+        Seconds before the first repetition. The pause doubles each time, up to a minute, unless the
+        server asks for another pause.
     timeout : float
-        Seconds to wait for an answer to begin, or to go on. Then the documents of the request are
-        asked for in halves, unless the server is gone.
+        Seconds to wait for an answer to begin or to continue. After that, the documents of the
+        request are requested in halves, unless the server is down.
     request_characters, request_documents : int
-        Most characters and documents in one request; a document that has more goes alone. Less if the
-        server says so.
+        Largest number of characters and of documents per request. A document with more characters is
+        sent alone. A lower limit of the server takes precedence.
     form : {"auto", "arrow", "json"}
-        How activations are sent: as Arrow, which needs pyarrow on both sides, or as JSON; by default
-        Arrow where both have it.
+        How activations are sent: as Arrow, which needs pyarrow on both sides, or as JSON. With
+        ``"auto"``, Arrow if both sides have pyarrow.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or the URL holds what may be a key.
+        If an argument is out of range, or the URL may contain a key.
     """
 
     recorded_as = "interp_embed.sae:HttpSAE"
@@ -121,7 +121,7 @@ class HttpSAE(RemoteSAE):
         return f"{type(self).__name__}({self.url!r}, {loaded})"
 
     def service(self) -> str:
-        """Return what messages call the server."""
+        """Return the name of the server in messages."""
         return f"the SAE server at {self.url}"
 
     def answer_seconds(self) -> float:
@@ -135,7 +135,7 @@ class HttpSAE(RemoteSAE):
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on: once loaded, the server's SAE.
 
-        The URL is no part of it: a server may move.
+        The URL is not part of it, because a server may move.
         """
         served = {} if self._served is None else {"server": self._served}
         return {**super().fingerprint(), **served}
@@ -146,7 +146,7 @@ class HttpSAE(RemoteSAE):
         Raises
         ------
         SAEUnavailableError
-            If it does not answer within seconds, refuses the token, or is something else.
+            If it does not answer within seconds, refuses the token, or is not an SAE server.
         """
         require_http("HttpSAE")
         if self.form == "arrow":
@@ -240,7 +240,7 @@ class HttpSAE(RemoteSAE):
         return self._http
 
     async def check_service(self) -> None:
-        """Raise `SAEUnavailableError` if the server does not say that it is well."""
+        """Raise `SAEUnavailableError` if the server does not report that it is healthy."""
         try:
             await self._client().get("/health", timeout=min(self.timeout, _HEALTH_SECONDS))
         except Exception as error:
@@ -253,23 +253,23 @@ class HttpSAE(RemoteSAE):
             ) from error
 
     async def check_encoding(self) -> None:
-        """Raise `SAEUnavailableError` if the server does not encode a single word either."""
+        """Raise `SAEUnavailableError` if the server cannot encode even a single word."""
         try:
             await self.request([_WORD])
         except SAEUnavailableError:
             raise
         except Exception as error:
             raise SAEUnavailableError(
-                f"{self.service()} encodes nothing, not even the text {_WORD!r}: {one_line(error)}. "
+                f"{self.service()} cannot encode even the text {_WORD!r}: {one_line(error)}. "
                 "Start it again, or give it more time (timeout=) or smaller requests "
                 "(request_characters=), and resume"
             ) from error
 
     def classify(self, error: BaseException) -> Trouble:
-        """Return what to make of an error: documents that take too long are not tried again.
+        """Classify an error: documents that take too long are not tried again together.
 
         They have waited for minutes. Half of them may be quicker, and `check_service` and
-        `check_encoding` find out whether it is the server that hangs.
+        `check_encoding` find out whether the server hangs.
         """
         if _is_foreign(error):
             return Trouble.UNREACHABLE
@@ -290,14 +290,14 @@ class HttpSAE(RemoteSAE):
         return found
 
     async def encode_batch(self, texts: Sequence[str]) -> Chunk:
-        """Return documents as the server encodes them.
+        """Return the documents as the server encodes them.
 
         Raises
         ------
         BadAnswerError
-            If it answers with anything but these documents.
+            If the answer is anything but these documents.
         SAEUnavailableError
-            If it has another SAE now than when this was loaded.
+            If the server now has another SAE than when this SAE was loaded.
         """
         # ASCII, as the default is, so that a text with half of a surrogate pair arrives as it is.
         body = json.dumps({"protocol": PROTOCOL, "texts": list(texts)}).encode()
@@ -328,7 +328,7 @@ class HttpSAE(RemoteSAE):
     def _require_same(self, name: object) -> None:
         if name != self._name:
             raise SAEUnavailableError(
-                f"{self.service()} has another SAE now than when the run began; start it with the SAE "
+                f"{self.service()} now has another SAE than when the run began; start it with the SAE "
                 "that the store was made with, and resume"
             )
 
@@ -345,7 +345,7 @@ def _is_foreign(error: BaseException) -> bool:
 
 def _with_advice(error: AnswerError) -> str:
     if error.status_code in (401, 403):
-        return f"{error}. Set {TOKEN_VARIABLE} to the token that the server was started with"
+        return f"{error}. Set {TOKEN_VARIABLE} to the server's token"
     if error.status_code == 404:
         return f"{error}. Is it an SAE server, and is the URL its root?"
     return str(error)

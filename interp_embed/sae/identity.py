@@ -1,4 +1,4 @@
-"""What tells a local SAE and its language model from others, asked for and loaded."""
+"""The identity of a local SAE and its language model, as requested and as loaded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_to
 
 
 def located(value: Any) -> Any:
-    """Return a folder's path as one that holds wherever the process is; other values as they are.
+    """Return a folder's path as an absolute path, and other values unchanged.
 
-    What is recorded in a store is looked for again from another folder. A name on the hub stays one.
+    A recorded path is looked up later from another folder. A name on the hub is not changed.
     """
     if not isinstance(value, str | Path):
         return value
@@ -39,14 +39,14 @@ def located(value: Any) -> Any:
 
 
 def recordable(value: Any) -> str | None:
-    """Return what names a model or tokenizer; None for one that is an object."""
+    """Return the name or path of a model or tokenizer; None for an object."""
     return str(value) if isinstance(value, str | Path) else None
 
 
 def what_was_asked(
     folder: Path | None, model: Any, tokenizer: Any, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what was asked for, as values for JSON: hashes of folders, names, and settings.
+    """Return the requested values for JSON: hashes of folders, names, and settings.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def _source(value: Any, patterns: Sequence[str]) -> str | None:
 
 
 def unknown_sae(release: str, sae_id: str) -> str | None:
-    """Return why SAELens has no such SAE; None if it has one, or may find one on the hub."""
+    """Return why SAELens has no such SAE; None if it has one or may find one on the hub."""
     known = _registry()
     if release in known:
         if sae_id in known[release].saes_map:
@@ -90,13 +90,13 @@ def unknown_sae(release: str, sae_id: str) -> str | None:
         )
     folders = (Path(sae_id) / release, Path(sae_id))
     if sae_id in known or any((f / "cfg.json").is_file() for f in folders):
-        return f"there is no release {release!r}, but sae_id={sae_id!r} is one: the two are swapped"
+        return f"release={release!r} is not a release, but sae_id={sae_id!r} is one: swap the two"
     if "/" in release:
         return None
     return (
-        f"release={release!r} is no release that SAELens knows, no folder with an SAE (seen from "
-        f"{Path.cwd()}), and no repository on the hub; SAELens's table of pretrained SAEs lists the "
-        f"releases{did_you_mean(close_to(release, known))}"
+        f"release={release!r} is not a release that SAELens knows, not a folder with an SAE (seen "
+        f"from {Path.cwd()}) and not a repository on the hub; SAELens's table of pretrained SAEs "
+        f"lists the releases{did_you_mean(close_to(release, known))}"
     )
 
 
@@ -118,12 +118,12 @@ def _registry() -> Mapping[str, Any]:
 
 
 def close_to(name: str, known: Iterable[str]) -> list[str]:
-    """Return the names that are most like one, up to three; none where none is."""
+    """Return up to three known names that are similar to a name."""
     return get_close_matches(name, list(known), n=3)
 
 
 def did_you_mean(near: Sequence[str]) -> str:
-    """Return the end of a message about a name that is not known; empty where none is near."""
+    """Return the end of a message about an unknown name; empty if no name is similar."""
     return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -1,6 +1,6 @@
-"""Finding an SAE again from what was recorded about it.
+"""Rebuilding an SAE from what was recorded about it.
 
-Nothing is loaded here but the class: the SAE that comes back has yet to `load` its models.
+Only the class is loaded here. Call `load` on the SAE to load its models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CLASSES = {
 
 
 def sae_record(sae: BaseSAE) -> dict[str, Any]:
-    """Return what `load_sae_from_metadata` needs to find the SAE again, as values for JSON."""
+    """Return the values for JSON from which `load_sae_from_metadata` rebuilds the SAE."""
     found: dict[str, Any] = plain_json({**sae.metadata(), "sae_class": type(sae).recorded_as})
     return found
 
@@ -49,16 +49,17 @@ def load_sae_from_metadata(
         ``class``, as in a fingerprint). Without one, as in a pickle of the original library, ``sae_type`` says
         what it is: a `SAEType`.
     import_modules : bool
-        Import the module of the class where it is not imported yet. That runs the module's code, so
-        only for metadata that can be trusted. Modules of this library are imported in any case.
+        Import the module of the class if it is not imported yet. That runs the module's code, so use
+        it only for metadata that you trust. Modules of this library are always imported.
     fingerprint : mapping, optional
-        Of the store that the metadata are from: it says whether the SAE was read from a folder.
+        Fingerprint of the store that the metadata are from. It says whether the SAE was read from a
+        folder.
 
     Raises
     ------
     ValueError
-        If the class cannot be found, is not a subclass of `BaseSAE`, or does not take what was
-        recorded. What was encoded can be read all the same.
+        If the class cannot be found, is not a subclass of `BaseSAE`, or does not accept the recorded
+        settings. Encoded documents can still be read.
     """
     settings = {k: v for k, v in metadata.items() if k not in ("sae_type", "sae_class", "class")}
     path = metadata.get("sae_class", metadata.get("class"))
@@ -69,8 +70,8 @@ def load_sae_from_metadata(
         cls = _class_of(SAEType(kind))
     elif kind is None:
         raise ValueError(
-            "the metadata name neither 'sae_type' nor 'sae_class', so the SAE cannot be rebuilt; "
-            "pass it explicitly to encode more documents"
+            "the metadata have neither 'sae_type' nor 'sae_class', so the SAE cannot be rebuilt; "
+            "pass the SAE explicitly to encode more documents"
         )
     else:
         raise ValueError(
@@ -88,8 +89,8 @@ def load_sae_from_metadata(
     if from_folder and isinstance(sae, HookedSAE) and sae.fingerprint().get("release") != "folder":
         # Records hold whole paths; those of older versions, what was given.
         raise ValueError(
-            f"it was read from a folder that is recorded as {settings.get('release')!r}, and there is "
-            f"no SAE, seen from {Path.cwd()}. Go where that path leads to it, or pass the SAE"
+            f"it was read from the folder {settings.get('release')!r}, which holds no SAE, seen from "
+            f"{Path.cwd()}. Change to a folder from which the path is right, or pass the SAE"
         )
     return sae
 
@@ -126,9 +127,9 @@ def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
     module = sys.modules.get(module_name)
     if "<locals>" in name:
         raise ValueError(
-            f"its class {name} of module {module_name} was defined inside a function, where nobody "
-            "finds it again. Define it at the top of a module, and make stores with that; this one "
-            "goes on where an SAE of the class is passed"
+            f"its class {name} of module {module_name} was defined inside a function, so it cannot be "
+            "found again. Define it at the top of a module for new stores; to resume this one, pass "
+            "an SAE of the class"
         )
     for cls in _subclasses(BaseSAE):
         # A class lives on when its module was unloaded, and is not the one that is meant then.
@@ -136,15 +137,15 @@ def _find_class(path: str, import_modules: bool) -> type[BaseSAE]:
             return cls
     if module_name == "__main__" and not _has(module, name):
         raise ValueError(
-            f"its class {name} was defined in a script or a notebook (its module is __main__), which "
-            "this process has no other way to find. Put the class in a module, a file that is "
-            "imported, and make stores with that; this one goes on where the script or notebook "
-            "defines the class again and passes an SAE of it"
+            f"its class {name} was defined in a script or a notebook (its module is __main__), where "
+            "this process cannot find it. Define the class in a module that is imported for new "
+            "stores; to resume this one, define the class again in the script or notebook and pass "
+            "an SAE of it"
         )
     if module is None and not (import_modules or module_name.startswith("interp_embed.")):
         raise ValueError(
-            f"its class {name} of module {module_name} is not imported, and what a file names cannot "
-            "be imported unasked: import it first, or, for a store, pass resume=True to "
+            f"its class {name} of module {module_name} is not imported, and a module that a file names "
+            "is not imported automatically: import it first, or, for a store, pass resume=True to "
             "load_from_file"
         )
     try:

@@ -1,4 +1,4 @@
-"""SAEs that run on this machine: any release of SAELens, a folder, or the embedded one."""
+"""SAEs that run on this machine: any release of SAELens, a folder, or the embedded SAE."""
 
 from __future__ import annotations
 
@@ -28,55 +28,55 @@ __all__ = ["LocalSAE"]
 class LocalSAE(HookedSAE):
     """An SAE of SAELens and its language model, run up to the hooked layer on this machine.
 
-    Documents are encoded as raw text with the BOS token that the SAE expects in front, as SAELens
-    runs them. Activations agree with SAELens's own, token by token.
+    Documents are encoded as SAELens does it: as raw text, with the BOS token that the SAE expects in
+    front. Activations agree with SAELens's own, token by token.
 
     Parameters
     ----------
     sae_id : str
-        Name of the SAE in its release; not used if ``release`` is itself a folder with an SAE.
+        Name of the SAE in its release. Not used if ``release`` is itself a folder with an SAE.
     release : str or path
         A release of SAELens (see its table of pretrained SAEs), a folder in SAELens's format (the
         one with ``cfg.json``, or its parent with ``sae_id`` naming the folder inside), or
         ``"interp-embed-smollm2-135m"``, which comes with this package.
     model : str, path or Module, optional
-        A language model in place of the one that the SAE names: a name on the hub, a folder, a
+        A language model instead of the one that the SAE names: a name on the hub, a folder, a
         loaded transformers model (with ``tokenizer``) or a TransformerLens model.
     tokenizer : str, path or PreTrainedTokenizerBase, optional
-        A tokenizer in place of the model's own.
+        A tokenizer instead of the model's own.
     dtype : str
-        Of the language model: ``"float32"``, ``"bfloat16"``, ... By default what the SAE's
-        metadata ask for, else bfloat16 on a GPU that has it and float32 elsewhere. The SAE itself
-        always runs in float32.
+        Dtype of the language model: ``"float32"``, ``"bfloat16"``, ... The default is the dtype in
+        the SAE's metadata. If there is none, it is bfloat16 on a GPU that supports it and float32
+        elsewhere. The SAE itself always runs in float32.
     chat_template : bool
         Whether documents are encoded as a message in the model's chat template. Off by default,
-        since SAEs are run on raw text by SAELens; the template's tokens are marked special.
+        because SAELens runs SAEs on raw text. The template's tokens are marked special.
     prepend_bos : bool, optional
-        In place of what the SAE's metadata say.
+        Whether to put BOS in front. The default is what the SAE's metadata say.
     context_size : int, optional
-        The longest document in tokens, BOS included, in place of the SAE's own context size; the
-        model's limit holds in any case.
+        Longest document in tokens, including BOS, instead of the SAE's own context size. The model's
+        limit also applies.
     bos_activations : bool, optional
-        Whether the BOS token's activations are kept. By default they are, as in SAELens's own run,
-        except for SAEs whose metadata say that they were trained without
-        (``exclude_bos_activation``), for which they mean nothing.
+        Whether the BOS token's activations are kept. By default they are, as in SAELens. The
+        exception is an SAE that was trained without them (``exclude_bos_activation`` in its
+        metadata), for which they mean nothing.
     batch_tokens : int, optional
-        Largest number of tokens, padding included, that the model is run on at once. Less for a
-        while when the device runs out of memory.
+        Largest number of tokens, including padding, that the model runs on at once. It is reduced
+        for a while after the device runs out of memory.
     overflow : {"truncate", "window", "fail"}, optional
-        What becomes of documents that are longer than the context: they are cut, run in windows that
-        overlap and put together to one row a document, or fail. By default as ``truncate`` says.
+        How to treat documents longer than the context: cut them, run them in overlapping windows
+        that are joined to one row per document, or let them fail. The default follows ``truncate``.
     window_overlap : int, optional
-        With ``overflow="window"``: tokens that a window shares with the one before; by default a
-        quarter of the context. Their activations are those of the first of the two, where more text
-        stands before them.
+        With ``overflow="window"``: number of tokens that a window shares with the previous one. The
+        default is a quarter of the context. Shared tokens keep their activations from the earlier
+        window, in which more text precedes them.
     truncate, use_assistant_role, device
-        As for `BaseSAE`; ``truncate=False`` is ``overflow="fail"``.
+        As for `BaseSAE`. ``truncate=False`` means ``overflow="fail"``.
 
     Raises
     ------
     TypeError
-        If what should be an integer is none.
+        If an argument that must be an integer is not one.
     ValueError
         If arguments contradict each other, or a number is out of range.
 
@@ -144,8 +144,8 @@ class LocalSAE(HookedSAE):
         if self.release == EMBEDDED_RELEASE:
             if self.sae_id != EMBEDDED_SAE_ID:
                 raise ValueError(
-                    f"release {EMBEDDED_RELEASE!r} has the one SAE {EMBEDDED_SAE_ID!r}, "
-                    f"got sae_id={self.sae_id!r}"
+                    f"sae_id must be {EMBEDDED_SAE_ID!r} for release {EMBEDDED_RELEASE!r}, "
+                    f"got {self.sae_id!r}"
                 )
             return embedded_sae_folder()
         given = Path(self.release)
@@ -158,7 +158,7 @@ class LocalSAE(HookedSAE):
                 return folder
         if Path(self.release).is_absolute() or self.release.startswith((".", "~")):
             raise FileNotFoundError(
-                f"no SAE in {self.release!r}: it has no cfg.json, and no folder {self.sae_id!r} with one"
+                f"no SAE in {self.release!r}: neither it nor its folder {self.sae_id!r} has a cfg.json"
             )
         if self.sae_id == EMBEDDED_RELEASE:
             raise ValueError(
@@ -182,7 +182,7 @@ class LocalSAE(HookedSAE):
     def fingerprint(self) -> dict[str, Any]:
         """Return everything known that activations depend on; see `HookedSAE.fingerprint`.
 
-        A folder's place does not matter: its files are hashed.
+        The path of a folder does not matter: its files are hashed.
         """
         known = super().fingerprint()
         if self._own_folder() is not None:
@@ -221,9 +221,9 @@ class LocalSAE(HookedSAE):
             )
 
     def problem(self) -> str | None:
-        """Return why there is no such SAE; None where there is, or where only loading can tell.
+        """Return why there is no such SAE; None if there is one, or if only loading can tell.
 
-        Imports SAELens for an SAE of its registry, and loads nothing.
+        Imports SAELens for an SAE of its registry. Loads nothing.
         """
         if self._folder is not None:
             return None
@@ -231,6 +231,6 @@ class LocalSAE(HookedSAE):
             return unknown_sae(self.release, self.sae_id)
 
     def load_feature_labels(self) -> None:
-        """Take over the names of the embedded SAE's features; other releases come without."""
+        """Load the names of the embedded SAE's features; other releases have none."""
         if self.release == EMBEDDED_RELEASE:
             self._feature_labels = embedded_labels()

@@ -1,4 +1,4 @@
-"""What `tokenize` and `encode` of an SAE return, a row a token, made from tables and chunks."""
+"""The results of an SAE's `tokenize` and `encode`, one row per token, from tables and chunks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def id_rows(
 
 
 def chunk_matrices(chunk: Chunk) -> list[csr_matrix | None]:
-    """Return the activations of each document, (n_tokens, d_sae); None for one that failed."""
+    """Return one (n_tokens, d_sae) matrix per document; None for a document that failed."""
     return [
         None if status == DocumentStatus.FAILED else chunk.csr(i)
         for i, status in enumerate(chunk.status.tolist())

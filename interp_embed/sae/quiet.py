@@ -1,4 +1,4 @@
-"""Loading with libraries that say more than a user has to know."""
+"""Silencing libraries that print or warn more than a user needs to know."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["quiet_bitsandbytes", "quiet_casts", "quiet_saelens"]
 
 @contextlib.contextmanager
 def quiet_saelens() -> Iterator[None]:
-    """Import SAELens, and load with it, without what it says on the way.
+    """Import SAELens, and load with it, without its warnings.
 
-    What it imports warns of its own future, and what it loads gives advice on how to load the model
-    (which `models` follows): neither is the user's concern.
+    Its imports raise deprecation warnings, and its SAEs give advice on how to load the model, which
+    `interp_embed.sae.model` follows. Neither concerns the user.
     """
     with warnings.catch_warnings(), quiet_bitsandbytes():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -45,9 +45,9 @@ def quiet_bitsandbytes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_casts() -> Iterator[None]:
-    """Run a model in 8 bits without what bitsandbytes says for each layer of each batch.
+    """Run a model in 8 bits without the message of bitsandbytes for each layer of each batch.
 
-    It is what LLM.int8 does with any bfloat16.
+    The message describes what LLM.int8 does with any bfloat16.
     """
     logger = logging.getLogger("bitsandbytes.autograd._functions")
 

@@ -27,9 +27,9 @@ class SAEType(StrEnum):
 def plain_json(value: Any) -> Any:
     """Return a value as one for JSON, equal in every process and different for different values.
 
-    Numpy's scalars become Python's; arrays, tuples and sets (sorted) lists; paths and keys strings;
-    members of an enum their values. What JSON has nothing for becomes its ``repr``, without the
-    address in memory.
+    Numpy's scalars become Python's; arrays, tuples and sets (sorted) become lists; paths and keys
+    become strings; members of an enum become their values. Any other value becomes its ``repr``,
+    without the address in memory.
     """
     if isinstance(value, Enum):
         return plain_json(value.value)

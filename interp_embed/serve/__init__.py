@@ -1,4 +1,4 @@
-"""A server that lends an SAE to other machines, as `interp_embed.sae.http.HttpSAE` asks for it.
+"""A server through which `interp_embed.sae.http.HttpSAE` uses an SAE from other machines.
 
 The protocol is described in ``docs/reference/http-protocol.md``. starlette and uvicorn are imported
 when a server is made.

@@ -1,4 +1,4 @@
-"""The protocol's paths: who may ask, what they may ask, and how it is answered."""
+"""The protocol's paths: authorisation, requests, and answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_app(sae: BaseSAE, queue: DeviceQueue, *, token: str | None) -> Starlett
     queue : DeviceQueue
         Of the same SAE.
     token : str or None
-        What a request has to bring along, in the header ``Authorization: Bearer TOKEN``.
+        Token that requests must send in the header ``Authorization: Bearer TOKEN``.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -103,7 +103,7 @@ class _Handlers:
 
     async def health(self, _: Request) -> Response:
         if self._queue.closing:
-            return _json({"error": "the server is about to end"}, 503)
+            return _json({"error": "the server is shutting down"}, 503)
         return _json({"status": "ok", "waiting": self._queue.inside})
 
     async def info(self, request: Request) -> Response:
@@ -137,15 +137,15 @@ class _Handlers:
             headers = {"Retry-After": str(error.retry_after)}
             raise _RefusedError(429, str(error), headers) from None
         except ClosingError:
-            raise _RefusedError(503, "the server is about to end", {"Retry-After": "1"}) from None
+            raise _RefusedError(503, "the server is shutting down", {"Retry-After": "1"}) from None
         except GoneError:
-            raise _RefusedError(499, "nobody waits for this any more") from None
+            raise _RefusedError(499, "the client has disconnected") from None
         except _RefusedError:
             raise
         except asyncio.CancelledError:  # as uvicorn does with what is not done in time
             if not self._queue.closing:
                 raise
-            raise _RefusedError(503, "the server is about to end", {"Retry-After": "1"}) from None
+            raise _RefusedError(503, "the server is shutting down", {"Retry-After": "1"}) from None
         except Exception as error:  # noqa: BLE001  (the server goes on)
             # What goes wrong with documents is in the chunk, so this is the server's own failure.
             _log.exception("a request could not be answered")
@@ -180,11 +180,11 @@ class _Handlers:
                     break
                 size += len(part)
                 if size > most:
-                    raise _RefusedError(413, f"more than {most:,} bytes")
+                    raise _RefusedError(413, f"the request has more than {most:,} bytes")
                 parts.append(part)
         except TimeoutError:
             raise _RefusedError(
-                408, f"nothing of the request came for {_BODY_SECONDS:g} s", {"Connection": "close"}
+                408, f"no part of the request came for {_BODY_SECONDS:g} s", {"Connection": "close"}
             ) from None
         except ClientDisconnect:
             raise GoneError from None
@@ -193,18 +193,20 @@ class _Handlers:
         except (ValueError, RecursionError) as error:
             raise _RefusedError(400, f"the request is not JSON ({error})") from None
         if not isinstance(said, dict) or said.get("protocol", PROTOCOL) != PROTOCOL:
-            raise _RefusedError(400, f"expected an object of protocol {PROTOCOL}")
+            raise _RefusedError(400, f"the request must be an object of protocol {PROTOCOL}")
         texts = said.get("texts")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise _RefusedError(400, "'texts' is not a list of strings")
+            raise _RefusedError(400, "'texts' must be a list of strings")
         if len(texts) > MAX_DOCUMENTS:
             raise _RefusedError(
-                413, f"{len(texts):,} documents, at most {MAX_DOCUMENTS:,} are taken"
+                413, f"'texts' must have at most {MAX_DOCUMENTS:,} documents, got {len(texts):,}"
             )
         characters = sum(map(len, texts))
         limit = MAX_CHARACTERS if len(texts) > 1 else _LONGEST_TEXT
         if characters > limit:
-            raise _RefusedError(413, f"{characters:,} characters, at most {limit:,} are taken")
+            raise _RefusedError(
+                413, f"'texts' must have at most {limit:,} characters, got {characters:,}"
+            )
         return texts
 
 
@@ -224,7 +226,7 @@ def _form(accept: str) -> str:
         return JSON
     if ARROW in kinds:
         raise _RefusedError(406, "this server has no pyarrow, so it answers in JSON only")
-    raise _RefusedError(406, f"expected {ARROW} or {JSON} in Accept")
+    raise _RefusedError(406, f"Accept must contain {ARROW} or {JSON}")
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

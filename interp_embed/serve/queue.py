@@ -1,4 +1,4 @@
-"""Requests on their way to the device: a bounded number, one at a time, the next one tokenised."""
+"""A bounded queue of requests for the device: one is encoded while the next are tokenised."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SMOOTHING = 0.3
 
 
 class BusyError(Exception):
-    """As many requests wait as may.
+    """The queue of requests is full.
 
     Attributes
     ----------
@@ -36,23 +36,24 @@ class BusyError(Exception):
     """
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"as many requests wait as may; try again in {retry_after} s")
+        super().__init__(f"the queue of requests is full; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
 class ClosingError(Exception):
-    """The server is about to end."""
+    """The server is shutting down."""
 
 
 class GoneError(Exception):
-    """Whoever asked does not wait any more."""
+    """The client has disconnected."""
 
 
 class DeviceQueue:
     """Encodes the documents of requests.
 
-    One request has the device; those behind it are tokenised meanwhile. An SAE need not be safe to
-    use from two threads: it is tokenised with on one thread and run on another, as in an encoding run.
+    One request uses the device; those after it are tokenised meanwhile. One thread tokenises with the
+    SAE and another runs it, as in an encoding run, so an SAE need not be safe for other uses by two
+    threads.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class DeviceQueue:
     most : int
         Requests that may wait or run at once.
     batch_size : int
-        Documents that an SAE which makes no batches by itself is given at once.
+        Documents per batch, for an SAE that makes no batches itself.
     """
 
     def __init__(self, sae: BaseSAE, *, most: int, batch_size: int) -> None:
@@ -77,16 +78,16 @@ class DeviceQueue:
 
     @property
     def inside(self) -> int:
-        """Requests that wait or run."""
+        """Number of requests that wait or run."""
         return self._inside
 
     @property
     def closing(self) -> bool:
-        """Whether requests that have not begun are turned away."""
+        """Whether requests that have not begun are rejected."""
         return self._closing
 
     def stop(self) -> None:
-        """Turn away what has not begun; what runs is finished. Safe to call from a signal handler."""
+        """Reject requests that have not begun; running ones finish. Safe in a signal handler."""
         self._closing = True
 
     def close(self) -> None:
@@ -97,14 +98,14 @@ class DeviceQueue:
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
-        """Have a place in the queue inside.
+        """Hold a place in the queue inside.
 
         Raises
         ------
         BusyError
-            If there is none.
+            If the queue is full.
         ClosingError
-            If the server is about to end.
+            If the server is shutting down.
         """
         if self._closing:
             raise ClosingError
@@ -124,7 +125,7 @@ class DeviceQueue:
         texts
             The documents.
         gone
-            Tells whether nobody waits for them any more.
+            Returns whether the client has disconnected.
 
         Raises
         ------
@@ -158,7 +159,7 @@ class DeviceQueue:
         return await self.off_loop(_finished, encoded, sae)
 
     async def off_loop(self, call: Callable[..., T], *args: Any) -> T:
-        """Return what a call returns that would keep the event loop from answering others."""
+        """Return the result of a call that would block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, call, *args)
 
 

@@ -1,4 +1,4 @@
-"""A server from its start to its end: where it listens, and what ends it."""
+"""The life of a server: its address, its start, and its end."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def serve(
     batch_size: int = 8,
     on_listening: Callable[[str], object] | None = None,
 ) -> None:
-    """Lend an SAE to other machines until SIGINT or SIGTERM.
+    """Serve an SAE to other machines until SIGINT or SIGTERM.
 
-    If the environment has ``INTERP_EMBED_HTTP_TOKEN``, requests have to bring it along. What is being
-    encoded when the server is told to end is finished and answered, if that takes no more than 30
-    seconds; what waits is turned away with 503.
+    If the environment variable ``INTERP_EMBED_HTTP_TOKEN`` is set, requests must send its value. When
+    the server is told to stop, the running request is finished and answered if that takes at most 30
+    seconds. Waiting requests are rejected with 503.
 
     Parameters
     ----------
     sae : BaseSAE
-        Loaded, and destroyed at the end, unless it is loaded already.
+        The SAE. It is loaded, and destroyed at the end, unless it is already loaded.
     host : str
-        An address or name of this machine. Anything but the loopback needs a token.
+        An address or name of this machine. Any other than the loopback needs a token.
     port : int
-        0 for any that is free.
+        The port; 0 for any free one.
     queue : int
-        Requests that may wait or run at once; others are answered 429.
+        Requests that may wait or run at once. Others are answered with 429.
     batch_size : int
-        Documents at once, for an SAE that makes no batches by itself.
+        Documents per batch, for an SAE that makes no batches itself.
     on_listening : callable, optional
-        Is given the URL once the server listens, such as ``print``. What the server lends is logged
+        Called with the URL when the server listens, for example ``print``. The served SAE is logged
         under ``interp_embed.serve``.
 
     Raises
@@ -61,9 +61,9 @@ def serve(
     ValueError
         If an argument is out of range, or a token is missing or too short.
     OSError
-        If the address cannot be listened at.
+        If the server cannot listen on the address.
     RuntimeError
-        If an event loop runs on this thread, as in a notebook.
+        If an event loop runs in this thread, as in a notebook.
     """
     _require_serve()
     _require_no_loop()
@@ -139,11 +139,11 @@ def _token(host: str) -> str | None:
         If there is none where there has to be one, or it is easily guessed.
     """
     token = read_key(TOKEN_VARIABLE)
-    make = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
+    make = "to make one, run python -c 'import secrets; print(secrets.token_urlsafe(32))'"
     if token is not None and len(token) < _SHORTEST_TOKEN:
         raise ValueError(
-            f"the token in {TOKEN_VARIABLE} has {len(token)} characters, expected at least "
-            f"{_SHORTEST_TOKEN}; {make}"
+            f"the token in {TOKEN_VARIABLE} must have at least {_SHORTEST_TOKEN} characters, got "
+            f"{len(token)}; {make}"
         )
     if token is None and not _is_loopback(host):
         raise ValueError(
@@ -166,7 +166,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = found[0]
         listening = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        raise OSError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
     listening.set_inheritable(True)
     return listening
 
@@ -177,8 +177,8 @@ def _require_no_loop() -> None:
     except RuntimeError:
         return
     raise RuntimeError(
-        "serve() blocks until the server ends, and an event loop runs on this thread already, as in a "
-        "notebook; start 'interp-embed serve-sae', or call serve() on a thread of its own"
+        "serve() blocks until the server ends, but an event loop already runs in this thread, as in a "
+        "notebook; start 'interp-embed serve-sae', or call serve() in another thread"
     )
 
 

@@ -1,9 +1,9 @@
-"""What tests of this library, and of code that builds on it, are made of.
+"""Tools for tests of this library, and of code that builds on it.
 
-Random documents, one dense float64 oracle, stores of given documents, an SAE without a model, and
-storages that fail on demand, are slow, or count what is asked of them; a recorder of what is done to
-files, and what a power cut could leave of it; and a server that answers as a language model would.
-hypothesis is imported by `interp_embed.testing.strategies` alone.
+They are random documents, a dense float64 oracle, stores of given documents, an SAE without a model,
+storages that fail on demand, are slow, or count their requests, a recorder of changes to files, the
+states that a power cut could leave, and a server that answers like a language model. Only
+`interp_embed.testing.strategies` imports hypothesis.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ __all__ = ["FaultyStorage", "InjectedError", "LostResponseStorage", "TornStorage
 
 
 class InjectedError(OSError):
-    """The failure that was asked for.
+    """The requested failure.
 
     Attributes
     ----------
     first : bool
-        Whether it is the one call asked for, not one after the process is dead.
+        Whether this is the requested call, and not one after the process is dead.
     """
 
     def __init__(self, message: str, *, first: bool = True) -> None:
@@ -39,9 +39,9 @@ class FaultyStorage(WrappedStorage):
     fail_at
         Number of the call that fails, from 0; None for never.
     dead
-        Whether every later call fails too, as if the process had been killed: no clean-up is done.
+        Whether every later call fails too, as if the process had been killed without any clean-up.
     torn
-        Whether a failing write leaves half of its bytes, where a write is not atomic.
+        Whether a failing write leaves half of its bytes, if a write is not atomic.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class FaultyStorage(WrappedStorage):
             number == self.fail_at or (self.dead and number > self.fail_at)
         ):
             raise InjectedError(
-                f"{name}({key!r}) failed, as asked for, at call {number}",
+                f"{name}({key!r}) failed, as requested, at call {number}",
                 first=number == self.fail_at,
             )
 
@@ -104,10 +104,10 @@ class LostResponseStorage(WrappedStorage):
     prefix
         Keys that begin with it are affected.
     answer : {"raise", "false"}
-        What the caller sees: an error, or that the key existed already (a client that retried by
-        itself after the first answer was lost).
+        The answer that the caller sees: an error, or that the key already existed (as for a client
+        that retried by itself after the first answer was lost).
     times
-        How many calls are affected.
+        Number of calls that are affected.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class LostResponseStorage(WrappedStorage):
 
 
 class TornStorage(WrappedStorage):
-    """Keeps only the first half of what one `put_new` writes, and says that all went well.
+    """Keeps only the first half of the bytes of one `put_new`, and reports success.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Recording what is done to the files below a folder, in order, through whichever call it is done.
+"""Recording the changes to the files below a folder, in order, whichever call makes them.
 
 The calls of `os` and `open` are replaced while a `FileRecorder` is active, in this process and all of
-its threads. What writes in another way (compiled code, another process) is not seen when it happens;
-so when the recorder ends it replays its record and compares it with the folder, byte by byte, and
-raises where they differ.
+its threads. Writes by other means (compiled code, another process) are not seen when they happen.
+Therefore the recorder replays its record at the end, compares it with the folder byte by byte, and
+raises if they differ.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _REREAD = ("write", "pwrite", "writev", "pwritev", "ftruncate", "truncate", "sen
 
 @dataclass(frozen=True, slots=True)
 class FileOperation:
-    """One thing that was done.
+    """One recorded operation.
 
     Attributes
     ----------
     kind : str
-        What was done. ``"sync"`` is the fsync of a file or of a folder.
+        The kind of operation. ``"sync"`` is the fsync of a file or of a folder.
     path : str
-        What it was done to, as it was called just then, relative to the folder; ``""`` is the folder.
+        Path of the file or folder at that time, relative to the root; ``""`` is the root.
     node : int
         The number of that file or folder, which it keeps when it gets another name.
     target : str
@@ -57,9 +57,9 @@ class FileOperation:
     offset : int
         Where data was written, or the size to which a file was truncated.
     data : bytes
-        What was written.
+        The written bytes.
     mark : object
-        What `FileRecorder.mark` was called with.
+        The argument of `FileRecorder.mark`.
     """
 
     kind: Kind
@@ -81,16 +81,16 @@ class FileOperation:
 
 @dataclass(slots=True)
 class TreeState:
-    """Files and folders by number, and the names by which they are found.
+    """Files and folders by number, and their names.
 
     Attributes
     ----------
     names : dict of (int, str) to int
         The file or folder of each name in a folder.
     contents : dict of int to bytes
-        What is in each file.
+        The content of each file.
     folders : set of int
-        Which numbers are folders.
+        The numbers that are folders.
     """
 
     names: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class TreeState:
             number, folder = pending.pop()
             for entry in sorted(os.scandir(folder), key=lambda e: e.name):
                 if entry.is_symlink():
-                    raise ValueError(f"{entry.path} is a symbolic link, and those are not recorded")
+                    raise ValueError(f"{entry.path} is a symbolic link, which cannot be recorded")
                 known = numbers.setdefault(_identity(entry.stat()), len(numbers))
                 state.names[number, entry.name] = known
                 if entry.is_dir():
@@ -121,7 +121,7 @@ class TreeState:
         return TreeState(dict(self.names), dict(self.contents), set(self.folders))
 
     def apply(self, operation: FileOperation) -> None:
-        """Do what was done."""
+        """Apply an operation."""
         if operation.kind == "mkdir":
             self.folders.add(operation.node)
         elif operation.kind == "create":
@@ -142,7 +142,7 @@ class TreeState:
         Parameters
         ----------
         contents
-            What some files hold in place of what is in `contents`.
+            Content of some files, instead of that in `contents`.
         """
         below: dict[int, list[tuple[str, int]]] = {}
         for (folder, name), number in self.names.items():
@@ -204,14 +204,14 @@ def _written(content: bytes, operation: FileOperation) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What was done to a folder.
+    """The changes to a folder.
 
     Attributes
     ----------
     before : TreeState
-        What was there in the beginning.
+        The state at the beginning.
     operations : list of FileOperation
-        What was done, in order.
+        The operations, in order.
     """
 
     before: TreeState
@@ -244,7 +244,7 @@ class FileRecord:
         return FileRecord(self.before, [*self.operations, *moves])
 
     def replayed(self) -> TreeState:
-        """Return what all of it comes to."""
+        """Return the state after all operations."""
         state = self.before.copy()
         for operation in self.operations:
             state.apply(operation)
@@ -252,7 +252,7 @@ class FileRecord:
 
 
 class FileRecorder:
-    """Records what is done to the files below a folder, while it is active as a context manager.
+    """Records the changes to the files below a folder, while it is active as a context manager.
 
     Parameters
     ----------
@@ -263,12 +263,12 @@ class FileRecorder:
     Attributes
     ----------
     record : FileRecord
-        What was done so far.
+        The changes so far.
 
     Raises
     ------
     AssertionError
-        At the end, if the folder is not what the record comes to: something wrote past the recorder.
+        At the end, if the folder differs from the record: something wrote past the recorder.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """A server on this machine that speaks OpenAI's chat completions over HTTP, and fails on demand.
 
-For tests of what asks a language model: real requests, real connections, answers by a Python function.
-Needs nothing but the standard library.
+For tests of code that asks a language model: real requests, real connections, and answers by a Python
+function. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _BLOCK = re.compile(r"^<(data-[0-9a-f]{16})>\n(.*?)\n?^</\1>$", re.MULTILINE | r
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server does with a request.
+    """The server's reply to a request.
 
     Attributes
     ----------
     text : str or None
-        What the model says; None for no content at all.
+        The model's answer; None for no content at all.
     status : int
         HTTP status; anything but 200 is a failure with ``text`` as its message.
     headers : mapping of str to str
         Further headers.
     body : bytes or None
-        The body as it is, in place of a completion.
+        The raw body, instead of a completion.
     content_type : str
     delay : float
         Seconds before it answers.
     disconnect : bool
-        Close the connection in place of an answer.
+        Close the connection instead of answering.
     finish_reason : str
     usage : mapping or None
-        As the server counts tokens; None for not at all.
+        The server's count of tokens; None for no count.
     param : str or None
-        For a failure: which parameter is to blame.
+        For a failure: the parameter that caused it.
     """
 
     text: str | None = ""
@@ -94,7 +94,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """A request as it came.
+    """A received request.
 
     Attributes
     ----------
@@ -121,10 +121,10 @@ class LLMServer:
     Parameters
     ----------
     answer
-        Given the body of a request, what the model says: a text, a value to write as JSON, or a
-        `Reply`.
+        Takes the body of a request and returns the model's answer: a text, a value to write as JSON,
+        or a `Reply`.
     script
-        Replies for the first requests, before ``answer`` is asked; None for what ``answer`` says.
+        Replies for the first requests, before ``answer`` is called; None stands for ``answer``.
     structured_output
         Whether it knows ``response_format``; otherwise it refuses requests that have it with 400.
     unknown
@@ -133,13 +133,13 @@ class LLMServer:
     Attributes
     ----------
     url : str
-        To give as ``base_url``.
+        The value for ``base_url``.
     requests : list of ReceivedRequest
-        All that came, in order, also those that were refused.
+        All requests in order, including those that were refused.
     script : deque
-        Replies that are left.
+        The remaining replies.
     most_at_once : int
-        Requests that were being answered at the same time, at most.
+        Largest number of requests that were answered at the same time.
 
     Examples
     --------
@@ -305,7 +305,7 @@ def _body(reply: Reply, model: str) -> bytes:
 
 
 def samples_of(body: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return the data in a request of this library: a list for each block, of its JSON objects.
+    """Return the data in a request of this library: one list of JSON objects per block.
 
     A request for a label has the positive samples, the negative samples, and the label so far if
     there is one; a request for a score the description, and the samples.

@@ -1,4 +1,4 @@
-"""What every number should be: dense float64 numpy, straight from the definitions."""
+"""The right value of every number: dense float64 numpy, straight from the definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Method = Literal["max", "mean", "sum", "binarize", "count", "nnz", "var"]
 
 
 def dense(chunk: Chunk) -> list[NDArray[np.float64] | None]:
-    """Return each document's activations, shape (n_tokens, d_sae); None where it failed."""
+    """Return each document's activations, shape (n_tokens, d_sae); None for one that failed."""
     documents: list[NDArray[np.float64] | None] = []
     for position in range(chunk.n_documents):
         if chunk.status[position] == DocumentStatus.FAILED:
@@ -48,15 +48,15 @@ def oracle(
     Parameters
     ----------
     documents
-        What `dense` returns.
+        The result of `dense`.
     method : {"max", "mean", "sum", "binarize", "count", "nnz", "var"}
-        Over a document's tokens; a token where the feature is absent has activation 0. ``binarize``
-        is 1 where some token exceeds ``threshold``, ``count`` the number of tokens that do; ``nnz``
-        is the number of tokens that are not 0, ``var`` the mean squared deviation from the mean.
+        Over a document's tokens; a token without the feature has activation 0. ``binarize`` is 1 if
+        some token exceeds ``threshold``, ``count`` the number of tokens that do; ``nnz`` is the number
+        of tokens that are not 0, ``var`` the mean squared deviation from the mean.
     threshold
         For ``binarize`` and ``count``.
     d_sae
-        Number of features; needed only where every document failed.
+        Number of features; needed only if every document failed.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def oracle(
     """
     width = next((m.shape[1] for m in documents if m is not None), d_sae)
     if width is None:
-        raise ValueError("every document failed: d_sae says how many features there are")
+        raise ValueError("d_sae must be given if every document failed, got None")
     out = np.full((len(documents), width), np.nan)
     for row, matrix in zip(out, documents, strict=True):
         if matrix is None:
@@ -89,8 +89,8 @@ def oracle(
             row[:] = matrix.var(axis=0)
         else:
             raise ValueError(
-                "Expected method to be one of 'max', 'mean', 'sum', 'binarize', 'count', 'nnz', "
-                "'var'. "
-                f"Received {method!r} instead."
+                "method must be one of 'max', 'mean', 'sum', 'binarize', 'count', 'nnz', "
+                "'var', "
+                f"got {method!r}"
             )
     return out

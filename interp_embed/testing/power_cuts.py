@@ -46,7 +46,7 @@ Choice = tuple[frozenset[int], Contents]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CrashState:
-    """What a crash left.
+    """The state after a crash.
 
     Attributes
     ----------
@@ -55,11 +55,11 @@ class CrashState:
     folders : set of str
         The folders.
     done : int
-        How many operations of the record had been done.
+        Number of operations of the record that had been done.
     marks : tuple
-        What had been marked as done.
+        The marks that had been reported as done.
     lost : list of str
-        What is not there, or not as it was, in words.
+        Descriptions of everything that is missing or changed.
     """
 
     files: Mapping[str, bytes]
@@ -78,18 +78,18 @@ class CrashState:
 
 
 def crash_states(record: FileRecord, *, limit: int = 64, seed: int = 0) -> Iterator[CrashState]:
-    """Yield the states in which a crash could leave what was recorded, each of them once.
+    """Yield the states in which a crash could leave the recorded files, each of them once.
 
     Parameters
     ----------
     record
-        What was done.
+        The changes.
     limit
-        States at each moment. Where there are no more, all are given; else nothing lost, everything
-        lost, all names with contents of each kind, and then a sample of: one change lost, one change
-        kept, all changes up to one, one file torn, and any mixture of these.
+        Largest number of states per moment. If there are no more, all are yielded. Otherwise: nothing
+        lost, everything lost, all names with contents of each kind, and then a sample of: one change
+        lost, one change kept, all changes up to one, one file torn, and any mixture of these.
     seed
-        Of the sample. The same record gives the same states.
+        Seed of the sample. The same record gives the same states.
 
     Yields
     ------
@@ -121,14 +121,14 @@ def crash_states(record: FileRecord, *, limit: int = 64, seed: int = 0) -> Itera
 
 
 def safe_state(record: FileRecord, done: int | None = None) -> CrashState:
-    """Return what is sure to be there after a crash, as nothing else was synced.
+    """Return the state that is certain after a crash, because nothing else was synced.
 
     Parameters
     ----------
     record
-        What was done.
+        The changes.
     done
-        How many operations had been done; all by default.
+        Number of operations that had been done; all by default.
     """
     disk = _Disk(record.before)
     count = len(record.operations) if done is None else done

@@ -1,4 +1,4 @@
-"""An SAE that runs no model, for measuring and testing what is around one."""
+"""An SAE that runs no model, for measuring and testing the code around one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["ReplaySAE"]
 
 
 class ReplaySAE(BaseSAE):
-    """Gives activations that are known already, as fast as memory allows.
+    """Returns known activations, as fast as memory allows.
 
-    A text begins with a number, such as ``"17"`` or ``"17 and more"``: it has the activations of the
-    document at that position, counted round and round. Its first ordinary token is the whole text,
-    those behind it are empty.
+    A text begins with a number, such as ``"17"`` or ``"17 and more"``. It has the activations of the
+    document at that position, modulo the number of documents. Its first ordinary token is the whole
+    text; later ordinary tokens are empty.
 
     Parameters
     ----------
     chunk : Chunk, optional
-        Documents to take activations from, each with a token or more. Without it the SAE can be named
-        and asked for its metadata, but not loaded.
+        Documents to take activations from, each with at least one token. Without it the SAE has
+        metadata, but cannot be loaded.
     """
 
     recorded_as = "interp_embed.testing:ReplaySAE"
@@ -58,7 +58,7 @@ class ReplaySAE(BaseSAE):
         self._first_ordinary = found - starts
 
     def destroy_models(self) -> None:
-        """Do nothing: what is replayed stays."""
+        """Do nothing: the replayed documents stay."""
 
     def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
         """Return the activations of each text."""

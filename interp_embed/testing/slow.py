@@ -1,4 +1,4 @@
-"""Storages that count their requests, and that take their time over each, around a real one."""
+"""Storages around a real one that count their requests or delay them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["CountingStorage", "SlowStorage"]
 class CountingStorage(WrappedStorage):
     """Counts requests.
 
-    Every call is one request, but for `sync`, which an object store does without; deleting a folder
-    is one as well.
+    Every call is one request, except `sync`, which an object store does not need. Deleting a folder is
+    also one request.
 
     Parameters
     ----------
     inner
         The storage that does the work.
     remote
-        Whether it is to be read like a storage far away; by default as ``inner`` is.
+        Whether it is read like a remote storage. The default is that of ``inner``.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class CountingStorage(WrappedStorage):
     bytes_read : int
         Bytes of all ``get`` and ``get_range``.
     in_flight, most_in_flight : int
-        Requests under way, and the most that ever were at once.
+        Requests in flight, and the largest number so far.
     """
 
     def __init__(self, inner: Storage, *, remote: bool | None = None) -> None:
@@ -50,7 +50,7 @@ class CountingStorage(WrappedStorage):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Reset all counts."""
         self.requests_by_kind: Counter[str] = Counter()
         self.keys: list[tuple[str, str]] = []
         self.bytes_read = 0
@@ -95,16 +95,16 @@ class CountingStorage(WrappedStorage):
 
 
 class SlowStorage(CountingStorage):
-    """Counts requests, and lets each take a given time, as an object store does.
+    """Counts requests, and delays each by a given time, as an object store does.
 
-    Any number of requests are under way at once.
+    Any number of requests may be in flight at once.
 
     Parameters
     ----------
     inner
         The storage that does the work.
     latency
-        Seconds that each request takes at least.
+        Least number of seconds per request.
     """
 
     def __init__(self, inner: Storage, latency: float = 0.05) -> None:

@@ -50,7 +50,7 @@ def store_from_chunk(
     Parameters
     ----------
     path
-        Where to create it.
+        Path at which to create it.
     chunk
         The documents, numbered from 0.
     frame
@@ -58,7 +58,7 @@ def store_from_chunk(
     documents_per_chunk
         Documents that are committed together.
     dtype
-        Of the stored activations; by default that of the chunk.
+        Dtype of the stored activations; by default that of the chunk.
     feature_labels
         Stored with the activations.
     field
@@ -97,7 +97,7 @@ def assert_chunks_equal(found: Chunk, expected: Chunk) -> None:
     Raises
     ------
     AssertionError
-        Naming the array that differs.
+        If an array differs. The message names it.
     """
     assert found.d_sae == expected.d_sae
     for name in ("doc_id", "status", "doc_ptr", "token_ptr", "feature", "activation"):

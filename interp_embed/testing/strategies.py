@@ -131,16 +131,16 @@ def random_chunk(
     negative: bool = True,
     failures: bool = True,
 ) -> Chunk:
-    """Return documents from a seed: as many as wanted, quickly.
+    """Return a given number of documents from a seed, quickly.
 
     Parameters
     ----------
     seed
-        Of numpy's generator.
+        Seed of numpy's generator.
     n_documents
-        How many. One in ten is empty, and one in ten failed.
+        Number of documents. One in ten is empty, and one in ten failed.
     d_sae, mean_tokens, active
-        Number of features, tokens a document, and features a token: averages, but for the first.
+        Number of features, tokens per document, and features per token; the last two are averages.
     dtype
         Of the activations.
     negative

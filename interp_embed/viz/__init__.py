@@ -1,7 +1,7 @@
 """HTML for notebooks and pages.
 
-Owns how tokens, rows, data sets and comparisons look. Takes plain values and returns strings; knows
-nothing of data sets, stores or models, and nothing imports it but what shows things to people.
+Owns the look of tokens, rows, data sets and comparisons. Takes plain values and returns strings. It
+does not know data sets, stores or models, and only code that shows things to people imports it.
 """
 
 from __future__ import annotations

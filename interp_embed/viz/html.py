@@ -1,6 +1,6 @@
 """Pure functions from plain values to HTML strings.
 
-Owns what data sets and rows look like in a notebook, and is where all of them are imported from: tokens
+Owns the look of data sets and rows in a notebook. All of these functions are imported from here: tokens
 are in `interp_embed.viz.tokens`, pages in `interp_embed.viz.pages`, and the style sheets in
 `interp_embed.viz.style`. Every text that comes from outside is escaped, nothing is loaded from
 elsewhere and nothing needs JavaScript: values show on hover by way of ``title``. Colours are
@@ -83,7 +83,7 @@ def row_html(
     tokens, special
         As for `token_html`.
     activations
-        One feature's activation a token; None to show the text alone.
+        One feature's activation per token; None to show the text alone.
     title
         A line above, such as the feature and its label.
     max_activation

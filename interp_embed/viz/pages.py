@@ -1,4 +1,4 @@
-"""Whole pages that need no other file, such as the one on what tells two groups of documents apart."""
+"""Whole pages that need no other file, such as the comparison of two groups of documents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FeatureDifference:
     feature : int
         Its number.
     label : str
-        What it stands for; empty if unknown.
+        The meaning of the feature; empty if unknown.
     share_a, share_b : float
         Shares of the documents of each group in which it is active, 0 to 1.
     low, high : float
@@ -34,7 +34,7 @@ class FeatureDifference:
     q_value : float or None
         False discovery rate at which the difference would count as one.
     tokens : sequence of str
-        Some tokens on which it is most active, as a hint where there is no label.
+        Some tokens on which it is most active, as a hint if there is no label.
     """
 
     feature: int
@@ -61,11 +61,11 @@ class HighlightedDocument:
     tokens : sequence of str
         Its token strings.
     activations : sequence of float
-        One a token.
+        One per token.
     special : sequence of bool or None
         Which tokens stand for no part of the text.
     caption : str
-        A line under it: where it comes from, for instance.
+        A line under it, for example its source.
     group : str
         "a", "b" or empty: which of two groups it is in.
     """
@@ -116,7 +116,7 @@ def diff_page(
     introduction: str = "",
     source: str = "",
 ) -> str:
-    """Return a page on what tells two groups of documents apart.
+    """Return a page that compares two groups of documents.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def diff_page(
         For some features, the documents in which they are most active. Their shading is scaled
         to the strongest activation among one feature's documents.
     name_a, name_b, n_a, n_b
-        What the groups are called, and how many documents each has.
+        Names of the groups, and their numbers of documents.
     source
         Plain text at the end: where the documents come from, and their licence.
     """

@@ -1,4 +1,4 @@
-"""Style sheets of what `interp_embed.viz.html` makes; data only."""
+"""Style sheets for the output of `interp_embed.viz.html`; data only."""
 
 from __future__ import annotations
 

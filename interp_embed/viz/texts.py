@@ -1,4 +1,4 @@
-"""Texts and numbers as HTML has them: escaped, cut, and with what cannot be seen made visible."""
+"""Texts and numbers for HTML: escaped, cut, and with invisible characters made visible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def visible(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with four digits, and a minus sign that is one."""
+    """Return a number with four digits and a real minus sign."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:.4g}".replace("-", MINUS)

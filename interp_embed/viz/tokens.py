@@ -28,7 +28,7 @@ def token_html(
         Token strings. An empty one continues the character before it (an emoji is often several
         tokens) and is shaded with it.
     activations
-        One a token. Positive ones are shaded amber, negative ones blue, zeros not at all.
+        One per token. Positive ones are shaded amber, negative ones blue, zeros not at all.
     special
         Tokens to dim, because they stand for no part of the text.
     max_activation
@@ -43,13 +43,13 @@ def token_html(
     Raises
     ------
     ValueError
-        The arguments are not of one length.
+        If the arguments do not have one length.
     """
     special = [False] * len(tokens) if special is None else special
     if not len(tokens) == len(activations) == len(special):
         raise ValueError(
-            f"Expected an activation and a special flag a token. Received {len(tokens)} tokens, "
-            f"{len(activations)} activations and {len(special)} flags."
+            f"tokens, activations and special must have one length, got {len(tokens)}, "
+            f"{len(activations)} and {len(special)}"
         )
     units = token_units(tokens, activations, special)
     if max_activation is None:

@@ -268,8 +268,8 @@ def test_a_missing_file_and_a_missing_column_are_named(cli, source):
     )
     assert code == 1
     assert err == (
-        f"error: {source} has no column 'body'; its columns are ['text', 'n']. Give the one that "
-        "holds the text with --field\n"
+        f"error: {source} has no column 'body'; its columns are ['text', 'n']. Name the column with "
+        "the text with --field\n"
     )
 
 
@@ -299,7 +299,7 @@ def test_nothing_encoded_at_all_is_an_error(cli):
     code, out, err = cli("encode", "a.csv", "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 1
     assert "this text cannot be encoded" in out
-    assert err == "error: no document could be encoded, for the reasons above\n"
+    assert err == "error: no document could be encoded; the reasons are above\n"
 
 
 def test_the_same_command_again_encodes_nothing_twice(cli, source, store, monkeypatch, tmp_path):
@@ -349,19 +349,19 @@ def test_an_sae_may_come_from_a_module_in_the_current_folder(cli, source, monkey
 @pytest.mark.parametrize(
     ("sae", "message"),
     [
-        ("embeded", "expected 'embedded', RELEASE/SAE_ID"),
-        ("no_such_module:make", "there is no module 'no_such_module'"),
+        ("embeded", "--sae must be 'embedded', RELEASE/SAE_ID"),
+        ("no_such_module:make", "module 'no_such_module' is neither installed"),
         ("tests.support.fake_sae:make", "has no attribute 'make'"),
         (
             "tests.support.fake_sae:words",
-            "the factory tests.support.fake_sae:words given with --sae failed",
+            "--sae tests.support.fake_sae:words: the factory failed",
         ),
-        ("math:sin", "the factory math:sin given with --sae failed"),
-        ("math:pi", "given with --sae returned a float, expected an interp_embed.sae.BaseSAE"),
-        ("collections:OrderedDict", "returned a OrderedDict, expected an interp_embed.sae.BaseSAE"),
-        (".", "it has no cfg.json in it"),
-        ("/no/such/folder", "it has no cfg.json in it"),
-        ("release/", "expected 'embedded', RELEASE/SAE_ID"),
+        ("math:sin", "--sae math:sin: the factory failed"),
+        ("math:pi", "the factory must return an interp_embed.sae.BaseSAE, got float"),
+        ("collections:OrderedDict", "must return an interp_embed.sae.BaseSAE, got OrderedDict"),
+        (".", "it contains no cfg.json"),
+        ("/no/such/folder", "it contains no cfg.json"),
+        ("release/", "--sae must be 'embedded', RELEASE/SAE_ID"),
     ],
 )
 def test_an_sae_that_cannot_be_found_is_said_before_any_work(cli, source, sae, message):
@@ -467,7 +467,7 @@ def test_ctrl_c_keeps_what_was_committed_and_says_how_to_go_on(cli, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted\n" in err
-    assert "The same command again goes on from there" in err
+    assert "Run the same command again to resume" in err
     known = json.loads(cli("info", "s.zarr", "--json")[1])
     assert known["encoded"] >= 6
     assert known["missing"] == 400 - known["encoded"]
@@ -680,7 +680,7 @@ def test_compact_merges_and_changes_nothing_that_is_read(cli):
     before = Dataset.load_from_file("s.zarr").latents("sum")
     code, out, err = cli("compact", "s.zarr")
     assert (code, err) == (0, "")
-    assert "10 chunks, now 1; " in out
+    assert "10 chunks before, 1 now; " in out
     np.testing.assert_array_equal(Dataset.load_from_file("s.zarr").latents("sum"), before)
     assert cli("verify", "s.zarr")[0] == 0
 
@@ -755,7 +755,10 @@ def test_convert_keeps_the_dtype_unless_told_otherwise(cli, source):
 def test_convert_overwrites_only_when_told_to(cli, store):
     Path("there.pkl").write_text("precious")
     code, _, err = cli("convert", store, "there.pkl")
-    assert (code, err) == (1, "error: there.pkl exists. Give another path, or --overwrite\n")
+    assert (code, err) == (
+        1,
+        "error: there.pkl already exists. Give another path, or --overwrite\n",
+    )
     assert Path("there.pkl").read_text() == "precious"
     assert cli("convert", store, "there.pkl", "--overwrite")[0] == 0
     assert Dataset.load_from_file("there.pkl").documents()[0] == "the cat sat on the mat"
@@ -815,7 +818,7 @@ def test_the_demo_shows_what_tells_the_groups_apart_and_a_second_run_encodes_not
     monkeypatch.setattr(LocalSAE, "load", lambda self: pytest.fail("loads a model"))
     code, again, _ = cli("demo", "--device", "cpu")
     assert code == 0
-    assert "has them already" in again
+    assert "already has them" in again
     table = again[again.index("Features that") : again.index("400 documents")]
     assert table in out
     assert Path("demo/index.html").read_text(encoding="utf-8") == page

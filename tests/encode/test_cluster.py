@@ -109,9 +109,9 @@ def test_killing_a_worker_in_the_middle_loses_nothing(planned, client):
 def test_what_a_worker_raises_is_raised(tmp_path, client):
     path = tmp_path / "t.zarr"
     saving.plan_store(records(9), path, Unknown(), field="text", documents_per_chunk=4)
-    with pytest.raises(ValueError, match="cannot be built again") as caught:
+    with pytest.raises(ValueError, match="cannot be rebuilt") as caught:
         encode(path, client=client)
-    assert "what was committed is safe" in caught.value.__notes__[0]
+    assert "everything committed is safe" in caught.value.__notes__[0]
     assert len(gaps(Store(path))) == 1
 
 

@@ -234,7 +234,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(at, tmp_path):
     with pytest.raises(KeyboardInterrupt) as caught:
         Dataset(data, sae, save_path=tmp_path / "s", batch_size=2, save_every_batch=1)
     (note,) = caught.value.__notes__
-    assert "What was committed is safe" in note
+    assert "Everything committed is safe" in note
     assert f"Dataset.load_from_file({str(tmp_path / 's')!r}, resume=True)" in note
     assert not sae.is_loaded()
     half = Store(tmp_path / "s")
@@ -451,7 +451,7 @@ def test_an_interrupt_that_something_swallowed_still_ends_the_run(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
         Dataset(texts, SwallowingSAE(), save_path=tmp_path / "s", batch_size=1, save_every_batch=1)
-    assert "To continue" in "".join(caught.value.__notes__)
+    assert "To resume" in "".join(caught.value.__notes__)
     assert signal.getsignal(signal.SIGINT) is before
     assert [row is None for row in Dataset.load_from_file(tmp_path / "s")] == [False] * 2 + [
         True

@@ -404,7 +404,7 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_after_an_interrupt(tmp_pa
             planned(storage, [f"d{i}" for i in range(40)]), Breaks(), batch_size=2,
             documents_per_commit=8,
         )  # fmt: skip
-    assert any("given up" in note for note in caught.value.__notes__)
+    assert any("abandoned" in note for note in caught.value.__notes__)
     Stuck.release.set()
     data = Dataset.load_from_file(tmp_path / "s", resume=True)
     assert len(data.filter_na_rows()) == 40
@@ -561,7 +561,7 @@ def test_the_command_line_logs_json_and_leaves_with_143_after_sigterm(tmp_path):
     _, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 143, err
     assert "terminated\n" in err
-    assert "The same command again goes on from there" in err
+    assert "Run the same command again to resume" in err
     assert "Traceback" not in err
 
 

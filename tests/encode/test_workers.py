@@ -253,7 +253,7 @@ def test_workers_name_an_sae_that_the_store_cannot_name(tmp_path, cli, monkeypat
     assert "interp-embed encode s.zarr --worker i/n --sae mine:make" in out
     code, _, err = cli("encode", "s.zarr", "--worker", "0/1")
     assert code == 1
-    assert "cannot be built again" in err
+    assert "cannot be rebuilt" in err
     assert "--sae" in err
     assert cli("encode", "s.zarr", "--worker", "0/1", "--sae", "mine:make")[0] == 0
     assert cli("finish", "s.zarr")[0] == 0
@@ -277,7 +277,7 @@ def test_finishing_lists_the_missing_chunks_and_does_nothing(planned, cli):
     code, out, _ = cli("finish", planned)
     assert code == 0
     assert "49 of 50 documents encoded" in out
-    assert "document 16 for one" in out
+    assert "for example document 16" in out
     assert verify(planned) == []
     assert cli("finish", planned)[0] == 0
 
@@ -294,14 +294,14 @@ def test_a_store_alone_is_encoded_and_finished(planned, cli):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--worker", "2/2"], 2, "expected a worker from 0/2 to 1/2, got 2/2"),
-        (["--worker", "one"], 2, "expected i/n"),
+        (["--worker", "2/2"], 2, "worker must be from 0/2 to 1/2, got 2/2"),
+        (["--worker", "one"], 2, "must have the form i/n"),
         (["--dtype", "float16"], 2, "--dtype is for a new store"),
         (["--save-every", "3"], 2, "--save-every is for a new store"),
-        (["--gpus", "all", "--processes", "2"], 2, "exclude each other"),
-        (["--gpus", "all"], 1, "this process sees 0 GPUs. For processes on the CPU"),
+        (["--gpus", "all", "--processes", "2"], 2, "cannot be combined"),
+        (["--gpus", "all"], 1, "this process sees 0 GPUs. To run processes on the CPU"),
         (["--gpus", "1"], 1, "this process sees 0 GPUs"),
-        (["--gpus", "some"], 1, "'all', a number of GPUs, or some of them"),
+        (["--gpus", "some"], 1, "'all', a number of GPUs, or a list"),
         (["--device", "cuda:0"], 1, "--device cuda:0"),
         (["--sae", "tests.support.fake_sae:WideSAE"], 1, "was made with other documents"),
     ],
@@ -320,7 +320,7 @@ def test_no_store_and_a_worker_without_a_plan_are_refused(tmp_path, cli):
     assert "there is no store" in cli("finish", tmp_path / "nowhere")[2]
     code, _, err = cli("encode", source)
     assert code == 1
-    assert "is a file, and a store is a folder" in err
+    assert "is a file, but a store is a folder" in err
     code, _, err = cli("encode", source, tmp_path / "s", "--worker", "0/2")
     assert code == 2
     assert "interp-embed plan" in " ".join(err.split())
@@ -331,7 +331,7 @@ def test_an_sae_that_is_not_there_is_refused_before_documents_are_written(tmp_pa
     pytest.importorskip("sae_lens")
     source = source_of(records(3), tmp_path)
     for sae, message in [
-        ("no-such/thing", "release='no-such' is no release that SAELens knows"),
+        ("no-such/thing", "release='no-such' is not a release that SAELens knows"),
         ("gpt2-small-res-jb/blocks.8.hook_resid", "which has blocks.8.hook_resid_pre"),
     ]:
         code, _, err = cli("plan", source, tmp_path / "s", "--sae", sae)
@@ -365,7 +365,7 @@ def test_an_interrupted_command_says_how_to_go_on(planned, tmp_path, cli, monkey
         patch.setattr("interp_embed.encode.planned.finish_chunks", interrupted)
         found, _, err = cli(*arguments)
     assert found == code
-    assert "what was written is safe. The same command again goes on from there" in err
+    assert "everything written is safe. Run the same command again to resume" in err
     assert cli(*arguments)[0] == 0
 
 
@@ -376,7 +376,7 @@ def test_processes_are_on_the_cpu_and_gpus_need_no_device(planned, cli):
     assert [each.device for each in found] == ["cuda:1"]
     code, _, err = cli("encode", planned, "--gpus", "all", "--device", "cpu")
     assert code == 2
-    assert "--gpus says where the models run" in " ".join(err.split())
+    assert "--gpus already chooses the devices" in " ".join(err.split())
 
 
 def test_lines_of_json_that_a_worker_s_sae_prints_are_messages(capsys):
@@ -468,7 +468,7 @@ def test_a_signal_reaches_the_processes_and_they_can_be_started_again(planned, t
     child.send_signal(number)
     _, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 128 + number, err
-    assert err.count("what was committed is safe. The same command again") == 2
+    assert err.count("everything committed is safe. Run the same command again") == 2
     held = Store(planned).ledger.n_held
     assert 0 < held < 50
     assert not (planned / "manifest.json").exists()

@@ -313,13 +313,13 @@ def test_the_command_knows_which_features_there_are(beyond, more, dataset, tmp_p
     feature = width + beyond
     assert run(["labels", str(tmp_path / "s"), "-f", "3", "-f", str(feature), *more]) == 2
     out = capsys.readouterr()
-    assert f"--feature: the SAE has no feature {feature}; it has 0 to {width - 1}" in out.err
+    assert f"--feature must be between 0 and {width - 1} for this SAE, got {feature}" in out.err
     assert not out.out
 
 
 def test_the_command_says_that_a_feature_has_no_label(dataset, tmp_path, capsys):
     assert run(["labels", str(tmp_path / "s"), "-f", "1"]) == 0
-    assert capsys.readouterr().out == "no labels of 1\n"
+    assert capsys.readouterr().out == "no labels for 1\n"
 
 
 # What is said of an import
@@ -407,7 +407,7 @@ def test_why_a_label_does_not_show_is_said(other, mine, why, dataset):
 def test_the_command_says_what_is_wrong_in_a_line(dataset, tmp_path, capsys):
     store = str(tmp_path / "s")
     assert run(["labels", store, "--source", "given"]) == 2
-    assert "are for --import" in capsys.readouterr().err
+    assert "need --import" in capsys.readouterr().err
     assert run(["labels", store, "--import", str(tmp_path / "none.csv")]) == 1
     assert "No such file" in capsys.readouterr().err
     assert run(["labels", store, "--export", str(tmp_path / "x.txt"), "--from-tokens"]) == 1

@@ -49,7 +49,7 @@ def test_the_reasons_of_failures_are_counted_and_their_first_features_named():
         22: "HTTP 400: the prompt\nis too long",
     }
     assert str(bulk(failed)).splitlines() == [
-        "1 feature labelled, 9 failed, 9 requests (1 more were answered before), 99 tokens",
+        "1 feature labelled, 9 failed, 9 requests (1 more were already answered), 99 tokens",
         f"  7 failed: {quiet.format(10)} (features 10, 11, 12, 13, 14, …)",
         "  2 failed: HTTP 400: the prompt is too long (features 20, 22)",
     ]

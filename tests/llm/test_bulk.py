@@ -333,7 +333,9 @@ def test_answers_that_cannot_be_kept_end_it(dataset, monkeypatch):
     monkeypatch.setattr(Answers, "put", full)
     with (
         LLMServer(judge) as server,
-        pytest.raises(AnswersNotKeptError, match=r"no room for answers\. Nothing more") as caught,
+        pytest.raises(
+            AnswersNotKeptError, match=r"no room for answers\. No more requests"
+        ) as caught,
     ):
         label(dataset, server, max_concurrency=2)
     assert len(server.requests) <= 5 + 2 * 2
@@ -489,7 +491,7 @@ def test_what_the_budget_left_unscored_is_no_failure(dataset, capsys):
         assert row.label == f"w{row.feature}"
         assert row.failed == ""
         assert "the limit of 6,000 tokens is reached" in row.not_scored
-        assert "1 of them without a score that was asked for" in found.stopped
+        assert "1 of them without a requested score" in found.stopped
         assert "1 not scored, 0 failed" in str(found)
         arguments = ["label", dataset.path, "--model", MODEL, "-k", "8", "--base-url", server.url]
         capsys.readouterr()
@@ -518,7 +520,7 @@ def test_a_budget_smaller_than_one_feature_asks_for_nothing(dataset):
         found = label(dataset, server, max_tokens=200)
         assert server.requests == []
     assert (len(found.table), found.tokens) == (0, 0)
-    assert "what comes next may take" in found.stopped
+    assert "the next step may use" in found.stopped
 
 
 def test_requests_that_wait_for_each_other_end_with_the_budget():
@@ -557,7 +559,7 @@ def test_a_read_only_store_is_noticed_before_anything_is_paid_for(dataset, monke
 
     monkeypatch.setattr(LocalStorage, "put_if_absent", refuse)
     with LLMServer(judge) as server:
-        with pytest.raises(AnswersNotKeptError, match="none is paid for: labels/"):
+        with pytest.raises(AnswersNotKeptError, match="no request was sent: labels/"):
             label(dataset, server)
         with pytest.raises(AnswersNotKeptError):
             asyncio.run(dataset.label_feature(3, base_url=server.url, k=3, answers=dataset.answers))
@@ -611,15 +613,15 @@ def test_a_server_that_counts_nothing_is_counted_by_characters(dataset):
     [
         ({"max_cost": 1.0}, "needs the model's prices"),
         ({"max_cost": 0, "prices": (1, 1)}, "max_cost must be a number above 0"),
-        ({"max_cost": 1.0, "prices": (0, 0)}, "no limit where prices"),
+        ({"max_cost": 1.0, "prices": (0, 0)}, "must not both be 0"),
         ({"prices": (1.0,)}, "prices must be two numbers"),
         ({"prices": (1.0, -2)}, "prices must be two numbers"),
         ({"max_tokens": -5}, "max_tokens must be a number above 0"),
         ({"requests_per_minute": float("nan")}, "requests_per_minute must be"),
         ({"tokens_per_minute": True}, "tokens_per_minute must be"),
         ({"max_concurrency": 0}, "max_concurrency must be a positive integer"),
-        ({"score": "vibes"}, "score must be one of reference, detection, fuzzing"),
-        ({"score": ["detection", 3]}, "score must be one of"),
+        ({"score": "vibes"}, "score must be one or several of reference, detection, fuzzing"),
+        ({"score": ["detection", 3]}, "score must be one or several of"),
         ({"k": 0}, "k must be a positive integer"),
         ({"examples": "best"}, "examples must be one of"),
         ({"settings": {"model": "x"}}, "settings must not have 'model'"),
@@ -788,7 +790,10 @@ def test_a_document_that_was_not_encoded_is_passed_over(tmp_path):
     [
         (["--max-cost", "5"], "--max-cost=5 needs the model's prices"),
         (["--max-cost", "-1", "--prices", "1,1"], "--max-cost must be a number above 0"),
-        (["--max-cost", "1", "--prices", "0,0"], "--max-cost is no limit where --prices (0, 0)"),
+        (
+            ["--max-cost", "1", "--prices", "0,0"],
+            "--prices must not both be 0 if there is a limit on cost, got (0, 0)",
+        ),
         (["--requests-per-minute", "0"], "--requests-per-minute must be"),
         (["--timeout", "0"], "--timeout must be a number of seconds"),
         (["--base-url", "nowhere"], "--base-url must be a URL"),
@@ -848,7 +853,7 @@ def test_the_command_estimates_labels_and_stops_at_a_budget(dataset, capsys):
         printed = capsys.readouterr()
         assert "stopped: the limit of $0.0061 is reached" in printed.err
         assert run([*common, "--features", "1-x"]) == 2
-        assert "features are numbers and ranges" in capsys.readouterr().err
+        assert "features must be numbers and ranges" in capsys.readouterr().err
         assert run([*common, "--prices", "1"]) == 2
         capsys.readouterr()
         assert run([*common, "--features", "99"]) == 1

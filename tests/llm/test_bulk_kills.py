@@ -144,13 +144,13 @@ def test_an_interrupt_waits_for_what_is_under_way(tmp_path):
         )
     waits, first, *_ = said.splitlines()
     assert re.fullmatch(
-        r"waiting for [1-4] requests? that are paid for, 20 s at most; Ctrl-C again to leave them",
+        r"waiting at most 20 s for [1-4] paid requests?; Ctrl-C again to abandon them",
         waits,
     )
     assert first == "interrupted"
-    assert "The same command again goes on" in said
+    assert "Run the same command again to resume" in said
     assert "Traceback" not in said
-    assert " more requests were answered before" in again.stdout
+    assert " more requests were already answered" in again.stdout
     assert set(asked(server).values()) == {1}
     assert len(Dataset.load_from_file(path).feature_labels()) == 24
 
@@ -167,7 +167,7 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
         child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.reached.wait(PATIENCE)
         child.send_signal(signal.SIGINT)
-        assert child.stderr.readline().startswith("waiting for 3 requests that are paid for")
+        assert child.stderr.readline().startswith("waiting at most 20 s for 3 paid requests")
         assert child.poll() is None
         begun = time.monotonic()
         child.send_signal(signal.SIGINT)
@@ -175,6 +175,6 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
         assert time.monotonic() - begun < 15  # and not the twenty seconds that it would wait
         assert child.returncode == 130
     assert said.splitlines()[0] == "interrupted"
-    assert "The same command again goes on" in said
+    assert "Run the same command again to resume" in said
     assert "Traceback" not in said
     assert run(["verify", str(path)]) == 0

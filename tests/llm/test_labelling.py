@@ -590,7 +590,7 @@ def test_a_client_is_shared_by_many_calls(dataset):
                 result = await dataset.score_feature(FEATURE, labels[0].label, client=client)
                 with pytest.raises(ValueError, match="base_url and answers to the client"):
                     await dataset.label_feature(FEATURE, base_url="http://x", client=client)
-                with pytest.raises(ValueError, match="the client is for 'local/model'"):
+                with pytest.raises(ValueError, match="got one for 'local/model'"):
                     await dataset.label_feature(FEATURE, "other/model", client=client)
                 return result, client.usage
 

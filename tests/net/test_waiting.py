@@ -53,8 +53,8 @@ def test_a_silent_server_is_spoken_of_after_twice_as_long_each_time(loop, capsys
             waiting.answers(wait)
 
     assert told(loop, story, capsys) == [
-        f"the server has not answered for {n} s (1 request waits): after {100 - n} s more it is asked "
-        "again (attempt 2 of 3)"
+        f"the server has not answered for {n} s (1 request waits): it is asked again in "
+        f"{100 - n} s (attempt 2 of 3)"
         for n in (20, 40, 80)
     ] + ["the server answers again"]
 
@@ -70,11 +70,11 @@ def test_the_last_attempt_is_given_up_and_a_pause_says_why(loop, capsys):
             await pass_time(20)
 
     assert told(loop, story, capsys) == [
-        "the server is busy or fails (it said 503): a request is repeated in 15 s, and for about 20 s "
+        "the server is busy or fails (it said 503): retrying a request in 15 s, and for about 20 s "
         "in all",
-        "the server has not answered for 20 s (1 request waits): it said 503; attempt 3 of 3 comes in "
+        "the server has not answered for 20 s (1 request waits): it said 503; attempt 3 of 3 follows in "
         "0 s",
-        "the server has not answered for 40 s (1 request waits): after 5 s more it is given up",
+        "the server has not answered for 40 s (1 request waits): the request is given up in 5 s",
     ]
 
 

@@ -156,7 +156,7 @@ def test_it_works_where_an_event_loop_runs_already(opened):
 
 def test_a_coroutine_of_the_sae_that_waits_for_the_sae_is_told_so(opened):
     sae = opened(LocalApiSAE(lambda text: sae.encode(["other"])))
-    assert "cannot wait for the same SAE" in sae.encode_chunk(["x"]).reasons[0]
+    assert "cannot call the blocking methods of the same SAE" in sae.encode_chunk(["x"]).reasons[0]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
@@ -240,7 +240,7 @@ def below_zero():
             "beyond the end of its text",
         ),
         (lambda t: ApiDocument(csr_matrix([[1.0]]), spans([2], [3])), "do not partition its text"),
-        (lambda t: ApiDocument(csr_matrix([[1.0]]), spans([0, 1], [1])), "have lengths [1, 2]"),
+        (lambda t: ApiDocument(csr_matrix([[1.0]]), spans([0, 1], [1])), "got lengths [1, 2]"),
     ],
 )
 def test_what_does_not_fit_together_fails_the_document(opened, answer, reason):
@@ -253,7 +253,7 @@ def test_what_does_not_fit_together_fails_the_document(opened, answer, reason):
 def test_another_number_of_features_fails_the_document(opened):
     sae = opened(LocalApiSAE(lambda t: ApiDocument(csr_matrix((1, 4 + len(t))), ["a"])))
     assert sae.encode_chunk(["x"]).d_sae == sae.d_sae == 5
-    assert "returned 6 features, and 5 before" in sae.encode_chunk(["yy"]).reasons[0]
+    assert "returned 6 features, but 5 before" in sae.encode_chunk(["yy"]).reasons[0]
 
 
 def test_tokens_may_come_as_ids_and_spans(opened):
@@ -289,7 +289,7 @@ def test_a_service_that_is_down_ends_the_run_and_the_store_goes_on(tmp_path):
     path = tmp_path / "store.zarr"
     with Scripted(answering(change)) as server:
         sae = ServiceSAE(server.url, max_concurrency=1, **FAST)
-        with pytest.raises(SAEUnavailableError, match="answers no document: HTTPStatusError") as e:
+        with pytest.raises(SAEUnavailableError, match="answers no request: HTTPStatusError") as e:
             Dataset(texts, sae, save_path=path, batch_size=2, save_every_batch=2)
         assert "\n" not in str(e.value)
         assert isinstance(e.value, ConnectionError)
@@ -310,7 +310,7 @@ def test_a_service_that_is_down_ends_the_run_and_the_store_goes_on(tmp_path):
 def test_nobody_there_ends_the_run(opened):
     with refusing() as url:
         sae = opened(ServiceSAE(url, **FAST))
-        match = "the service of ServiceSAE answers no document"
+        match = "the service of ServiceSAE answers no request"
         with pytest.raises(SAEUnavailableError, match=match):
             sae.encode_chunk(["a", "b"])
 
@@ -607,9 +607,12 @@ def test_goodfire_needs_a_key_and_a_known_variant(monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda d: d.pop("tokens"), "no list under 'tokens'"),
+        (lambda d: d.pop("tokens"), "'tokens' is not a list"),
         (lambda d: d["tokens"].append(3), "token 4 has no string 'token'"),
-        (lambda d: d["tokens"][2]["attributions"][0].update(index_in_sae=131_072), "of 131072"),
+        (
+            lambda d: d["tokens"][2]["attributions"][0].update(index_in_sae=131_072),
+            "expected one from 0 to 131071",
+        ),
         (lambda d: d["tokens"][2]["attributions"][0].update(index_in_sae=True), "feature True"),
         (
             lambda d: d["tokens"][2]["attributions"].append(d["tokens"][2]["attributions"][0]),

@@ -103,7 +103,7 @@ def test_devices(device, expected):
         ("", ValueError, "must look like"),
         ("gpu 0", ValueError, "must look like"),
         ({"model": "cpu"}, ValueError, "keys 'model' and 'sae'"),
-        ({"model": "cpu", "sae": "auto"}, ValueError, "cannot be 'auto'"),
+        ({"model": "cpu", "sae": "auto"}, ValueError, "must be one device, .*got 'auto'"),
         ({"model": 0, "sae": "cpu"}, TypeError, "must be a string"),
         (0, TypeError, "must be a string or"),
         (["cpu", "cpu"], TypeError, "must be a string or"),
@@ -222,9 +222,9 @@ def test_one_bad_document_fails_alone():
     assert chunk.status.tolist() == [OK, *[FAILED] * 6, OK]
     assert chunk.reasons[1] == "RuntimeError: out of luck"
     assert "returned None" in chunk.reasons[2]
-    assert "1 rows but tokenize() 2 tokens" in chunk.reasons[3]
+    assert "1 rows but tokenize() returned 2 tokens" in chunk.reasons[3]
     assert "not finite" in chunk.reasons[4]
-    assert "27 features, other documents have 26" in chunk.reasons[5]
+    assert "27 features, but other documents have 26" in chunk.reasons[5]
     assert chunk.reasons[6] == "the text is missing"
     assert np.diff(chunk.doc_ptr).tolist() == [2, 0, 0, 0, 0, 0, 0, 2]
 
@@ -319,7 +319,7 @@ def test_metadata_of_a_local_sae_need_no_class():
     [
         ({}, "neither 'sae_type' nor 'sae_class'"),
         ({"sae_type": "nonsense"}, "cannot be rebuilt"),
-        ({"sae_class": "no_such_module:X"}, "cannot be imported"),
+        ({"sae_class": "no_such_module:X"}, "is not imported"),
         ({"sae_class": "interp_embed.sae:NoSuchSAE"}, "cannot be imported"),
         ({"sae_class": "subprocess:Popen"}, "not a subclass"),
         ({"sae_class": "os:system"}, "not a subclass"),

@@ -245,7 +245,7 @@ def test_a_server_that_comes_back_with_another_sae_ends_the_run(opened):
         sae = opened(HttpSAE(server.url, **FAST))
         assert sae.encode(["a"])[0] is not None
         with pytest.raises(
-            SAEUnavailableError, match="has another SAE now than when the run began"
+            SAEUnavailableError, match="now has another SAE than when the run began"
         ):
             sae.encode(["a"])
 
@@ -340,39 +340,45 @@ def document(**values):
         (lambda s: s.update(protocol=2), "'protocol' is 2, expected 1"),
         (lambda s: s.update(d_sae=-1), "'d_sae' is -1"),
         (lambda s: s.update(d_sae=True), "'d_sae' is True"),
-        (lambda s: s.update(d_sae=7), "of 7|7 features, and 32 before"),
+        (lambda s: s.update(d_sae=7), "less than 7|7 features, but 32 before"),
         (lambda s: s.update(sae=3), "'sae' is 3"),
         (lambda s: s.update(documents=[]), "0 documents for 1 texts"),
-        (lambda s: s.update(documents=[3]), "no list of objects under 'documents'"),
+        (lambda s: s.update(documents=[3]), "'documents' is not a list of objects"),
         (lambda s: s.update(vocabulary={"-1": "x"}), "'vocabulary' has the key '-1'"),
         (lambda s: s.update(vocabulary={"1": 2}), "expected a string"),
         (document(reason=5), "'reasons' has 5 under 0"),
         (document(truncated="no"), "'truncated' is 'no'"),
-        (document(id=[1, -2]), "'id' holds a number that is not between"),
-        (document(id=[1, 2**32]), "'id' holds a number that is not between"),
-        (document(id=[1, 2**70]), "'id' holds other things than whole numbers"),
-        (document(id=[1, 2.5]), "'id' holds other things than whole numbers"),
-        (document(id=[True, 2]), "'id' holds other things than numbers"),
+        (document(id=[1, -2]), "'id' must hold only integers from 0 to"),
+        (document(id=[1, 2**32]), "'id' must hold only integers from 0 to"),
+        (document(id=[1, 2**70]), "'id' must hold only integers below"),
+        (document(id=[1, 2.5]), "'id' must hold only integers below"),
+        (document(id=[True, 2]), "'id' must hold only numbers"),
         (
             document(feature=[[1], [2]], activation=[[True], [1.5]]),
-            "holds other things than numbers",
+            "must hold only numbers",
         ),
         (document(id=[1]), "lists have different lengths"),
         (document(id=[[1], 2]), "'id' is not a flat list"),
         (document(id=None), "'id' is missing"),
-        (document(special=[0, 1]), "'special' holds other things"),
+        (document(special=[0, 1]), "'special' must hold only true"),
         (document(special=[True, False]), "spans do not partition|gives text to a special"),
         (document(start=[0, 2]), "its spans do not partition its text"),
         (document(end=[3, 2]), "its spans do not partition its text"),
         (document(end=[3, 99]), "a token beyond the end of its text"),
         (document(feature=[[1, 2, 3], [2]]), r"token 0 has 3 features and \d activation"),
-        (document(feature=[[3, 1], [2]], activation=[[1, 1], [1]]), "features do not ascend"),
-        (document(feature=[[1, 1], [2]], activation=[[1, 1], [1]]), "features do not ascend"),
+        (
+            document(feature=[[3, 1], [2]], activation=[[1, 1], [1]]),
+            "features are not in ascending order",
+        ),
+        (
+            document(feature=[[1, 1], [2]], activation=[[1, 1], [1]]),
+            "features are not in ascending order",
+        ),
         (document(feature=[[1], [D_SAE]], activation=[[1], [1]]), f"feature {D_SAE}, of {D_SAE}"),
-        (document(feature=[1, 2], activation=[1, 2]), "not a list of one list a token"),
+        (document(feature=[1, 2], activation=[1, 2]), "not a list with one list per token"),
         (document(feature=[[1], [2]], activation=[[0], [1]]), "an activation that is 0"),
         (document(feature=[[1], [2]], activation=[[1e39], [1]]), "that is not finite"),
-        (document(feature=[[1], [2]], activation=[["1"], [1]]), "holds other things than numbers"),
+        (document(feature=[[1], [2]], activation=[["1"], [1]]), "must hold only numbers"),
         (document(feature=[[1], [2]], activation=[[float("nan")], [1]]), "NaN is not a number"),
     ],
 )
@@ -574,7 +580,7 @@ def test_the_servers_limits_hold_too(opened):
     ("arguments", "error", "message"),
     [
         ({"url": "localhost:80"}, ValueError, "url must be a URL such as http"),
-        ({"url": "http://me:secret@host"}, ValueError, "must not hold a user or password"),
+        ({"url": "http://me:secret@host"}, ValueError, "must not contain a user, password"),
         ({"url": None}, TypeError, "url must be a string"),
         ({"timeout": 0}, ValueError, "timeout must be above 0"),
         ({"request_characters": 0}, ValueError, "request_characters must be at least 1"),
@@ -700,10 +706,12 @@ def test_arrow_is_refused_before_it_is_unpacked_to_more_than_may_be(compression,
         less = (-(2**40)).to_bytes(8, "little", signed=True)
         with pytest.raises(BadAnswerError, match="a buffer of less than no bytes"):
             unpacked_size(before + less + after)
-    with pytest.raises(BadAnswerError, match="features do not ascend"):
+    with pytest.raises(BadAnswerError, match="features are not in ascending order"):
         decode_arrow(body, ["the cat"])
     monkeypatch.setattr("interp_embed.sae.remote.arrow_form.LONGEST_ANSWER", 8 * many - 1)
-    with pytest.raises(BadAnswerError, match=r"Arrow that unpacks to 8,38\d,\d+ bytes, at most"):
+    with pytest.raises(
+        BadAnswerError, match=r"Arrow that unpacks to 8,38\d,\d+ bytes, expected at most"
+    ):
         decode_arrow(body, ["the cat"])
 
 
@@ -737,15 +745,15 @@ def ask(served, method="POST", path="/v1/encode", **kwargs):
 @pytest.mark.parametrize(
     ("request_", "status", "said"),
     [
-        ({"json": {"texts": "a"}}, 400, "'texts' is not a list of strings"),
-        ({"json": {"texts": [1]}}, 400, "'texts' is not a list of strings"),
-        ({"json": {"texts": ["a"], "protocol": 2}}, 400, "expected an object of protocol 1"),
-        ({"json": [1]}, 400, "expected an object of protocol 1"),
+        ({"json": {"texts": "a"}}, 400, "'texts' must be a list of strings"),
+        ({"json": {"texts": [1]}}, 400, "'texts' must be a list of strings"),
+        ({"json": {"texts": ["a"], "protocol": 2}}, 400, "must be an object of protocol 1"),
+        ({"json": [1]}, 400, "must be an object of protocol 1"),
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "not JSON"),
         ({"content": b'{"texts": ["a"]}', "headers": {"Content-Type": "text/plain"}}, 415, "expected"),
-        ({"json": {"texts": [""] * 5000}}, 413, "5,000 documents, at most 4,096"),
-        ({"json": {"texts": ["a" * 2**19] * 3}}, 413, "characters, at most"),
-        ({"json": {"texts": ["a"]}, "headers": {"Accept": "text/html"}}, 406, "in Accept"),
+        ({"json": {"texts": [""] * 5000}}, 413, "at most 4,096 documents, got 5,000"),
+        ({"json": {"texts": ["a" * 2**19] * 3}}, 413, "characters, got"),
+        ({"json": {"texts": ["a"]}, "headers": {"Accept": "text/html"}}, 406, "Accept must contain"),
     ],
 )  # fmt: skip
 def test_requests_that_cannot_be_answered_are_told_why(served, request_, status, said):
@@ -1027,9 +1035,9 @@ def test_a_token_that_json_repeats_in_other_words_is_refused(opened, token):
     [
         (["--host", "0.0.0.0"], "", "so a token is needed in the environment variable"),
         (["--host", "::"], "", "so a token is needed in the environment variable"),
-        ([], "short", "has 5 characters, expected at least 16"),
-        ([], "a b", "characters that cannot stand in an HTTP header"),
-        (["--host", "host.invalid"], TOKEN, "cannot listen at host.invalid"),
+        ([], "short", "must have at least 16 characters, got 5"),
+        ([], "a b", "characters that an HTTP header cannot hold"),
+        (["--host", "host.invalid"], TOKEN, "cannot listen on host.invalid"),
     ],
 )
 def test_a_server_that_would_be_open_to_others_does_not_start(
@@ -1054,7 +1062,7 @@ def test_a_port_that_is_taken_is_said_before_the_sae_is_loaded(capsys, monkeypat
             == 1
         )
     assert WordSAE.loads == loads
-    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in (
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in (
         capsys.readouterr().err
     )
 

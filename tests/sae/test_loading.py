@@ -277,7 +277,9 @@ class TestCommandLine:
 
         from interp_embed.cli.saes import build_sae
 
-        with pytest.raises(typer.BadParameter, match="~nobody-here/sae is no folder with an SAE"):
+        with pytest.raises(
+            typer.BadParameter, match="~nobody-here/sae is not a folder with an SAE"
+        ):
             build_sae("~nobody-here/sae", "cpu")
 
     def test_an_unknown_variant_is_a_bad_parameter(self):
@@ -285,7 +287,7 @@ class TestCommandLine:
 
         from interp_embed.cli.saes import build_sae
 
-        with pytest.raises(typer.BadParameter, match="goodfire:Llama-9 after --sae: variant_name"):
+        with pytest.raises(typer.BadParameter, match="--sae goodfire:Llama-9: variant_name"):
             build_sae("goodfire:Llama-9", "cpu")
         with pytest.raises(ValueError, match="--device tpu"):
             build_sae(f"goodfire:{EIGHT}", "tpu")

@@ -51,7 +51,7 @@ def test_a_coroutine_that_would_wait_for_itself_is_told_so(loop):
     async def within():
         return loop.run(said(1))
 
-    with pytest.raises(RuntimeError, match="cannot wait for the same SAE"):
+    with pytest.raises(RuntimeError, match="cannot call the blocking methods of the same SAE"):
         loop.run(within())
 
 

@@ -97,9 +97,9 @@ def test_a_record_from_before_opens_and_says_where_it_looked(here, tmp_path, mon
     monkeypatch.chdir("../elsewhere")
     opened = Dataset.load_from_file(store)
     assert len(opened) == 1
-    with pytest.raises(ValueError, match="recorded as 'saes', and there is no SAE") as caught:
+    with pytest.raises(ValueError, match="from the folder 'saes', which holds no SAE") as caught:
         Dataset.load_from_file(store, resume=True)
-    assert f"seen from {tmp_path / 'elsewhere'}. Go where" in str(caught.value)
+    assert f"seen from {tmp_path / 'elsewhere'}. Change to" in str(caught.value)
     monkeypatch.chdir(here)
     assert (Dataset.load_from_file(store, resume=True).status() == "ok").all()
 
@@ -136,7 +136,9 @@ def test_a_class_of_a_script_says_that_it_belongs_into_a_module(tmp_path, capsys
     )
     if kind == "main":
         path = tmp_path / "store.zarr2"
-        advice = "class MineSAE was defined in a script or a notebook .*Put the class in a module"
+        advice = (
+            "class MineSAE was defined in a script or a notebook .*Define the class in a module"
+        )
     else:
         advice = "InnerSAE of module __main__ was defined inside a function.*the top of a module"
     assert len(Dataset.load_from_file(path)) == 1  # it can be read all the same

@@ -207,11 +207,11 @@ def test_overflow_and_truncate_say_the_same_or_are_refused():
     assert LocalSAE(overflow="fail").truncate is False
     assert LocalSAE(overflow="window").truncate is True
     for overflow in ("truncate", "window"):
-        with pytest.raises(ValueError, match="truncate=False lets long documents fail"):
+        with pytest.raises(ValueError, match="truncate=False contradicts overflow="):
             LocalSAE(truncate=False, overflow=overflow)
     with pytest.raises(ValueError, match="one of truncate, window, fail, got 'cut'"):
         LocalSAE(overflow="cut")
-    with pytest.raises(ValueError, match="needs overflow='window'"):
+    with pytest.raises(ValueError, match="overflow must be 'window' with window_overlap="):
         LocalSAE(window_overlap=3)
     with pytest.raises(ValueError, match="at least 0"):
         resolve_overflow("window", -1, truncate=True)

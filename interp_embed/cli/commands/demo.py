@@ -1,4 +1,4 @@
-"""`interp-embed demo`: real texts, a real model, a store, and what it tells about them."""
+"""`interp-embed demo`: real texts, a real model, a store, and what the store shows about them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Run:
 
 
 def run_demo(folder: str, device: str) -> None:
-    """Encode the demo's documents unless they are, and look at them; print where the results are."""
+    """Encode the demo's documents if needed, look at them, and print where the results are."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     texts = load_demo()
@@ -70,7 +70,7 @@ def run_demo(folder: str, device: str) -> None:
     dataset.top_documents_for_feature(differences[0].feature)
     searched = time.perf_counter() - begun
     print(
-        f"opened in {1000 * opened:.0f} ms; the 10 documents where a feature is strongest found in "
+        f"opened in {1000 * opened:.0f} ms; found the 10 documents in which a feature is strongest in "
         f"{1000 * searched:.0f} ms"
     )
     page.write_text(_page(dataset, differences), encoding="utf-8")
@@ -85,11 +85,11 @@ def _encode(texts: pd.DataFrame, store: Path, device: str) -> _Run | None:
     try:
         before = Dataset(texts, sae, _DESCRIPTION, save_path=store, compute_activations=False)
     except FingerprintMismatchError as error:
-        error.add_note(f"delete {store} to make it anew")
+        error.add_note(f"delete {store} to start again")
         raise
     # Not `filter_na_rows`: a document that failed is tried again too.
     if len(before.filter_na_rows()) == len(before):
-        print(f"{store} has them already.")
+        print(f"{store} already has them.")
         return None
     quiet_loading()
     sae.set_device(best_device(device))
@@ -108,7 +108,7 @@ def _encode(texts: pd.DataFrame, store: Path, device: str) -> _Run | None:
 def compare(dataset: Dataset) -> list[FeatureDifference]:
     """Return the features that differ most in either direction, from most ``GROUP_A`` to most B.
 
-    Beside its label, each comes with the words that it is most telling of in these documents.
+    Each comes with its label and with the words that it is most telling of in these documents.
     """
     group = dataset.pandas()["group"].to_numpy()
     table = diff(dataset[group == GROUP_A], dataset[group == GROUP_B], k=None)
@@ -150,7 +150,7 @@ def _print_differences(differences: Sequence[FeatureDifference]) -> None:
 
 
 def _print_documents(dataset: Dataset, chosen: FeatureDifference) -> None:
-    print(f"\nWhere feature {chosen.feature} is strongest\n")
+    print(f"\nDocuments in which feature {chosen.feature} is strongest\n")
     left, right = markers()
     ranked = dataset.sort_by_features([chosen.feature])[:3]
     frame = ranked.pandas()
@@ -172,7 +172,7 @@ def _print_numbers(store: Path, run: _Run | None) -> None:
     print(
         f"{format_bytes(facts.total_bytes)} on disk: "
         f"{facts.token_level_bytes_per_nonzero or 0:.2f} bytes per activation at the token level, "
-        f"{facts.bytes_per_nonzero or 0:.2f} with everything else"
+        f"{facts.bytes_per_nonzero or 0:.2f} including everything else"
     )
 
 

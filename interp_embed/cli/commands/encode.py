@@ -31,7 +31,7 @@ def run_encode(
     device: str,
     description: str,
 ) -> None:
-    """Encode the documents of a file into a store, or what is missing there.
+    """Encode the documents of a file into a store, or those that the store lacks.
 
     Raises
     ------
@@ -69,4 +69,4 @@ def run_encode(
         if len(failures) > _REASONS_SHOWN:
             print("    ... (all of them: Dataset.load_from_file(path).failures())")
     if len(failures) == len(dataset) > 0:
-        raise RuntimeError("no document could be encoded, for the reasons above")
+        raise RuntimeError("no document could be encoded; the reasons are above")

@@ -30,8 +30,8 @@ def run_append(source: str, path: str, *, sae: str | None, batch_size: int, devi
     dataset.sae = model
     before = len(dataset)
     committed = says(
-        "what was committed is safe. If the documents were added, 'interp-embed encode' with the "
-        "store alone encodes the rest; else the same command again goes on"
+        "everything committed is safe. If the documents were added, run 'interp-embed encode' with "
+        "the store alone to encode the rest; otherwise run the same command again to resume"
     )
     with committed, reached(model):
         dataset.append(documents, batch_size=batch_size)

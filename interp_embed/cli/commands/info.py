@@ -19,7 +19,7 @@ _LONGEST_NAME = 200
 
 
 def run_info(path: str, *, as_json: bool) -> None:
-    """Print what a store holds, as text or as JSON."""
+    """Print the contents of a store, as text or as JSON."""
     facts = read_facts(open_store(path))
     print(json.dumps(_plain(facts), indent=1) if as_json else "\n".join(_lines(facts)))
 
@@ -72,7 +72,7 @@ def _index(facts: StoreFacts) -> str:
 def _nonzeros(facts: StoreFacts) -> str:
     if not facts.tokens:
         return thousands(facts.nonzeros)
-    return f"{thousands(facts.nonzeros)} ({facts.nonzeros / facts.tokens:.1f} a token)"
+    return f"{thousands(facts.nonzeros)} ({facts.nonzeros / facts.tokens:.1f} per token)"
 
 
 def _sae(facts: StoreFacts) -> str:

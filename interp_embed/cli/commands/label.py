@@ -26,8 +26,8 @@ __all__ = ["read_features", "read_prices", "run_label"]
 T = TypeVar("T")
 
 _KEPT = (
-    "answers and labels that came are in the store. The same command again goes on from there, and "
-    "pays for none of them again"
+    "the answers and labels received so far are in the store. Run the same command again to resume; "
+    "none of them is paid for again"
 )
 _OPTIONS = {
     "base_url": "--base-url",
@@ -46,7 +46,7 @@ _OPTIONS = {
     "timeout": "--timeout",
     "tokens_per_minute": "--tokens-per-minute",
 }
-"""What the arguments are called here that the library complains of."""
+"""Names on the command line of the library's arguments."""
 
 
 def read_features(text: str) -> list[int]:
@@ -55,22 +55,22 @@ def read_features(text: str) -> list[int]:
     Raises
     ------
     ValueError
-        If it is no such list.
+        If it is not such a list.
     """
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise ValueError(f"features are numbers and ranges such as 1,5-9; got {part!r:.60}")
+            raise ValueError(f"features must be numbers and ranges such as 1,5-9, got {part!r:.60}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"a range of features goes from low to high; got {part.strip()!r}")
+            raise ValueError(f"a range of features must go from low to high, got {part.strip()!r}")
         found += range(first, last + 1)
     return list(dict.fromkeys(found))
 
 
 def read_prices(text: str) -> tuple[float, float]:
-    """Return two prices that are given as ``0.30,2.50``.
+    """Return two prices given as ``0.30,2.50``.
 
     Raises
     ------
@@ -81,8 +81,8 @@ def read_prices(text: str) -> tuple[float, float]:
         prompt, completion = (float(part) for part in text.strip(" ()").split(","))
     except ValueError:
         raise ValueError(
-            "prices are two numbers such as 0.30,2.50: US dollars for a million tokens of prompts, and "
-            f"of answers; got {text!r:.60}"
+            "prices must be two numbers such as 0.30,2.50: US dollars per million tokens of prompts "
+            f"and of answers, got {text!r:.60}"
         ) from None
     return prompt, completion
 
@@ -96,7 +96,7 @@ def run_label(
     choice: dict[str, Any],
     limits: dict[str, Any],
 ) -> bool:
-    """Label features, or print what it would take; return False where a limit ended it, or all failed.
+    """Label features, or print an estimate; return False if a limit ended it, or if all failed.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def run_label(
     features
         Which; None for those without a label.
     prices
-        US dollars for a million tokens of prompts, and of answers.
+        US dollars per million tokens of prompts, and of answers.
     only_estimate
         Send nothing.
     choice
@@ -204,7 +204,7 @@ def _print(path: str, found: BulkLabels) -> None:
         f"{thousands(found.requests)} requests, {thousands(round(found.tokens))} tokens{cost}"
     )
     if found.kept:
-        print(f"  {thousands(found.kept)} more requests were answered before")
+        print(f"  {thousands(found.kept)} more requests were already answered")
     if len(found.unscored):
         print(f"  {thousands(len(found.unscored))} not scored: the budget is spent")
     for line in lines_of(found.table):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["run_labels"]
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What moves the cursor, clears the screen or turns text around: labels may be by anybody."""
+"""Characters that move the cursor, clear the screen or reverse text: labels are not trusted."""
 
 
 def run_labels(
@@ -60,7 +60,7 @@ def _check_features(features: Sequence[int], width: int | None) -> None:
     for feature in features:
         if width is not None and not 0 <= feature < width:
             raise typer.BadParameter(
-                f"--feature: the SAE has no feature {feature}; it has 0 to {width - 1}"
+                f"--feature must be between 0 and {width - 1} for this SAE, got {feature}"
             )
 
 
@@ -78,7 +78,7 @@ def _print(dataset: Dataset, features: Sequence[int], *, every: bool, as_json: b
         print(json.dumps([label.to_json() for label in records], indent=1, ensure_ascii=False))
         return
     if not records:
-        print("no labels" + (" of " + ", ".join(map(str, features)) if features else ""))
+        print("no labels" + (" for " + ", ".join(map(str, features)) if features else ""))
         return
     width = max(len(str(label.feature)) for label in records)
     kinds = max(len(label.source) for label in records)

@@ -1,4 +1,4 @@
-"""`interp-embed plan` and `interp-embed finish`: what comes before and after many workers."""
+"""`interp-embed plan` and `interp-embed finish`: the steps before and after many workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def create_planned(
     description: str,
     chunk_documents: int,
 ) -> Store:
-    """Create the store with the documents of ``source``; open it where that was done before."""
+    """Create the store with the documents of ``source``; open it if that was done before."""
     with resumable():
         return plan_store(
             open_documents(source, field),
@@ -58,7 +58,7 @@ def run_plan(
     description: str,
     chunk_documents: int,
 ) -> None:
-    """Write the documents of a file into a store, encode none, and print what to do next."""
+    """Write the documents of a file into a store without encoding, and print what to do next."""
     model = build_sae(sae, "cpu")
     if isinstance(model, LocalSAE):
         with contextlib.suppress(ImportError):  # without SAELens the workers have to say it
@@ -84,9 +84,9 @@ def run_plan(
     place = shlex.quote(store)
     if missing:
         given = "" if _is_rebuilt(planned, model) else f" --sae {shlex.quote(sae)}"
-        print("Next, on as many workers (i from 0 to n - 1) as there are:")
+        print("Next, run this on each of n workers (i from 0 to n - 1):")
         print(f"  interp-embed encode {place} --worker i/n{given}")
-        print("and when they are done:")
+        print("When all of them are done, run:")
     print(f"  interp-embed finish {place}")
 
 
@@ -100,7 +100,7 @@ def _is_rebuilt(store: Store, sae: BaseSAE) -> bool:
 
 
 def run_finish(path: str) -> bool:
-    """Merge, index and seal a complete store; return False, with a list, where chunks are missing."""
+    """Merge, index and seal a complete store; if chunks are missing, list them and return False."""
     from interp_embed.encode import finish_store
 
     store = open_store(path)
@@ -109,10 +109,10 @@ def run_finish(path: str) -> bool:
     if missing := missing_chunks(store):
         print(
             f"{store.storage.url}: {thousands(len(missing))} of {thousands(chunks)} chunks are "
-            "missing, nothing was done"
+            "missing; nothing was done"
         )
         print(f"  missing: {chunk_ranges(missing)}")
-        print(f"  chunk i is the documents from {step} * i on. To encode them:")
+        print(f"  chunk i begins at document {step} * i. To encode the missing chunks, run:")
         print(f"  interp-embed encode {shlex.quote(path)} --worker 0/1")
         return False
     with resumable():
@@ -124,7 +124,7 @@ def run_finish(path: str) -> bool:
         f"{thousands(len(store.ledger.live))} chunks"
     )
     if failures:
-        print(f"  {thousands(len(failures))} failed, document {next(iter(failures))} for one:")
+        print(f"  {thousands(len(failures))} failed, for example document {next(iter(failures))}:")
         print(f"    {next(iter(failures.values()))}")
         print(f"  to try them again: interp-embed encode {shlex.quote(path)}")
     return True

@@ -9,7 +9,7 @@ __all__ = ["run_serve"]
 
 
 def run_serve(sae: str, *, host: str, port: int, device: str, queue: int, batch_size: int) -> None:
-    """Lend an SAE to other machines until the process is told to end."""
+    """Serve an SAE to other machines until the process is told to stop."""
     model = build_sae(sae, device)
     quiet_loading()
 

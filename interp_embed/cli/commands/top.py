@@ -1,4 +1,4 @@
-"""`interp-embed top`, and how a document is shown in a terminal."""
+"""`interp-embed top`, and the display of a document in a terminal."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _documents(dataset: Dataset) -> str:
 
 
 def markers() -> tuple[str, str]:
-    """Return what to put around active tokens: bold amber in a terminal, ``<<`` and ``>>`` else."""
+    """Return the markers around active tokens: bold amber in a terminal, else ``<<`` and ``>>``."""
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb":
         return "\x1b[1;33m", "\x1b[0m"
     return "<<", ">>"

@@ -18,7 +18,7 @@ __all__ = ["run_compact", "run_convert", "run_index", "run_verify"]
 
 
 def run_verify(path: str) -> bool:
-    """Print what is wrong with a store; return whether nothing is damaged."""
+    """Print the problems of a store; return True if nothing is damaged."""
     from interp_embed.store.format.layout import PLAN
     from interp_embed.store.format.root import read_root
     from interp_embed.store.storage import open_storage
@@ -42,7 +42,7 @@ def run_verify(path: str) -> bool:
 
 
 def run_compact(path: str) -> None:
-    """Merge small chunks and print what that changed."""
+    """Merge small chunks and print what changed."""
     from interp_embed.store import StoreWriter, compact, finish
 
     store = open_store(path)
@@ -53,15 +53,15 @@ def run_compact(path: str) -> None:
     store.refresh()
     after = read_facts(store)
     print(
-        f"{after.path}: {thousands(before.chunks)} chunks, now {thousands(after.chunks)}; "
-        f"{format_bytes(before.total_bytes)}, now {format_bytes(after.total_bytes)}"
+        f"{after.path}: {thousands(before.chunks)} chunks before, {thousands(after.chunks)} now; "
+        f"{format_bytes(before.total_bytes)} before, {format_bytes(after.total_bytes)} now"
     )
     if after.missing:
         print(f"  {thousands(after.missing)} documents are not encoded yet")
 
 
 def run_index(path: str, *, rebuild: bool, memory: str) -> None:
-    """Index a store by feature and print what that took."""
+    """Index a store by feature and print the size and the time."""
     from interp_embed.store.write.indexing import build_index
 
     room = parse_size(memory, "--memory")
@@ -77,13 +77,13 @@ def run_index(path: str, *, rebuild: bool, memory: str) -> None:
         f"{seconds:.1f} s"
     )
     if there is not None and there.commit.key == index.commit.key and not rebuild:
-        print("  it was there and is kept, its bytes unread; --rebuild makes it anew")
+        print("  the existing index was kept without reading it; --rebuild builds a new one")
     if missing := store.n_documents - index.documents_covered:
         print(f"  {thousands(missing)} documents are not encoded yet")
 
 
 def run_convert(old: str, new: str, *, dtype: str | None, overwrite: bool) -> None:
-    """Write what is at ``old`` to ``new`` in the format that ``new`` is named for.
+    """Write the data at ``old`` to ``new`` in the format that the name ``new`` implies.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def run_convert(old: str, new: str, *, dtype: str | None, overwrite: bool) -> No
         If there is something at ``new``.
     """
     if "://" not in new and Path(new).exists() and not overwrite:
-        raise StoreExistsError(f"{new} exists. Give another path, or --overwrite")
+        raise StoreExistsError(f"{new} already exists. Give another path, or --overwrite")
     dataset = Dataset.load_from_file(old)
     stored = dataset.selection.store.dtype
     dataset.save_to_file(new, dtype=np.dtype(dtype) if dtype else stored)

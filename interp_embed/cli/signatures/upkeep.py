@@ -1,4 +1,4 @@
-"""Commands that check a store and put it into another form."""
+"""Commands that check a store or convert it to another form."""
 
 from typing import Annotated
 
@@ -23,7 +23,8 @@ def verify(store: StorePath) -> None:
 def compact(store: StorePath) -> None:
     """Merge the small chunks of a store.
 
-    Also deletes what killed runs left. Nothing else may be encoding into the store meanwhile; reading is fine.
+    Also deletes what killed runs left behind. Nothing else may encode into the store meanwhile;
+    reading is fine.
     """
     from interp_embed.cli.commands.upkeep import run_compact
 
@@ -33,16 +34,16 @@ def compact(store: StorePath) -> None:
 def index(
     store: StorePath,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Delete the index that there is, and make it anew.")
+        bool, typer.Option("--rebuild", help="Delete the existing index and build a new one.")
     ] = False,
     memory: Annotated[
-        str, typer.Option(help="What the process should stay within, such as 2GiB.")
+        str, typer.Option(help="Memory that the process should stay within, such as 2GiB.")
     ] = "1GiB",
 ) -> None:
     """Index a store by feature.
 
-    Finding the documents of a feature then takes a few reads instead of a pass over the store. What
-    is indexed already is kept. Encoding and reading may go on meanwhile.
+    Finding the documents of a feature then takes a few reads instead of a pass over the store.
+    Documents that are already indexed stay indexed. Encoding and reading may continue meanwhile.
     """
     from interp_embed.cli.commands.upkeep import run_index
 
@@ -57,7 +58,8 @@ def convert(
         str, typer.Argument(metavar="NEW", help="A store; a pickle if it ends in .pkl or .pickle.")
     ],
     dtype: Annotated[
-        StoredDtype | None, typer.Option(help="Of stored activations. [default: as in OLD]")
+        StoredDtype | None,
+        typer.Option(help="Dtype of the stored activations. [default: as in OLD]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace NEW.")] = False,
 ) -> None:
@@ -65,7 +67,8 @@ def convert(
 
     A store can also be copied to another dtype. Pickles are read without running anything they contain.
 
-    A pickle keeps neither why documents failed nor which were truncated. Read back, a document that failed counts as not encoded yet, unless it has no text.
+    A pickle keeps neither why documents failed nor which ones were truncated. When a pickle is read
+    back, a failed document counts as not encoded yet, unless it has no text.
     """
     from interp_embed.cli.commands.upkeep import run_convert
 

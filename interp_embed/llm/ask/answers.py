@@ -1,4 +1,4 @@
-"""What a model said, read as what was asked for; and where answers that were paid for are kept."""
+"""Reading a model's answers in the requested form, and the interface that keeps paid answers."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ _SHOWN_PROBLEMS = 5
 
 
 class Answers(Protocol):
-    """Where answers are kept, so that no request is paid for twice.
+    """A place that keeps answers, so that no request is paid for twice.
 
-    Both methods are called on threads, several at a time. What `put` is given has been paid for: it
-    should be safe when `put` returns. An answer is put before it is known whether it can be read.
-    Where there is a method ``check_writable()``, it is called before the first request is sent, and
-    may raise OSError.
+    Both methods are called on threads, several at a time. An answer has been paid for when `put` gets
+    it, and must be safe when `put` returns. It is put before it is known whether it can be read. If
+    there is a method ``check_writable()``, it is called before the first request is sent. It may raise
+    OSError.
     """
 
     def get(self, digest: str) -> str | None:
-        """Return the answer to the request of this digest (64 hex digits), or None."""
+        """Return the answer to the request with this digest (64 hex digits), or None."""
 
     def put(self, digest: str, answer: str, usage: Mapping[str, float]) -> object:
-        """Keep the answer, and what it took (``prompt_tokens``, ``completion_tokens``, ``cost``)."""
+        """Keep the answer and its usage (``prompt_tokens``, ``completion_tokens``, ``cost``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said.
+    """A model's answer.
 
     Attributes
     ----------
     text : str
         As it came.
     kept : bool
-        Whether it was answered before, so that nothing was sent.
+        Whether the answer was already kept, so that nothing was sent.
     cut : bool
-        Whether the server says that it ends at a limit of tokens.
+        Whether the server says that a limit of tokens cut the answer.
     """
 
     text: str
@@ -58,19 +58,19 @@ class Answer:
 
 
 class UnreadableAnswerError(ValueError):
-    """An answer is not what was asked for; the message says what is wrong, for the model to repair."""
+    """An answer is not in the requested form. The message tells the model what to repair."""
 
 
 def read_answer(text: str, schema: type[ModelT]) -> ModelT:
-    """Return the JSON object in an answer that is what was asked for.
+    """Return the JSON object in an answer that has the requested form.
 
-    The answer may be that object alone, or have prose, a code fence or a model's thoughts around it;
-    of several objects that would do, it is the last.
+    The answer may be that object alone, or have prose, a code fence or a model's thoughts around it.
+    If several objects have the form, the last one counts.
 
     Raises
     ------
     UnreadableAnswerError
-        If there is none.
+        If there is no such object.
     """
     problem = ""
     found: ModelT | None = None

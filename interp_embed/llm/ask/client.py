@@ -1,7 +1,7 @@
-"""Sending questions to a server that speaks OpenAI's protocol, and getting answers that can be read.
+"""Sending questions to a server that speaks OpenAI's protocol, and returning readable answers.
 
-Owns structured output and doing without it, one round of repair, kept answers, and counting what it
-took. Retries, pauses and connections are the transport's.
+Owns structured output and its absence, one round of repair, kept answers, and usage. The transport
+owns retries, pauses and connections.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ __all__ = ["LLMClient", "Usage"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _NEW_NAMES = {"max_tokens": "max_completion_tokens"}
-"""What OpenAI calls a parameter for models that refuse the old name."""
+"""OpenAI's name of a parameter for models that refuse the old name."""
 _LEAST_SECRET = 16
 """Answers are what users want: a key that may be a word, such as "ollama", is not sought in them."""
 
 
 @dataclass
 class Usage:
-    """What questions took so far.
+    """The usage of questions so far.
 
     Attributes
     ----------
     requests : int
-        Answers that the server gave, repairs among them; retries of failed requests are not counted.
+        Answers from the server, including repairs. Retries of failed requests are not counted.
     kept : int
-        Questions that were answered without sending anything, because they were answered before.
+        Questions whose answer was already kept, so that nothing was sent.
     repairs : int
-        Answers that could not be read, so that the model was asked once more.
+        Answers that could not be read, so that the model was asked again.
     prompt_tokens, completion_tokens : int
-        As the server counts them, where it does.
+        As counted by the server, if it counts them.
     cost : float
-        In US dollars, where the server says so (OpenRouter does).
+        In US dollars, if the server reports it (OpenRouter does).
     """
 
     requests: int = 0
@@ -69,40 +69,41 @@ class Usage:
     cost: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
-        """Return it as plain values."""
+        """Return the usage as plain values."""
         return asdict(self)
 
 
 class LLMClient:
-    """Asks one model at one server; ``async with`` opens and closes its connections.
+    """A client for one model at one server; ``async with`` opens and closes its connections.
 
     Parameters
     ----------
     model, base_url
-        Which model, and where; see `endpoint.resolve_endpoint`.
+        The model and its server; see `endpoint.resolve_endpoint`.
     concurrency
-        Requests in flight at most, and so the most that a crash has paid for in vain.
+        Largest number of requests in flight. A crash loses at most this many paid answers.
     timeout
-        Seconds that one attempt may take; two minutes by default.
+        Time limit of one attempt in seconds; two minutes by default.
     max_retries
-        Attempts after the first, 4 by default, for connections that fail, timeouts, and the statuses
-        408, 409, 429 and 5xx, also where they come as an error within an answer with status 200.
-        Pauses grow from half a second to eight, or are what ``Retry-After`` says, up to two minutes.
+        Attempts after the first, 4 by default. A request is repeated after a failed connection, a
+        timeout, and the statuses 408, 409, 429 and 5xx, even if they are reported inside an answer with
+        status 200. Pauses grow from half a second to eight seconds, or follow ``Retry-After``, up to
+        two minutes.
     answers
-        Where answers are kept and looked for before anything is sent. One that cannot be kept although
-        it is paid for is used all the same, with a warning.
+        Where answers are kept, and looked up before anything is sent. If a paid answer cannot be kept,
+        it is still used, with a warning.
     prompts
-        For the text of the second round, where a request has none; the package's by default.
+        Prompts for the second round, if a request has none; the package's by default.
 
     Attributes
     ----------
     usage : Usage
-        What was asked so far.
+        The usage so far.
 
     Raises
     ------
     ValueError
-        If an argument is none that makes sense.
+        If an argument is invalid.
     LLMAuthenticationError
         If the server needs a key and the environment has none.
     """
@@ -139,7 +140,7 @@ class LLMClient:
 
     async def __aenter__(self) -> Self:
         if self._transport.is_open:
-            raise RuntimeError(f"{self!r} is open already")
+            raise RuntimeError(f"{self!r} is already open")
         self._transport.open()
         self._room = asyncio.Semaphore(self._concurrency)  # belongs to the loop
         self._flying = {}
@@ -159,21 +160,21 @@ class LLMClient:
     async def ask(
         self, request: Request[ModelT], check: Callable[[ModelT], str | None] | None = None
     ) -> ModelT:
-        """Return the answer to a question, in the form that was asked for.
+        """Return the answer to a question, in the requested form.
 
-        An answer in another form goes back to the model once, with what is wrong with it.
+        An answer in another form goes back to the model once, with a description of the problem.
 
         Parameters
         ----------
         request
-            What to ask.
+            The question.
         check
-            Says what is wrong with an answer of the right form; None where nothing is.
+            Returns the problem of an answer of the right form; None if there is none.
 
         Raises
         ------
         LLMAnswerError
-            If the second answer cannot be read either. It has both as they came.
+            If the second answer cannot be read either. The error holds both answers.
         LLMError
             If there is no answer.
         """
@@ -191,18 +192,18 @@ class LLMClient:
             return _read(repaired, request.schema, check)
         except UnreadableAnswerError as error:
             problem = str(error)
-        cut = " It was cut at a limit of tokens: allow longer answers." if repaired.cut else ""
+        cut = " A limit of tokens cut it: allow longer answers." if repaired.cut else ""
         raise LLMAnswerError(
-            f"{self.model} at {self.endpoint.base_url} answered twice, but not in the form that was "
-            f"asked for: {sentence(problem)}{cut} The answer: {one_line(repaired.text)!r}",
+            f"{self.model} at {self.endpoint.base_url} answered twice, but not in the requested "
+            f"form: {sentence(problem)}{cut} The answer: {one_line(repaired.text)!r}",
             repaired.text,
             answer.text,
         )
 
     async def send(self, request: Request[Any]) -> Answer:
-        """Return what the model says, or said before if that was kept.
+        """Return the model's answer, or the kept one if there is one.
 
-        The same question asked several times at once is sent once.
+        If the same question is asked several times at once, it is sent once.
 
         Raises
         ------
@@ -210,7 +211,7 @@ class LLMClient:
             If there is no answer, after all retries.
         """
         if request.model != self.model:
-            raise ValueError(f"a request for {request.model!r} given to a client of {self.model!r}")
+            raise ValueError(f"request must be for {self.model!r}, got one for {request.model!r}")
         digest = request.digest
         while (flying := self._flying.get(digest)) is not None:
             try:
@@ -274,7 +275,7 @@ class LLMClient:
             await asyncio.shield(self._tried)
         except OSError as error:
             raise AnswersNotKeptError(
-                f"answers cannot be kept, so that none is paid for: {one_line(str(error))}"
+                f"answers cannot be kept, so no request was sent: {one_line(str(error))}"
             ) from error
 
     def _forget_failure(self, tried: asyncio.Task[None]) -> None:
@@ -297,8 +298,8 @@ class LLMClient:
         """Say once that an answer could not be kept; it is used, and forgotten with this client."""
         if len(self._unkept) == 1:
             warnings.warn(
-                f"an answer that is paid for could not be kept: {sentence(one_line(str(error)))} It is "
-                "used all the same, and so are others that come, as long as this client lasts",
+                f"a paid answer could not be kept: {sentence(one_line(str(error)))} It is still "
+                "used, and so are later answers while this client is open",
                 stacklevel=2,
             )
 
@@ -354,9 +355,9 @@ class LLMClient:
         )
         why = f"it refused: {one_line(why)}" if refusal else one_line(why)
         if reason == "length":
-            why += ": all tokens went elsewhere; allow longer answers"
+            why += ": all tokens were used before the answer; allow longer answers"
         return LLMAnswerError(
-            f"{self.model} at {self.endpoint.base_url} answered nothing ({why})",
+            f"{self.model} at {self.endpoint.base_url} gave no answer ({why})",
             text,
         )
 

@@ -1,6 +1,6 @@
-"""Which server a model is asked at, and which environment variable has its key.
+"""The server of a model, and the environment variable with its key.
 
-A key is read when a client is opened and is in no object of this package.
+A key is read when a client is opened. No object of this package holds it.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _OPENAI = _Provider("https://api.openai.com/v1", "OPENAI_BASE_URL", "OPENAI_API_
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a model is.
+    """The location of a model.
 
     Attributes
     ----------
     base_url : str
-        Of the server, with nothing secret in it; ``/chat/completions`` comes behind it.
+        URL of the server, without secrets; ``/chat/completions`` is appended to it.
     model : str
         The model's name at that server.
     key_variable : str
         Environment variable that has the key.
     needs_key : bool
-        Whether the server is known to refuse requests without one.
+        Whether the server is known to refuse requests without a key.
     url_variable : str
-        Environment variable that names the server where nothing else does.
+        Environment variable that names the server if nothing else does.
     """
 
     base_url: str
@@ -56,12 +56,12 @@ class Endpoint:
         return f"Endpoint({self.base_url!r}, {self.model!r}, key from {self.key_variable})"
 
     def read_key(self) -> str | None:
-        """Return the key from the environment, None where the server needs none and none is set.
+        """Return the key from the environment; None if the server needs none and none is set.
 
         Raises
         ------
         LLMAuthenticationError
-            If the server needs a key and there is none, or what is set cannot be a key.
+            If the server needs a key and there is none, or if the value cannot be a key.
         """
         key = problem = None
         try:
@@ -78,30 +78,30 @@ class Endpoint:
         return key
 
     def without_secrets(self, text: str, least: int = 4) -> str:
-        """Return a text without the key, wherever a server has repeated it.
+        """Return a text from which every repetition of the key is removed.
 
-        What has fewer than ``least`` characters is no secret but a word such as "none", that servers
-        without keys are given.
+        A key of fewer than ``least`` characters is not a secret but a word such as "none", which is
+        used for servers without keys.
         """
         return without_key(text, os.environ.get(self.key_variable, "").strip(), least)
 
 
 def resolve_endpoint(model: str, base_url: str | None = None) -> Endpoint:
-    """Return where a model is asked for.
+    """Return the endpoint of a model.
 
     Parameters
     ----------
     model
-        ``openai/NAME`` is NAME at OpenAI (``OPENAI_BASE_URL``, ``OPENAI_API_KEY``); any other is at
-        OpenRouter (``OPENROUTER_BASE_URL``, ``OPENROUTER_API_KEY``).
+        ``openai/NAME`` is NAME at OpenAI (``OPENAI_BASE_URL``, ``OPENAI_API_KEY``). Any other name is
+        at OpenRouter (``OPENROUTER_BASE_URL``, ``OPENROUTER_API_KEY``).
     base_url
-        Another server that speaks OpenAI's protocol, in place of the variable. The key of the same
-        provider is sent to it where it is set, and none is needed.
+        Another server that speaks OpenAI's protocol, instead of the variable's. It needs no key. The
+        key of the same provider is sent to it if it is set.
 
     Raises
     ------
     ValueError
-        If there is no model name, or the URL is none, or has more than a host and a path.
+        If the model name is empty, or the URL is invalid or has more than a host and a path.
     """
     if not isinstance(model, str) or not model.strip():
         raise ValueError(f"model must be the name of a model, got {model!r}")

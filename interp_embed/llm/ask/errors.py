@@ -1,7 +1,7 @@
-"""What can go wrong between a question and its answer.
+"""The errors between a question and its answer.
 
-Each message is one line: which server, which model, what it said, what to do. No key is in any of
-them, and none holds the request that was sent, whose headers have the key.
+Each message is one line: the server, the model, its answer, and what to do. No message contains a
+key, and no error holds the request that was sent, whose headers contain the key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LLMError(RuntimeError):
 
 
 class LLMConnectionError(LLMError, ConnectionError):
-    """The server cannot be reached, or broke off."""
+    """The server cannot be reached, or broke the connection."""
 
     def __new__(cls, *args: Any) -> Self:
         """Make one as OSError does; RuntimeError's way, which comes first, cannot, and picklers use it."""
@@ -45,7 +45,7 @@ class LLMStatusError(LLMError):
     Attributes
     ----------
     status : int or None
-        The HTTP status, where there was one.
+        The HTTP status, if there was one.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -54,7 +54,7 @@ class LLMStatusError(LLMError):
 
 
 class LLMAuthenticationError(LLMStatusError, PermissionError):
-    """There is no key, or the server does not take it."""
+    """There is no key, or the server does not accept it."""
 
     def __new__(cls, message: str = "", *_: Any) -> Self:
         """Make one as OSError does; see `LLMConnectionError`."""
@@ -62,26 +62,26 @@ class LLMAuthenticationError(LLMStatusError, PermissionError):
 
 
 class LLMRateLimitError(LLMStatusError):
-    """The server still said 429 after every retry, or asked for a pause that is too long for one.
+    """The server still answered 429 after every retry, or asked for a pause that is too long.
 
     Attributes
     ----------
     retry_after : float or None
-        Seconds that the server asked to wait, where it said so.
+        Seconds that the server asked to wait, if it did.
     """
 
     retry_after: float | None = None
 
 
 class LLMAnswerError(LLMError, ValueError):
-    """The model answered, but not in the form that was asked for, in two rounds.
+    """The model answered in two rounds, but not in the requested form.
 
     Attributes
     ----------
     raw : str
-        The last answer as it came.
+        The last answer, unchanged.
     first : str
-        The one before it, that the model was asked to repair; empty where there was no second round.
+        The previous answer, which the model was asked to repair; empty if there was no second round.
     """
 
     def __init__(self, message: str, raw: str = "", first: str = "") -> None:
@@ -91,13 +91,13 @@ class LLMAnswerError(LLMError, ValueError):
 
 
 class AnswersNotKeptError(OSError):
-    """Answers came, and are paid for, but could not be written down.
+    """Paid answers could not be kept.
 
     Attributes
     ----------
     answers : dict of str to str
-        Each of them as it came, by the digest of its request. ``dataset.answers.put(digest, text)``
-        keeps one once that works again.
+        The answers, unchanged, by the digests of their requests. ``dataset.answers.put(digest,
+        text)`` keeps an answer once that works again.
     """
 
     def __new__(cls, message: str = "", *_: Any) -> Self:

@@ -1,4 +1,4 @@
-"""What went wrong at a server, in one line that a user can act on and that shows no secret."""
+"""Errors of a server in one line that a user can act on and that shows no secret."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 _SHOWN_CHARACTERS = 300
 LONGEST_PAUSE = 120.0
-"""Seconds: where a server asks for a longer pause, it is for the caller to decide."""
+"""Seconds: if a server asks for a longer pause, the caller decides."""
 _REFUSALS = (400, 415, 422, 501)
 _FORMAT = "response_format"
 _FORMAT_WORDS = (
@@ -47,13 +47,13 @@ _FORMAT_WORDS = (
 
 
 def one_line(text: str, most: int = _SHOWN_CHARACTERS) -> str:
-    """Return a text in one line, cut where it is long."""
+    """Return a text in one line, cut if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def sentence(text: str) -> str:
-    """Return a text with one full stop behind it, unless it ends with another such mark."""
+    """Return a text with one full stop at its end, unless it ends with another such mark."""
     text = text.rstrip()
     return text if text.endswith((".", "!", "?", "\u2026")) else f"{text}."
 
@@ -69,11 +69,11 @@ def explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
     Parameters
     ----------
     error
-        What the client raised; a ValueError where the answer was no JSON.
+        The client's error; a ValueError if the answer was not JSON.
     endpoint
-        Which server and model.
+        The server and the model.
     attempts
-        How often it was tried.
+        The number of attempts.
     """
     made = _explain(error, endpoint, attempts)
     made.args = (endpoint.without_secrets(str(made)),)
@@ -86,27 +86,27 @@ def _explain(error: Exception, endpoint: Endpoint, attempts: int) -> LLMError:
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
         return LLMTimeoutError(
             f"{server} did not answer in time{tried} (model {endpoint.model}). Allow a longer timeout, "
-            "or ask for less at once"
+            "or ask for less per request"
         )
     if isinstance(error, openai.APIConnectionError):
         cause = _shown(str(error.__cause__ or "") or type(error.__cause__).__name__, endpoint)
         return LLMConnectionError(
-            f"{server} cannot be reached, or broke off{tried}: {sentence(cause)} Is it running, and is "
-            f"its URL right (the one given, or else {endpoint.url_variable})?"
+            f"{server} cannot be reached, or broke the connection{tried}: {sentence(cause)} Check "
+            f"that it is running, and that its URL is right (the one given, or {endpoint.url_variable})"
         )
     if isinstance(error, openai.APIStatusError):
         said = _shown(_said_by(error.body) or error.message, endpoint)
         return status_error(error.status_code, said, endpoint, attempts, wanted_pause(error))
     return LLMStatusError(
-        f"{server} did not answer with a chat completion ({_shown(str(error), endpoint)}). Is its URL "
-        "right? It usually ends in /v1"
+        f"{server} did not answer with a chat completion ({_shown(str(error), endpoint)}). Check its "
+        "URL, which usually ends in /v1"
     )
 
 
 def status_error(
     status: int, said: str, endpoint: Endpoint, attempts: int = 1, wait: float | None = None
 ) -> LLMStatusError:
-    """Return the error for a status, with what can be done about it."""
+    """Return the error for a status, with advice."""
     server, model, variable = endpoint.base_url, endpoint.model, endpoint.key_variable
     kind: type[LLMStatusError] = LLMStatusError
     advice = f"The model asked for is {model!r}"
@@ -115,19 +115,19 @@ def status_error(
         kind = LLMAuthenticationError
         advice = f"Check the key in the environment variable {variable}"
         if status == 403:
-            advice += "; where others are answered, it is what this request says that is refused"
+            advice += "; if other requests are answered, the content of this one is refused"
     elif status == 402:
         advice = f"The account of the key in {variable} has no credit left"
     elif status == 404:
-        advice = f"Is {model!r} the model's name there, and the URL right? It usually ends in /v1"
+        advice = f"Check the model's name {model!r} and the URL, which usually ends in /v1"
     elif status == 429:
         kind = LLMRateLimitError
-        pause = "Wait" if wait is None else f"Wait {wait:g} s, as it says"
-        advice = f"{pause}, or have fewer requests in flight (a lower concurrency)"
+        pause = "Wait" if wait is None else f"Wait {wait:g} s, as it asks"
+        advice = f"{pause}, or send fewer requests at once (a lower concurrency)"
     elif status >= 500:
         advice = "The failure is the server's: try again later"
     elif status in (400, 413, 422):
-        advice = f"Where a request is too long for {model!r}, give fewer samples (a lower k)"
+        advice = f"If the request is too long for {model!r}, give fewer samples (a lower k)"
     made = kind(
         f"{server} answered {status}{tried}: {sentence(said or 'nothing')} {advice}", status
     )
@@ -137,17 +137,17 @@ def status_error(
 
 
 def wanted_pause(error: Exception) -> float | None:
-    """Return the seconds that a server asks to wait; None where it does not."""
+    """Return the seconds that a server asks to wait; None if it does not ask."""
     if not isinstance(error, openai.APIStatusError):
         return None
     return asked_pause(error.response.headers) or None
 
 
 def error_within(completion: Any, endpoint: Endpoint, attempts: int = 1) -> LLMStatusError | None:
-    """Return the error that an answer with status 200 has in it, None where it has none.
+    """Return the error inside an answer with status 200; None if there is none.
 
-    OpenRouter answers so where it has begun to answer when a provider fails: with ``error`` in place of
-    a completion, or in its choice (openrouter.ai/docs, "Errors").
+    OpenRouter sends such an answer if a provider fails after the answer has begun: with ``error``
+    instead of a completion, or in its choice (openrouter.ai/docs, "Errors").
     """
     choices = getattr(completion, "choices", None)
     found = getattr(completion, "error", None)
@@ -178,23 +178,23 @@ def unanswered(completion: Any, endpoint: Endpoint) -> LLMStatusError:
 
 def _no_completion(said: str, endpoint: Endpoint) -> LLMStatusError:
     return LLMStatusError(
-        f"{endpoint.base_url} answered without a completion: {sentence(said)} Is its URL right? It "
+        f"{endpoint.base_url} answered without a completion: {sentence(said)} Check its URL, which "
         "usually ends in /v1",
         200,
     )
 
 
 def refused_parameter(error: Exception, negotiable: Sequence[str]) -> str | None:
-    """Return which parameter a server does not know, if that is what it says.
+    """Return the parameter that a server says it does not know; None if it says no such thing.
 
-    Where it does not say which, it is structured output: that is what servers most often lack.
+    If it does not name the parameter, structured output is assumed, which servers most often lack.
 
     Parameters
     ----------
     error
-        What the client raised.
+        The client's error.
     negotiable
-        The parameters of the request that can be done without.
+        The parameters that the request can do without.
     """
     if not isinstance(error, openai.APIStatusError):
         return None

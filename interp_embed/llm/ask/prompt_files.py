@@ -1,7 +1,7 @@
-"""The prompts, which are text files, and what of a user's stands in for them.
+"""The prompts, which are text files, and a user's replacements for them.
 
-A file is a `string.Template`: ``$name`` is replaced, ``$$`` is a dollar sign. What is put in is not
-looked at again, so that no text can bring placeholders of its own.
+A file is a `string.Template`: ``$name`` is replaced, ``$$`` is a dollar sign. Inserted text is not
+expanded again, so that it cannot contain placeholders.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _DIGITS = 12
 
 
 class Prompts:
-    """The prompts of this package, or some of a user's in their place.
+    """The prompts of this package, some of them replaced by a user's.
 
     Parameters
     ----------
     folder
         A folder with any of ``label_system.txt``, ``label_user.txt``, the same for ``score``,
-        ``detection`` and ``fuzzing``, and ``repair.txt``. Those that it lacks are the package's.
+        ``detection`` and ``fuzzing``, and ``repair.txt``. Missing files are taken from the package.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If it has none of the files, a text file that is none of them, or one with a placeholder that
-        nothing is put into, or without one that is needed.
+        If it has none of these files or an unknown text file, or if a file has an unknown placeholder
+        or lacks a required one.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
@@ -65,15 +65,15 @@ class Prompts:
         return f"Prompts({versions})"
 
     def text(self, name: str) -> str:
-        """Return a prompt as it is in its file, for instance ``"label_system"``."""
+        """Return the text of a prompt file, for example ``"label_system"``."""
         return self._texts[name]
 
     def template(self, name: str) -> Template:
-        """Return a prompt to fill in."""
+        """Return a prompt as a template."""
         return self._templates[name]
 
     def version(self, task: str) -> str:
-        """Return 12 hex digits that change when a prompt of a task does.
+        """Return 12 hex digits that change when a prompt of a task changes.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob("*.txt")):
         if path.stem not in _NEEDED:
-            raise ValueError(f"{path} is no prompt; the prompts are {known}")
+            raise ValueError(f"{path} is not a prompt; the prompts are {known}")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -111,11 +111,11 @@ def _check(path: Path, text: str) -> None:
     template, needed = Template(text), _NEEDED[path.stem]
     allowed = needed | (frozenset() if path.stem == "repair" else _COMMON)
     if not template.is_valid():
-        raise ValueError(f"{path} has a $ that begins no placeholder; write $$ for a dollar sign")
+        raise ValueError(f"{path} has a $ without a placeholder; write $$ for a dollar sign")
     present = set(template.get_identifiers())
     if unknown := sorted(present - allowed):
         raise ValueError(
-            f"{path} has the placeholder ${unknown[0]}, which nothing is put into; there are "
+            f"{path} has the unknown placeholder ${unknown[0]}; it may have "
             f"{', '.join('$' + name for name in sorted(allowed)) or 'none'}"
         )
     if lacking := sorted(needed - present):

@@ -1,4 +1,4 @@
-"""A question as plain values, and the digest that it is remembered by. Sends nothing."""
+"""A question as plain values, and the digest that identifies it. Sends nothing."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ _KEPT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A part of a conversation: ``role`` is "system", "user" or "assistant"."""
+    """One message of a conversation: ``role`` is "system", "user" or "assistant"."""
 
     role: str
     content: str
 
     def as_dict(self) -> dict[str, str]:
-        """Return it as the protocol has it."""
+        """Return the message in the form of the protocol."""
         return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)
 class Request(Generic[ModelT]):
-    """What is asked of a model.
+    """A question to a model.
 
     Attributes
     ----------
     model : str
-        As a user names it, ``openai/`` included.
+        The user's name of the model, including ``openai/``.
     messages : tuple of Message
     schema : type of BaseModel
-        What the answer has to be.
+        The form of the answer.
     settings : mapping
-        Further parameters of the request, such as ``temperature``; plain JSON values.
+        Other parameters of the request, such as ``temperature``; plain JSON values.
     repair : str or None
-        The prompt for a second round, with ``$problem`` in it; None for the client's. The answer does
-        not depend on it, and so the digest does not.
+        The prompt for a second round, with ``$problem`` in it; None for the client's. Neither the
+        answer nor the digest depends on it.
     """
 
     model: str
@@ -61,9 +61,9 @@ class Request(Generic[ModelT]):
 
     @cached_property
     def json_schema(self) -> dict[str, Any]:
-        """The schema in the subset of JSON Schema that servers with structured output take.
+        """The schema in the subset of JSON Schema that servers with structured output accept.
 
-        Every property is required and no other allowed, as OpenAI's strict mode wants it
+        Every property is required and no other is allowed, as OpenAI's strict mode demands
         (platform.openai.com/docs/guides/structured-outputs, "Supported schemas").
         """
         found: dict[str, Any] = _strict(self.schema.model_json_schema())
@@ -71,11 +71,11 @@ class Request(Generic[ModelT]):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, 64 hex digits, of all that the answer depends on, but not of which server it is."""
+        """SHA-256, 64 hex digits, of everything that the answer depends on except the server."""
         return canonical_digest(self.model, self.messages, self.json_schema, self.settings)
 
     def followed_by(self, *messages: Message) -> Request[ModelT]:
-        """Return the request with more messages at its end."""
+        """Return the request with further messages at its end."""
         return replace(self, messages=(*self.messages, *messages))
 
 
@@ -87,7 +87,7 @@ def canonical_digest(
 ) -> str:
     """Return the SHA-256 (hex) of a request, independent of the order of keys.
 
-    It is what an answer is kept under, so it must not change between releases without need.
+    Answers are kept under this digest, so it must not change between releases without need.
     """
     value = {
         "model": model,
@@ -111,9 +111,9 @@ def check_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If they are no mapping.
+        If they are not a mapping.
     ValueError
-        If one is not a setting, or not plain JSON.
+        If one of them is not a setting, or not plain JSON.
     """
     if settings is not None and not isinstance(settings, Mapping):
         raise TypeError(
@@ -121,7 +121,7 @@ def check_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
         )
     found = {**DEFAULT_SETTINGS, **(settings or {})}
     if wrong := [name for name in found if name in _RESERVED]:
-        raise ValueError(f"settings must not have {wrong[0]!r}: it is set by what is asked")
+        raise ValueError(f"settings must not have {wrong[0]!r}: the request sets it")
     found = {name: value for name, value in found.items() if value is not None}
     try:
         text = json.dumps(found, allow_nan=False)

@@ -1,7 +1,7 @@
-"""Sending a request to a server until it answers, or until trying again makes no sense.
+"""Sending a request to a server until it answers, or until another attempt makes no sense.
 
-Owns connections, how long an attempt may take, which failures are tried again and after which pause.
-What an answer says is read by whoever asked.
+Owns connections, the time limit of an attempt, the failures that are retried, and the pauses. The
+caller reads the content of an answer.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ __all__ = ["Outcome", "Transport", "check_patience"]
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 8.0
 _SPREAD = 0.5
-"""Seconds at most that are added to a pause, so that many requests do not come back at once."""
+"""Largest number of seconds added to a pause, so that many requests are not retried at once."""
 _PATIENCE_SECONDS = 20.0
 _PASSING = (408, 409, 429)
-"""Statuses that may be others the next time, beside those of failures of the server."""
+"""Statuses that may change at the next attempt, besides those of server failures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a request, or of one attempt.
+    """The result of a request, or of one attempt.
 
     Attributes
     ----------
     completion
-        What the server answered; None where it failed.
+        The server's answer; None if it failed.
     error : LLMError or None
-        What went wrong, in place of an answer.
+        The error, if there is no answer.
     refused : str or None
-        The parameter that the server does not know, where that is what went wrong.
+        The parameter that the server does not know, if that caused the error.
     again : bool
-        Whether another attempt may end better.
+        Whether another attempt may succeed.
     pause : float or None
         Seconds that the server asks to wait.
     charged
-        What the server counts as used by attempts that ended in an error.
+        Usage that the server counted for attempts that ended in an error.
     """
 
     completion: ChatCompletion | Any = None
@@ -78,7 +78,7 @@ class Transport:
     endpoint
         Which server and model.
     timeout
-        Seconds that one attempt may take, from connecting to the last byte.
+        Time limit of one attempt in seconds, from connecting to the last byte.
     max_retries
         Attempts after the first.
     """
@@ -118,19 +118,19 @@ class Transport:
     async def send(
         self, messages: Sequence[Message], body: Mapping[str, Any], negotiable: Sequence[str]
     ) -> Outcome:
-        """Return what comes of a request, after as many attempts as make sense.
+        """Return the result of a request, after as many attempts as make sense.
 
         Parameters
         ----------
         messages
             The conversation.
         body
-            The other parameters, but for the model.
+            The other parameters, except the model.
         negotiable
-            Those of them that can be done without.
+            The parameters that the request can do without.
         """
         if self._openai is None:
-            raise RuntimeError("the connections are not open")
+            raise RuntimeError("the transport has no open connections; call its open() first")
         charged: tuple[Any, ...] = ()
         waiting = self._waiting
         with waiting.request() as wait:
@@ -195,7 +195,7 @@ class Transport:
 
 
 def check_patience(timeout: float, max_retries: int) -> None:
-    """Raise ValueError unless these say how long to wait, and how often to try again."""
+    """Raise ValueError unless these are a valid timeout and number of retries."""
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if not number or not timeout > 0 or not math.isfinite(timeout):
         raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
@@ -229,5 +229,5 @@ def _trouble(error: LLMError | None) -> str:
     if isinstance(error, LLMTimeoutError):
         return "it did not answer in time"
     if isinstance(error, LLMConnectionError):
-        return "it is out of reach, or broke off"
+        return "it cannot be reached, or broke the connection"
     return f"it said {getattr(error, 'status', None)}"

@@ -1,1 +1,1 @@
-"""Labelling thousands of features: what it will take, many requests at once, what came of each."""
+"""Labelling thousands of features: the estimate, concurrent requests, and the results."""

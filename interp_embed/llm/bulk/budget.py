@@ -1,4 +1,4 @@
-"""What requests may take: tokens and US dollars, estimated before they are sent and counted after.
+"""The budget of requests: tokens and US dollars, estimated before sending and counted afterwards.
 
 Owns the rule of thumb for tokens, prices, and the limits of one call. Sends nothing.
 """
@@ -32,25 +32,25 @@ __all__ = [
 
 _BYTES_A_TOKEN = 4
 """Of English text (help.openai.com, "What are tokens and how to count them?"); other scripts have fewer
-characters a token, and more bytes a character."""
+characters per token, and more bytes per character."""
 _CAUTIOUS_BYTES_A_TOKEN = 3
 """Before a server has counted anything: texts with marks and JSON have shorter tokens."""
 _MARGIN = 1.1
-"""For prompts with more tokens a byte than any before."""
+"""For prompts with more tokens per byte than any before."""
 _FIRST_COMPLETION = 500
-"""Tokens that an answer is taken to have before there was any."""
+"""Assumed tokens of an answer before the first one."""
 _LONGER, _LEAST_COMPLETION = 1.5, 200
-"""How much longer than any before an answer is taken to be, and how long at least."""
+"""Assumed length of an answer relative to the longest before, and the least assumed length."""
 _MILLION = 1_000_000
 
 
 class BudgetReachedError(RuntimeError):
-    """The next request may take more than what is left of a budget."""
+    """The next request may exceed the rest of a budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars for a million tokens, of prompts and of answers."""
+    """US dollars per million tokens, of prompts and of answers."""
 
     prompt: float
     completion: float
@@ -61,18 +61,18 @@ class Prices:
 
 
 def check_prices(prices: tuple[float, float] | None, max_cost: float | None) -> Prices | None:
-    """Return prices as they were given.
+    """Return checked prices.
 
     Raises
     ------
     ValueError
-        If they are not two numbers, or lacking where there is a limit of cost.
+        If they are not two numbers, or if they are missing although there is a limit on cost.
     """
     if prices is None:
         if max_cost is not None:
             raise ValueError(
-                f"max_cost={max_cost:g} needs the model's prices, which are not guessed: for instance "
-                "prices=(0.30, 2.50), US dollars for a million tokens of prompts and of answers"
+                f"max_cost={max_cost:g} needs the model's prices, for example prices=(0.30, 2.50), "
+                "in US dollars per million tokens of prompts and of answers"
             )
         return None
     try:
@@ -82,11 +82,11 @@ def check_prices(prices: tuple[float, float] | None, max_cost: float | None) -> 
         sound = False
     if not sound:
         raise ValueError(
-            "prices must be two numbers, 0 or more: US dollars for a million tokens of prompts and "
+            "prices must be two numbers, 0 or more: US dollars per million tokens of prompts and "
             f"of answers, got {prices!r:.80}"
         )
     if max_cost is not None and prompt == completion == 0:
-        raise ValueError("max_cost is no limit where prices=(0, 0)")
+        raise ValueError("prices must not both be 0 if there is a limit on cost, got (0, 0)")
     return Prices(prompt, completion)
 
 
@@ -100,7 +100,7 @@ def check_limit(name: str, value: float | None) -> None:
 
 
 def dollars(cost: float) -> str:
-    """Return US dollars for people: with cents, or as many digits as a smaller amount takes."""
+    """Return US dollars as text: with cents, or with as many digits as a smaller amount needs."""
     if cost >= 1 or cost == 0:
         return f"${cost:,.2f}"
     if cost < 1e-4:
@@ -110,19 +110,19 @@ def dollars(cost: float) -> str:
 
 
 def request_size(request: Request[Any]) -> int:
-    """Return the bytes (UTF-8) of a request that a server counts tokens of; its schema is one part."""
+    """Return the number of bytes (UTF-8) of a request whose tokens a server counts, with its schema."""
     said = sum(len(message.content.encode(errors="replace")) for message in request.messages)
     return said + len(json.dumps(request.json_schema))
 
 
 def rough_tokens(size: float) -> int:
-    """Return about how many tokens so many bytes of text are."""
+    """Return the approximate number of tokens of so many bytes of text."""
     return math.ceil(size / _BYTES_A_TOKEN)
 
 
 @dataclass(eq=False, slots=True)
 class Reserved:
-    """What a request may take, from before it is sent until its answer is counted.
+    """The budget reserved for a request, from before it is sent until its answer is counted.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class Reserved:
 
 @dataclass(eq=False, slots=True)
 class Hold:
-    """What requests that belong together may still take, so that none is begun and not finished."""
+    """The budget held for requests that belong together, so that none is begun and not finished."""
 
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
@@ -150,33 +150,34 @@ class Hold:
         self.completion_tokens += reserved.completion_tokens
 
     def take(self, reserved: Reserved) -> None:
-        """Let go of what a request takes that is sent now."""
+        """Release the part for a request that is sent now."""
         self.prompt_tokens = max(0.0, self.prompt_tokens - reserved.prompt_tokens)
         self.completion_tokens = max(0.0, self.completion_tokens - reserved.completion_tokens)
 
 
 class Budget:
-    """The limits of one call, and what was taken of them.
+    """The limits of one call, and the part of them that is used.
 
-    A request is sent only if all that it may take fits beside what the others in flight may take. Its
-    prompt is taken to have a tenth more tokens a byte than any before it, and no fewer tokens than the
-    shortest of them; its answer as many as its settings allow, or else half as many again as the
-    longest before it, and 200 at least. The limit is passed only by what one exceeds that. As nothing
-    is known before the first answer, the first request is sent alone.
+    A request is sent only if its largest expected usage fits beside that of the requests in flight.
+    Its prompt is assumed to have a tenth more tokens per byte than any before it, and no fewer tokens
+    than the shortest of them. Its answer is assumed to have as many tokens as its settings allow, or
+    otherwise half as many again as the longest before it, and at least 200. The limit is exceeded only
+    if a request uses more than that. Nothing is known before the first answer, so the first request is
+    sent alone.
 
     Parameters
     ----------
     max_tokens
-        Of prompts and answers together; None for no limit.
+        Limit on the tokens of prompts and answers together; None for no limit.
     max_cost
-        In US dollars; None for no limit.
+        Limit in US dollars; None for no limit.
     prices
         Needed for ``max_cost``.
 
     Attributes
     ----------
     tokens, cost : float
-        What was taken so far. The cost is the server's own where it says it, else follows from the
+        Usage so far. The cost is the server's own if it reports one; otherwise it follows from the
         prices.
     """
 
@@ -206,7 +207,7 @@ class Budget:
         return self.max_tokens is not None or self.max_cost is not None
 
     def expect(self, request: Request[Any]) -> Reserved:
-        """Return what a request may take."""
+        """Return the largest expected usage of a request."""
         size = request_size(request)
         prompt = size / _CAUTIOUS_BYTES_A_TOKEN
         if self._densest:
@@ -225,7 +226,7 @@ class Budget:
 
     @contextmanager
     def holding(self) -> Iterator[Hold]:
-        """Open a hold, with nothing in it yet; at the end it lets go of what is left."""
+        """Open an empty hold; at the end, release the rest of it."""
         held = Hold()
         self._holds[id(held)] = held
         try:
@@ -240,7 +241,7 @@ class Budget:
         Raises
         ------
         BudgetReachedError
-            If they do not, with nothing in flight and nothing held.
+            If they do not fit although nothing is in flight and nothing is held.
         """
         wanted = Hold()
         while True:
@@ -264,14 +265,14 @@ class Budget:
         Parameters
         ----------
         request
-            About to be sent.
+            The request to send.
         held
-            What is held for it, and for those that come after it.
+            The hold for it and for those that come after it.
 
         Raises
         ------
         BudgetReachedError
-            If it does not, with nothing in flight and nobody who may let go of what is held.
+            If it does not fit although nothing is in flight and no other hold may be released.
         """
         while True:
             wanted = self.expect(request)
@@ -301,14 +302,14 @@ class Budget:
     def settle(
         self, reserved: Reserved, took: Iterable[Mapping[str, float]], answered: int = 0
     ) -> tuple[float, float, float | None]:
-        """Count what a request took, and give back what it did not.
+        """Count the usage of a request, and give back the unused part of its reservation.
 
         Parameters
         ----------
         reserved
             What `reserve` returned.
         took
-            What the server has counted, for each answer that it gave.
+            The server's counts, for each answer that it gave.
         answered
             Bytes of the answer, for servers that count nothing.
 
@@ -316,7 +317,7 @@ class Budget:
         -------
         prompt_tokens, completion_tokens : float
         cost : float or None
-            None where neither the server nor prices tell.
+            None if neither the server nor prices tell.
         """
         del self._open[id(reserved)]
         prompt = completion = 0.0
@@ -361,8 +362,8 @@ class Budget:
             completion -= min(own.completion_tokens, wanted.completion_tokens)
         if self.max_tokens is not None and self.tokens + prompt + completion > self.max_tokens:
             return (
-                f"the limit of {self.max_tokens:,} tokens is reached: {self.tokens:,.0f} are taken, and "
-                f"what comes next may take {wanted.prompt_tokens + wanted.completion_tokens:,.0f}"
+                f"the limit of {self.max_tokens:,} tokens is reached: {self.tokens:,.0f} are used, and "
+                f"the next step may use {wanted.prompt_tokens + wanted.completion_tokens:,.0f}"
             )
         if self.max_cost is None or self.prices is None:
             return None
@@ -371,6 +372,6 @@ class Budget:
             next_ = self._dearest * self.prices.cost(wanted.prompt_tokens, wanted.completion_tokens)
             return (
                 f"the limit of {dollars(self.max_cost)} is reached: {dollars(self.cost)} are spent, and "
-                f"what comes next may take {dollars(next_)}"
+                f"the next step may cost {dollars(next_)}"
             )
         return None

@@ -1,7 +1,7 @@
-"""A client for thousands of requests: rate limits, a budget, and none given up that is under way.
+"""A client for thousands of requests: rate limits, a budget, and no request in flight abandoned.
 
-Owns what happens between wanting to send and sending, and what becomes of requests when a run ends
-early: those that were sent are waited for, because they will be paid for.
+Owns the wait before a request is sent, and the requests of a run that ends early: those that were
+sent are awaited, because they will be paid for.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = ["BulkClient", "Spent", "held_for", "spent_on"]
 
 _MINUTE = 60.0
 _TOKEN_SPAN = 10.0
-"""Seconds: tokens may come in bursts of what is allowed in so long."""
+"""Seconds whose allowance of tokens may be used in one burst."""
 _GRACE = 20.0
-"""Seconds that requests under way are waited for when a run ends early."""
+"""Seconds for which requests in flight are awaited when a run ends early."""
 
 
 @dataclass(slots=True)
 class Spent:
-    """What the requests for one feature took; ``cost`` is None where it is not known."""
+    """The usage of the requests for one feature; ``cost`` is None if it is not known."""
 
     requests: int = 0
     prompt_tokens: float = 0.0
@@ -55,9 +55,9 @@ class Spent:
 
 
 spent_on: ContextVar[Spent | None] = ContextVar("spent_on", default=None)
-"""Whom a request counts for."""
+"""The account that a request counts for."""
 held_for: ContextVar[Hold | None] = ContextVar("held_for", default=None)
-"""What is held of the budget for those that follow."""
+"""The part of the budget that is held for the requests that follow."""
 
 
 @dataclass(slots=True)
@@ -77,20 +77,20 @@ class BulkClient(LLMClient):
 
     An answer that cannot be kept is an error, because thousands may follow.
 
-    Whoever awaits an answer may be cancelled; the request is not, and its answer is kept. When the
-    client is closed, what was not sent yet is given up, and what was sent is waited for, 20 seconds at
-    most.
+    If a task that awaits an answer is cancelled, the request continues, and its answer is kept. When
+    the client is closed, requests that were not sent are given up, and requests in flight are awaited
+    for at most 20 seconds.
 
     Parameters
     ----------
     model, base_url, **options
         As for `LLMClient`.
     budget
-        Asked before each request, told after each.
+        Consulted before each request, and updated after each.
     requests_per_minute
-        Evenly spread. Attempts after the first are not counted; pauses lie between them anyway.
+        Evenly spread. Attempts after the first are not counted; they have pauses anyway.
     tokens_per_minute
-        Of prompts and answers, as estimated before they are sent.
+        Tokens of prompts and answers, as estimated before they are sent.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class BulkClient(LLMClient):
                 many = len(self._sent)
                 again = " again" * (kind is asyncio.CancelledError)
                 say(
-                    f"waiting for {many:,} request{'s' * (many != 1)} that are paid for, {_GRACE:.0f} s at "
-                    f"most; Ctrl-C{again} to leave them"
+                    f"waiting at most {_GRACE:.0f} s for {many:,} paid request{'s' * (many != 1)}; "
+                    f"Ctrl-C{again} to abandon them"
                 )
             if self._asked:
                 await asyncio.wait(self._asked, timeout=_GRACE)
@@ -144,13 +144,13 @@ class BulkClient(LLMClient):
     @override
     def _not_kept(self, error: Exception) -> None:
         raise AnswersNotKeptError(
-            f"an answer that is paid for could not be kept: {sentence(one_line(str(error)))} Nothing "
-            "more is asked; answers that came and are not kept are in this error's .answers",
+            f"a paid answer could not be kept: {sentence(one_line(str(error)))} No more requests are "
+            "sent; the answers that are not kept are in this error's .answers",
             self._unkept,
         ) from error
 
     async def is_kept(self, request: Request[Any]) -> bool:
-        """Return whether a request is answered already."""
+        """Return whether the answer to a request is already kept."""
         return await self._kept(request) is not None
 
     @override

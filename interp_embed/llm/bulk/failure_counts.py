@@ -1,4 +1,4 @@
-"""Why features failed, told apart: how many for each reason, and the first of them."""
+"""Grouping failed features by reason: the number per reason, and the first of them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 __all__ = ["Reason", "bulk_html", "lines_of", "reasons"]
 
 _NAMED = 5
-"""Reasons, and features of each, that are named."""
+"""Largest number of reasons, and of features per reason, that are named."""
 _LONGEST = 200
 _ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Something that went wrong for some features.
+    """One reason for which some features failed.
 
     Attributes
     ----------
     said : str
-        What the first of them failed for.
+        The reason of the first of them.
     features : list of int
-        Those that failed for this, or for what differs from it in numbers only.
+        The features that failed for this reason, or for one that differs only in its numbers.
     """
 
     said: str
@@ -50,7 +50,7 @@ def reasons(table: pd.DataFrame) -> list[Reason]:
     Parameters
     ----------
     table
-        With the columns ``feature`` and ``failed``, which is empty where nothing went wrong.
+        With the columns ``feature`` and ``failed``, which is empty if nothing went wrong.
     """
     found: dict[str, Reason] = {}
     for feature, said in zip(table["feature"].tolist(), table["failed"].tolist(), strict=True):
@@ -62,7 +62,7 @@ def reasons(table: pd.DataFrame) -> list[Reason]:
 
 
 def lines_of(table: pd.DataFrame) -> list[str]:
-    """Return a line for each of the most frequent reasons, and one for those that are left out."""
+    """Return one line per reason for the most frequent ones, and one line for the others."""
     known = reasons(table)
     more = len(known) - _NAMED
     left = sum(len(reason.features) for reason in known[_NAMED:])
@@ -75,7 +75,7 @@ def lines_of(table: pd.DataFrame) -> list[str]:
 
 
 def bulk_html(summary: str, table: pd.DataFrame) -> str:
-    """Return a table of labels for a notebook: what it came to, why features failed, the first rows."""
+    """Return a table of labels for a notebook: the totals, the reasons of failures, the first rows."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines_of(table))
     rows = table.head(_ROWS).to_html(index=False, border=0, max_cols=None)
     more = len(table) - _ROWS

@@ -1,7 +1,7 @@
-"""Documents that are looked at again and again, for one feature after the other.
+"""A cache of documents that are read again and again, for one feature after another.
 
 Choosing samples for one feature reads its column and some documents. For thousands of features most of
-these documents are the same, and columns are read many at a time. What is held is bounded.
+these documents are the same, and columns are read many at a time. The cache is bounded.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _TOKEN_BYTES = 64
 
 
 class KeptReads:
-    """The same samples as others, with reads that are kept. For one thread.
+    """Samples whose reads are cached. For one thread.
 
     Parameters
     ----------
     samples : Samples
-        Which documents.
+        The documents.
     features : sequence of int
-        Those that will be asked for, about in this order.
+        The features that will be requested, approximately in this order.
     """
 
     def __init__(self, samples: Samples, features: Sequence[int]) -> None:
@@ -104,11 +104,11 @@ class KeptReads:
         return self._samples.matrix(positions)
 
     def listed_top(self, feature: int, k: int) -> NDArray[np.int64] | None:
-        """Return where a feature is strongest, if that is known without a look at all documents."""
+        """Return where a feature is strongest, if that is known without reading all documents."""
         return self._samples.listed_top(feature, k)
 
     def n_tokens(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many tokens some documents have."""
+        """Return the numbers of tokens of some documents."""
         return self._samples.n_tokens(positions)
 
     def document(self, position: int) -> int:

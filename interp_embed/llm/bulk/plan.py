@@ -1,4 +1,4 @@
-"""What labelling many features will ask, and about what it will take. Sends nothing."""
+"""The requests for labelling many features, and an estimate of their usage. Sends nothing."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 _SAMPLED = 32
-"""Features whose requests are made to estimate those of all."""
+"""Number of features whose requests are made to estimate those of all."""
 _LABEL = "a phrase of about so many characters as labels have"
 _LABEL_TOKENS = 150
-"""Tokens of an answer with a label, a sentence and an explanation; without a model's thoughts."""
+"""Tokens of an answer with a label, a sentence and an explanation, without a model's thoughts."""
 _SINGLE_TOKENS = 60
 _VERDICT_TOKENS = 12
 """Of ``{"sample": 1, "matches": true},`` in an answer for several samples."""
@@ -46,14 +46,14 @@ _VERDICT_TOKENS = 12
 
 @dataclass(frozen=True, slots=True)
 class BulkAsking:
-    """What is asked after each of many features; see `Dataset.label_features`.
+    """The questions about each of many features; see `Dataset.label_features`.
 
     Parameters
     ----------
     asking : Asking
-        How it is asked.
+        The settings of the questions.
     methods : tuple of Method
-        How labels are scored.
+        The methods that score labels.
     k, score_k : int
         Samples of either kind per label, and per score.
     """
@@ -73,7 +73,7 @@ class BulkAsking:
 
     @property
     def label_version(self) -> str:
-        """The prompts that labels are asked for with."""
+        """The version of the prompts for labels."""
         return self.asking.version("label")
 
     def label_task(self, samples: Samples, feature: int) -> LabelTask:
@@ -89,7 +89,7 @@ class BulkAsking:
     def score_requests(
         self, samples: Samples, feature: int, label: str | None, methods: Iterable[Method]
     ) -> list[Request[Any]]:
-        """Make the requests of all scores; without a label, such as they may be.
+        """Make the requests of all scores; without a label, with a typical one in its place.
 
         A method that has no samples has no requests: it fails when its turn comes, and costs nothing.
         """
@@ -122,7 +122,7 @@ class BulkAsking:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A feature, its label if there is one that only lacks scores, and how to score it."""
+    """A feature, its label if there is one that only lacks scores, and the methods to score it."""
 
     feature: int
     label: FeatureLabel | None
@@ -131,19 +131,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What labelling some features takes, about.
+    """The approximate usage of labelling some features.
 
     Attributes
     ----------
     features : int
-        How many there are to label or score.
+        Number of features to label or score.
     requests : int
-        To send, repairs and retries not counted.
+        Number of requests to send, not counting repairs and retries.
     kept : int
-        Labels whose answer the store has, so that they cost nothing.
+        Labels whose answer is in the store, so that they cost nothing.
     prompt_tokens, completion_tokens : int
-        Of the requests: four bytes a token; answers of usual length, without what a model thinks
-        before it answers.
+        Tokens of the requests, at four bytes per token, with answers of usual length and without a
+        model's thoughts before it answers.
     cost : float or None
         In US dollars; None without prices.
     """
@@ -160,7 +160,7 @@ class Estimate:
         if self.cost is not None:
             shown = dollars(self.cost)
             cost = f"about {shown}" if shown.startswith("$") else shown
-        kept = f" ({self.kept:,} more are answered already)" if self.kept else ""
+        kept = f" ({self.kept:,} more are already answered)" if self.kept else ""
         return (
             f"{self.features:,} feature{'s' * (self.features != 1)}: about {self.requests:,} "
             f"requests{kept}, {self.prompt_tokens:,} prompt tokens and {self.completion_tokens:,} "
@@ -169,7 +169,7 @@ class Estimate:
 
 
 def check_methods(score: Method | Sequence[Method] | None) -> tuple[Method, ...]:
-    """Return the methods to score by, each once.
+    """Return the scoring methods, each once.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def check_methods(score: Method | Sequence[Method] | None) -> tuple[Method, ...]
     for method in found:
         if method not in get_args(Method):
             raise ValueError(
-                f"score must be one of {', '.join(get_args(Method))}, several of them, or None, "
+                f"score must be one or several of {', '.join(get_args(Method))}, or None, "
                 f"got {method!r:.80}"
             )
     return found
@@ -193,19 +193,19 @@ def plan_work(
     known: Iterable[FeatureLabel],
     asking: BulkAsking,
 ) -> list[Work]:
-    """Return what there is to do.
+    """Return the work to do.
 
     Parameters
     ----------
     features
-        Which; a label is asked for each of them. None for those that occur and have no label of this
-        model and these prompts, or one without a score that is asked for.
+        The features to label. None for those that occur and have no label of this model and these
+        prompts, or one without a requested score.
     occurring
         For each feature whether it occurs; for ``features=None``.
     known
         All labels, in order of time for each feature.
     asking
-        What is asked.
+        The questions.
     """
     if features is not None:
         return [Work(feature, None, asking.methods) for feature in features]
@@ -228,18 +228,18 @@ def estimate(
     answers: Answers,
     prices: Prices | None,
 ) -> Estimate:
-    """Return about what some work will take, from the requests of up to 32 features of it.
+    """Return the approximate usage of some work, from the requests of up to 32 of its features.
 
     Parameters
     ----------
     samples, scored
-        Where samples of labels and of scores come from.
+        Samples for labels and for scores.
     work, asking
-        What is to be done.
+        The work, and its questions.
     answers
-        Where answers are kept.
+        The kept answers.
     prices
-        None where they are not known.
+        None if they are not known.
     """
     some = np.unique(np.linspace(0, len(work) - 1, min(len(work), _SAMPLED)).astype(np.int64))
     requests = kept = size = completion = 0

@@ -1,4 +1,4 @@
-"""What came of labelling many features: a row for each, and totals."""
+"""The result of labelling many features: one row per feature, and totals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["BulkLabels", "Outcome", "bulk_result"]
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one feature."""
+    """The result for one feature."""
 
     feature: int
     label: str = ""
@@ -38,25 +38,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class BulkLabels:
-    """What came of labelling many features.
+    """The result of labelling many features.
 
     Attributes
     ----------
     table : DataFrame
-        A row for each feature that was begun, in order of features: ``feature``; ``label``, empty
-        where there is none; ``score``, ``low`` and ``high``, as `FeatureLabel.score`, NaN where there
-        is none; ``failed``, what went wrong, empty where nothing did; ``not_scored``, why there was no
-        asking for a score, such as a budget that is spent; ``requests``, ``prompt_tokens`` and
-        ``completion_tokens`` that were paid for; ``cost`` in US dollars, NaN where it is not known. Where several scores were asked for, one column each as
-        ``score_detection`` and so on.
+        One row per feature that was begun, in order of features: ``feature``; ``label``, empty if
+        there is none; ``score``, ``low`` and ``high``, as in `FeatureLabel.score`, NaN if there is
+        none; ``failed``, the reason of a failure, empty if there was none; ``not_scored``, the reason
+        why no score was requested, such as a spent budget; ``requests``, ``prompt_tokens`` and
+        ``completion_tokens`` that were paid for; ``cost`` in US dollars, NaN if it is not known. If
+        several scores were requested, there is one column per score, such as ``score_detection``.
     stopped : str or None
-        Why it ended before all features were labelled, and how to go on; None where it did not.
+        Why it ended before all features were labelled, and how to resume; None if it did not.
     estimate : Estimate
-        What was expected before.
+        The estimate made before.
     requests, kept : int
-        Answers that were paid for, and questions that were answered from the store.
+        Number of paid answers, and of questions that were answered from the store.
     tokens, cost : float
-        Taken altogether; the cost is NaN where it is not known.
+        Total usage; the cost is NaN if it is not known.
     """
 
     table: pd.DataFrame
@@ -69,12 +69,12 @@ class BulkLabels:
 
     @property
     def failures(self) -> pd.DataFrame:
-        """The rows of features where something went wrong."""
+        """The rows of features that failed."""
         return self.table[self.table["failed"] != ""]
 
     @property
     def unscored(self) -> pd.DataFrame:
-        """The rows of features that lack a score which was not asked for, as the budget is spent."""
+        """The rows of features without a score because the budget was spent before it was requested."""
         return self.table[self.table["not_scored"] != ""]
 
     @property
@@ -85,7 +85,7 @@ class BulkLabels:
         unscored = f", {len(self.unscored):,} not scored" if len(self.unscored) else ""
         return (
             f"{labelled:,} feature{'s' * (labelled != 1)} labelled{unscored}, {failed:,} failed, "
-            f"{self.requests:,} requests ({self.kept:,} more were answered before), "
+            f"{self.requests:,} requests ({self.kept:,} more were already answered), "
             f"{self.tokens:,} tokens{cost}{more}"
         )
 
@@ -105,7 +105,7 @@ def bulk_result(
     methods: Sequence[Method],
     client: BulkClient,
 ) -> BulkLabels:
-    """Return what came of a run, as tables and totals."""
+    """Return the result of a run, as a table and totals."""
     rows = []
     for outcome in outcomes:
         best = _counting(outcome.scores)

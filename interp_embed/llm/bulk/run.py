@@ -1,7 +1,7 @@
-"""Labelling thousands of features: many at once, committed as they come, and what became of each.
+"""Labelling thousands of features: many at once, committed as they come, with a result for each.
 
-Owns the order of things and when to stop. Requests and their limits are the client's, samples are chosen
-on a thread of their own, and how labels are stored is up to whoever is given them.
+Owns the order of the work and the decision to stop. The client owns requests and their limits. Samples
+are chosen in a separate thread. The caller stores the labels.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = ["BulkRun"]
 T = TypeVar("T")
 
 _HOPELESS = (401, 402, 404)
-"""After these no other request is worth sending: no key, no credit, no such model."""
+"""Statuses after which no other request makes sense: no key, no credit, no such model."""
 _FORBIDDEN = 403
-"""The key is refused, or this request alone, as servers that moderate do: the others tell which."""
+"""The key is refused, or only this request, as by servers that moderate: the others tell which."""
 _MANY_FAILURES = 10
 
 
@@ -56,13 +56,13 @@ class BulkRun:
     work, asking
         What is to be done.
     client
-        Open.
+        An open client.
     known
-        Labels that there are, so that none is scored the same twice.
+        Existing labels, so that none is scored twice in the same way.
     add
-        Commits labels, durably; called on a thread, once at a time.
+        Commits labels durably; called on a thread, one call at a time.
     concurrency
-        Requests in flight at most.
+        Largest number of requests in flight.
     progress
         Whether to show a bar.
     """
@@ -104,7 +104,7 @@ class BulkRun:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """What became of the features that were begun, in order of features."""
+        """The results of the features that were begun, in order of features."""
         begun = [o for o in self._outcomes if o.label or o.failed]
         return sorted(begun, key=lambda outcome: outcome.feature)
 
@@ -119,7 +119,7 @@ class BulkRun:
         Raises
         ------
         LLMError
-            If the server refuses whatever it is asked, or fails for many features in a row.
+            If the server refuses every request, or fails for many features in a row.
         """
         todo = iter(self._work)
         # Twice as many as requests may be in flight: samples are chosen while others are answered.
@@ -140,10 +140,10 @@ class BulkRun:
             return None
         begun = sum(bool(outcome.label) for outcome in self._outcomes)
         lacking = sum(bool(outcome.not_scored) for outcome in self._outcomes)
-        unscored = f", {lacking:,} of them without a score that was asked for" if lacking else ""
+        unscored = f", {lacking:,} of them without a requested score" if lacking else ""
         return (
-            f"{self._stopped}. {begun:,} of {len(self._work):,} features are labelled{unscored}, and in "
-            "the store; the same again, with a limit of its own, goes on from there"
+            f"{self._stopped}. {begun:,} of {len(self._work):,} features are labelled{unscored} and in "
+            "the store; make the same call again, with a new limit, to resume"
         )
 
     async def _label(self, todo: Iterator[Work]) -> None:
@@ -233,7 +233,7 @@ class BulkRun:
             lost = sum(len(failure["documents"]) for failure in failures)
             outcome.failed = (
                 f"{method}: {lost} of {lost + result['total_count']} samples were not judged; the first "
-                f"of them: {failures[0]['reason']}"
+                f"reason: {failures[0]['reason']}"
             )
         if not self._is_known(label, score):
             await self._commit(replace(label, scores=(score,)))
@@ -299,8 +299,8 @@ class BulkRun:
     def _give_up(self, error: LLMError) -> NoReturn:
         done = sum(bool(outcome.label) for outcome in self._outcomes)
         error.add_note(
-            f"{done:,} of {len(self._work):,} features were labelled before that, and are in the store; "
-            "the same again goes on from there"
+            f"{done:,} of {len(self._work):,} features were labelled before that and are in the store; "
+            "make the same call again to resume"
         )
         raise error
 

@@ -1,8 +1,8 @@
-"""Which excerpts of which documents a feature is shown by.
+"""Choosing the documents and excerpts that show a feature.
 
-Owns the choice of documents; `interp_embed.llm.samples.excerpts` cuts them, and `interp_embed.llm.samples.render`
-makes text of excerpts. Everything follows from the seed. A feature's documents come from the index where
-there is one, and only the documents that are looked at are read.
+Owns the choice of documents; `interp_embed.llm.samples.excerpts` cuts them, and
+`interp_embed.llm.samples.render` turns excerpts into text. Everything follows from the seed. A
+feature's documents come from the index if there is one, and only the needed documents are read.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ PositiveChoice = Literal["top", "quantile", "random"]
 NegativeChoice = Literal["random", "hard"]
 
 _POOL = 3
-"""Of the top, so many times as many documents are considered as are wanted: as in the original."""
+"""Number of top documents considered, relative to the number wanted: as in the original."""
 _PATIENCE = 20
-"""So many times as many documents as are wanted are read at most, where some turn out useless."""
+"""Largest number of documents read, relative to the number wanted, if some turn out useless."""
 _TOKENS = 2**16
 """Of the documents that are read together, if they are more than one. A token takes some 200 bytes."""
 
@@ -54,27 +54,28 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How samples of a feature are chosen.
+    """The way in which samples of a feature are chosen.
 
     Parameters
     ----------
     examples : {"top", "quantile", "random"}
-        ``"top"``: some of the three times as many documents in which the feature is strongest.
-        ``"quantile"``: the documents in which it is active are ranked by how strong it is and cut
-        into as many parts of equal size; one of each. ``"random"``: any in which it is active.
+        ``"top"``: a choice from three times as many documents, those in which the feature is
+        strongest. ``"quantile"``: the documents in which it is active are ranked by its strength and
+        cut into as many parts of equal size; one document per part. ``"random"``: any documents in
+        which it is active.
     negatives : {"random", "hard"}
-        ``"random"``: any documents in which it is not active. ``"hard"``: those of them that are most
-        like the positive ones in their other features. Where there are too few, excerpts without the
-        feature of documents that have it.
+        ``"random"``: any documents in which it is not active. ``"hard"``: those of them whose other
+        features are most similar to those of the positive ones. If there are too few, excerpts
+        without the feature from documents that have it are added.
     seed : int
         The same seed chooses the same excerpts of the same documents.
     window_tokens : int
-        Length of an excerpt in tokens. It lies around the strongest token, two thirds before it.
+        Length of an excerpt in tokens. It surrounds the strongest token, two thirds of it before.
 
     Raises
     ------
     ValueError
-        If one of them makes no sense.
+        If an argument is invalid.
     """
 
     examples: PositiveChoice = "top"
@@ -112,14 +113,14 @@ def choose(
     feature
         Feature index.
     choice
-        How.
+        The way to choose.
     n_positive, n_negative
-        How many at most. There are fewer where documents are few, or say the same.
+        Largest numbers of excerpts. There are fewer if there are few documents, or if they repeat.
 
     Raises
     ------
     ValueError
-        If the feature is active in no document outside special tokens.
+        If no document has the feature active outside special tokens.
     IndexError
         If there is no such feature.
     """
@@ -142,7 +143,7 @@ def choose(
         where = "outside special tokens" if len(active) else "at all"
         raise ValueError(
             f"feature {feature} is not active {where} in any of the {len(positive)} documents, so "
-            "there is nothing to show of it; take samples from documents that have it"
+            "there are no samples of it; take samples from documents that have it"
         )
     lacking = np.flatnonzero(others <= 0)
     if choice.negatives == "hard":

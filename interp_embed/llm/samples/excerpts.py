@@ -1,6 +1,6 @@
 """Excerpts of documents: where they are cut, and marks on them.
 
-Owns the cutting; see `interp_embed.llm.samples.choice` for which documents are looked at.
+Owns the cutting; `interp_embed.llm.samples.choice` chooses the documents.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 __all__ = ["Example", "anywhere", "around_peak", "quiet", "scattered"]
 
 _BEFORE = 2 / 3
-"""Share of a window that stands before the strongest token: what makes it active is there."""
+"""Share of a window before the strongest token: the cause of its activation is there."""
 _QUIET = 8
-"""Tokens in a row, at least, that make an excerpt without the feature of a document that has it."""
+"""Least number of tokens in a row for an excerpt without the feature from a document with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An excerpt of a document, and how active the feature is on its tokens.
+    """An excerpt of a document, with the feature's activations on its tokens.
 
     Attributes
     ----------
     document : int
         Number of the document in its store.
     position : int
-        Its position in the data set that it was chosen from.
+        Position of the document in the data set that it was chosen from.
     start, stop : int
-        Which of the document's tokens it is, special ones counted.
+        Range of the document's tokens, counting special ones.
     tokens : tuple of str
-        Those of them that are no special tokens; they join to a part of the text.
+        The tokens in this range that are not special; they join to a part of the text.
     activations : tuple of float
-        One a token.
+        One per token.
     cut_before, cut_after : bool
-        Whether the text goes on there.
+        Whether the text continues there.
     """
 
     document: int
@@ -57,7 +57,7 @@ class Example:
 
     @property
     def active(self) -> list[bool]:
-        """On which of the tokens the feature is active."""
+        """Whether the feature is active, for each token."""
         return [value > 0 for value in self.activations]
 
     @property
@@ -72,7 +72,7 @@ def scattered(example: Example, rng: np.random.Generator) -> list[bool] | None:
     Returns
     -------
     list of bool
-        One a token; None where the excerpt has not room enough for them.
+        One per token; None if the excerpt has no room for them.
     """
     active = _units(example.tokens, np.array(example.active))
     runs = np.diff(np.flatnonzero(np.diff(np.concatenate(([0], active.astype(int), [0])))))[::2]

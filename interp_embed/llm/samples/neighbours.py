@@ -1,4 +1,4 @@
-"""Documents that are like others in their features: negatives that are hard to tell apart."""
+"""Documents with similar features: negatives that are hard to tell apart."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["nearest"]
 
 _POOL = 1_024
-"""Documents that are compared, drawn at random."""
+"""Largest number of documents that are compared, drawn at random."""
 _SHARED = 8
-"""Features of the positive documents whose top documents are compared too, where an index has them."""
+"""Features of the positive documents whose top documents are also compared, if an index has them."""
 _LISTED = 64
 
 
@@ -29,7 +29,7 @@ def nearest(
     most: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Return the candidates that are most like some documents, the most alike first.
+    """Return the candidates that are most similar to some documents, the most similar first.
 
     A document is its features' highest activations, each times the feature's inverse document
     frequency ``log((1 + n) / (1 + df))`` among those compared (Salton and Buckley 1988, smoothed),
@@ -43,10 +43,10 @@ def nearest(
     positive, examples
         Documents, and positions in them.
     most
-        How many to return at most.
+        Largest number to return.
     rng
         Draws the documents that are compared: at most 1,024, and the top documents of the features
-        that stand out in the examples, where the index lists them.
+        that stand out in the examples, if the index lists them.
 
     References
     ----------

@@ -1,7 +1,7 @@
-"""Excerpts as text for a model: marks around active tokens, and a fence around what is data.
+"""Excerpts as text for a model: marks around active tokens, and a fence around the data.
 
-Data go into a message as JSON objects, one a line, between two lines that no text can contain, so that
-whatever a document says, a message has the same parts.
+Data go into a message as JSON objects, one per line, between two lines that no text can contain. A
+message therefore has the same parts, whatever a document says.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What stands before and behind a run of active tokens."""
+    """The marks before and after a run of active tokens."""
 
     left: str
     right: str
 
     def around(self, example: Example, active: Sequence[bool] | None = None) -> str:
-        """Return an excerpt with marks; without any where ``active`` is all False."""
+        """Return an excerpt with marks; without any if ``active`` is all False."""
         marked = example.active if active is None else active
         text = highlight(example.tokens, marked, self.left, self.right)
         before, after = "..." * example.cut_before, "..." * example.cut_after
@@ -45,7 +45,7 @@ class Marks:
 
 
 def choose_marks(texts: Sequence[str]) -> Marks:
-    """Return marks that no text can forge: of the short ones none of the texts has a character."""
+    """Return marks that no text can forge: no text contains a character of the short ones."""
     for left, right in _PAIRS:
         used = set(left + right)
         if not any(used.intersection(text) for text in texts):
@@ -67,13 +67,13 @@ def messages(
     Parameters
     ----------
     prompts, task
-        Which prompt.
+        The prompts, and the task.
     marks
-        Those that are in the texts.
+        The marks in the texts.
     blocks
         The data: for each placeholder the objects to put there.
     around
-        For placeholders that may be empty, what stands before the data if there are some.
+        For placeholders that may be empty, the text before the data if there are some.
     """
     lines = {name: [_line(value) for value in values] for name, values in blocks.items()}
     # The name of the fence follows from all data, so none of them can contain it.

@@ -1,4 +1,4 @@
-"""Where samples of a feature come from: documents, how strong features are in them, and their rows."""
+"""Sources of samples of a feature: documents, the strength of features in them, and their rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Samples(Protocol):
         ...
 
     def listed_top(self, feature: int, k: int) -> NDArray[np.int64] | None:
-        """Return where a feature is strongest, if that is known without a look at all documents."""
+        """Return where a feature is strongest, if that is known without reading all documents."""
         ...
 
     def rows(self, positions: NDArray[np.int64]) -> list[DatasetRow | None]:
@@ -49,7 +49,7 @@ class Samples(Protocol):
         ...
 
     def n_tokens(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many tokens some documents have."""
+        """Return the numbers of tokens of some documents."""
         ...
 
     def document(self, position: int) -> int:
@@ -92,7 +92,7 @@ class SelectedSamples:
         return self.selection.rows(positions)
 
     def n_tokens(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many tokens some documents have."""
+        """Return the numbers of tokens of some documents."""
         return self.selection.store.n_tokens(self.selection.documents[positions])
 
     def document(self, position: int) -> int:

@@ -1,7 +1,7 @@
 """From tokenised documents to a chunk: batches, failures of single documents, and the order.
 
-The language model and the SAE are callables here; nothing is known of how they were loaded. One batch
-is in flight: its results are waited for when the next one has been launched.
+The language model and the SAE are callables here; this module does not know how they were loaded.
+One batch is in flight: its results are awaited after the next one has been launched.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ChunkEncoder:
     on_cpu : bool
         Whether the language model runs on a CPU.
     batch_tokens : int, optional
-        Largest number of tokens, padding included, that the model is run on at once. Where that is
-        too much for the device, it is less for a while.
+        Largest number of tokens, including padding, that the model runs on at once. It is reduced
+        for a while after the device runs out of memory.
     """
 
     def __init__(

@@ -277,4 +277,4 @@ def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
     for value in values:
         if isinstance(value, torch.Tensor):
             return value
-    raise HookNotFoundError("the hooked module handles no tensor")
+    raise HookNotFoundError("the hooked module's input or output holds no tensor")

@@ -57,7 +57,7 @@ class HookedModel:
     max_positions : int or None
         Longest sequence the model takes.
     identity : dict
-        What tells these weights from others: name, revision or hash, configuration, dtype.
+        The identity of these weights: name, revision or hash, configuration, dtype.
     """
 
     model: Any
@@ -73,11 +73,11 @@ def resolve_dtype(dtype: str, device: str, recorded: object = None) -> torch.dty
     Parameters
     ----------
     dtype : str
-        A name such as ``"float32"``, or ``"auto"``: what the SAE's metadata ask for, else bfloat16
-        on a GPU that has it, else float32.
+        A name such as ``"float32"``, or ``"auto"``: the dtype in the SAE's metadata, else bfloat16
+        on a GPU that supports it, else float32.
     device : str
     recorded : str or torch.dtype, optional
-        What the SAE's metadata ask for.
+        The dtype in the SAE's metadata.
     """
     import torch
 
@@ -118,15 +118,15 @@ def load_hooked_model(
     device : str
     dtype : str
     layers : int, optional
-        Load no more than these decoder layers, and no head. By default all is loaded, and what is
-        behind the hook let go.
+        Load only these decoder layers, and no head. By default everything is loaded, and the part
+        after the hook is released.
     quantize : bool
         With ``layers``: load linear layers in 8 bits.
     """
     options = dict(metadata.model_from_pretrained_kwargs or {})
     hook_name = metadata.hook_name
     if not hook_name:
-        raise ValueError("the SAE's metadata name no hook ('hook_name' in cfg.json)")
+        raise ValueError("the SAE's metadata name no hook; cfg.json needs 'hook_name'")
     torch_dtype = resolve_dtype(dtype, device, options.get("dtype", options.get("torch_dtype")))
     if hasattr(model, "run_with_cache"):
         return _with_lens(metadata, model, tokenizer or model.tokenizer, {"model": "object"})
@@ -187,7 +187,7 @@ def _load_transformers(
 
     if _is_module(model):
         if tokenizer is None:
-            raise ValueError("model= is a loaded model, so tokenizer= is needed too")
+            raise ValueError("model= is a loaded model, so pass its tokenizer= too")
         return model.eval(), _tokenizer(tokenizer), {"model": type(model).__name__}
     device_map = "auto" if device == "auto" else None
     layer = re.search(r"blocks\.(\d+)\.", hook_name)

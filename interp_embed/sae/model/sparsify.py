@@ -52,8 +52,8 @@ class PendingTokens:
     Parameters
     ----------
     slices : list of (count, feature, activation, finite)
-        Tensors on the host, one tuple a slice of tokens. A slice of a TopK SAE has no count, and
-        (tokens, k) features and activations, zeros among them.
+        Tensors on the host, one tuple per slice of tokens. A slice of a TopK SAE has no count, and
+        its features and activations have the shape (tokens, k), with zeros among them.
     wait : callable, optional
         Returns when the copies are complete.
     """

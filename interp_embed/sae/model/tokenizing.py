@@ -43,9 +43,9 @@ class Window:
     Attributes
     ----------
     id : ndarray of uint32
-        What it is run on, BOS included.
+        Token ids that the model runs on, including BOS.
     skip : int
-        How many tokens at the beginning give no rows: they have theirs from the window before.
+        Number of tokens at the beginning that give no rows: the previous window has given theirs.
     """
 
     id: NDArray[np.uint32]
@@ -75,7 +75,7 @@ class TokenizedDocument:
 
     @property
     def runs(self) -> Sequence[Window]:
-        """What the language model is run on; nothing for a document without tokens."""
+        """The windows that the language model runs on; none for a document without tokens."""
         if self.windows or not len(self.tokens):
             return self.windows
         return (Window(self.tokens.id, 0),)
@@ -87,12 +87,12 @@ class TokenizedDocument:
 
 
 def resolve_overflow(overflow: str | None, window_overlap: int | None, *, truncate: bool) -> str:
-    """Return what becomes of documents longer than the context.
+    """Return how documents longer than the context are treated.
 
     Raises
     ------
     TypeError
-        If ``window_overlap`` is no integer.
+        If ``window_overlap`` is not an integer.
     ValueError
         If the arguments contradict each other, or one is out of range.
     """
@@ -102,11 +102,11 @@ def resolve_overflow(overflow: str | None, window_overlap: int | None, *, trunca
         raise ValueError(f"overflow must be one of {', '.join(_OVERFLOW)}, got {overflow!r}")
     if not truncate and overflow != "fail":
         raise ValueError(
-            f"truncate=False lets long documents fail, overflow={overflow!r} does not; leave out one"
+            f"truncate=False contradicts overflow={overflow!r}; leave out one of the two"
         )
     if window_overlap is not None and overflow != "window":
         raise ValueError(
-            f"window_overlap={window_overlap} needs overflow='window', it is {overflow!r}"
+            f"overflow must be 'window' with window_overlap={window_overlap}, got {overflow!r}"
         )
     require_integer("window_overlap", window_overlap, 0)
     return overflow
@@ -174,8 +174,8 @@ class DocumentTokenizer:
     role : {"assistant", "user"} or None
         Apply the chat template with the document as this role's message; None for no template.
     window_overlap : int, optional
-        Tokens of a window that the one before had already, BOS not counted; by default a quarter of
-        ``max_tokens``.
+        Number of tokens that a window shares with the previous one, not counting BOS. The default is
+        a quarter of ``max_tokens``.
 
     Raises
     ------
@@ -213,16 +213,16 @@ class DocumentTokenizer:
 
     @property
     def template_date(self) -> str | None:
-        """The date that the chat template writes, or decides by; None where there is none."""
+        """The date that the chat template uses; None if it uses none."""
         return None if self._template is None else self._template.date
 
     def documents(self, texts: Sequence[object]) -> list[TokenizedDocument]:
-        """Tokenise each text by itself; what is wrong with one is recorded for that one alone.
+        """Tokenise each text by itself; a failure is recorded for the text concerned alone.
 
         Returns
         -------
         list of TokenizedDocument
-            One a text. An empty text, or one in which the tokenizer sees nothing, has no tokens,
+            One per text. An empty text, or one in which the tokenizer finds no tokens, has no tokens,
             not even BOS.
         """
         done: dict[int, TokenizedDocument] = {}

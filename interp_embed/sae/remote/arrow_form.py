@@ -1,4 +1,4 @@
-"""Documents as an Arrow IPC stream: of the two forms of the wire format the quick and small one."""
+"""Documents as an Arrow IPC stream, the quicker and smaller form of the wire format."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def has_arrow() -> bool:
 
 
 def encode_arrow(chunk: Chunk, sae: str) -> bytes:
-    """Return documents as an Arrow IPC stream of one record batch, a row a document."""
+    """Return documents as an Arrow IPC stream of one record batch, with one row per document."""
     import pyarrow as pa
 
     nonzeros = pa.StructArray.from_arrays(
@@ -86,7 +86,7 @@ def decode_arrow(body: bytes, texts: Sequence[str]) -> tuple[Header, Chunk]:
     ----------
     body : bytes
     texts : sequence of str
-        What was asked for.
+        The texts of the request.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _arrow_documents(body: bytes, texts: Sequence[str]) -> tuple[Header, Chunk]:
         ):
             fail(f"columns {_said(schema)}, expected {_said(wanted)}")
         if (size := unpacked_size(body)) > LONGEST_ANSWER:  # before any of it takes memory
-            fail(f"Arrow that unpacks to {size:,} bytes, at most {LONGEST_ANSWER:,} are taken")
+            fail(f"Arrow that unpacks to {size:,} bytes, expected at most {LONGEST_ANSWER:,}")
         table = stream.read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""What every SAE that runs elsewhere does: requests side by side, and failures kept to documents."""
+"""The base of every SAE that runs elsewhere: concurrent requests, and failures per document."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ _REQUESTS = ("max_concurrency", "max_retries", "base_delay")
 
 
 class RemoteSAE(BaseSAE):
-    """An SAE that some service runs; how the service is asked is for subclasses to say.
+    """An SAE that a service runs. A subclass defines how to ask the service.
 
-    Requests run on an event loop on a thread of its own, from `load` to `destroy`, so that `encode`
-    and `encode_chunk` work wherever they are called, a notebook's running loop included. The
-    coroutine `encode_chunk_async` is for callers that would rather not block.
+    Requests run on an event loop in a separate thread, from `load` to `destroy`. `encode` and
+    `encode_chunk` therefore work everywhere, even inside a notebook's running loop. The coroutine
+    `encode_chunk_async` is for callers that do not want to block.
 
-    A request that fails is repeated where that is worth it. Then
+    A failed request is repeated if another attempt may succeed. After the last attempt:
 
-    - if the service refuses whoever asks (401, 402, 403), does not answer, or is too busy to (429, 502,
-      503, 504), `SAEUnavailableError` is raised, and no document is to blame;
-    - if it fails or takes too long, and is known to encode no other document either (see
-      `check_encoding`), the same;
-    - otherwise its documents are asked for again in halves, and one that fails alone is recorded as
-      failed, with the reason.
+    - If the service refuses the client (401, 402, 403), does not answer, or is too busy (429, 502,
+      503, 504), `SAEUnavailableError` is raised. No document is marked as failed.
+    - If the service fails or takes too long, and encodes no other document either (see
+      `check_encoding`), the same error is raised.
+    - Otherwise the documents are requested again in halves. A document that fails alone is recorded
+      as failed, with the reason.
 
     Parameters
     ----------
     max_concurrency : int
-        Requests under way at once.
+        Requests in flight at once.
     max_retries : int
         How often a request is repeated.
     base_delay : float
@@ -98,53 +98,53 @@ class RemoteSAE(BaseSAE):
         """Return the documents of one request; failures of single documents are in the chunk."""
 
     async def open(self) -> None:
-        """Make clients, on the event loop that uses them; called by `load`."""
+        """Create clients, on the event loop that uses them; called by `load`."""
         return
 
     async def close(self) -> None:
-        """Let go of what `open` made, whether or not it got far; called by `destroy`."""
+        """Release everything that `open` created, even if `open` failed; called by `destroy`."""
         return
 
     async def check_service(self) -> None:
-        """Raise `SAEUnavailableError` if the service is gone; called when a request failed for good.
+        """Raise `SAEUnavailableError` if the service is down; called after a request has failed.
 
-        Here nothing is asked: most services have no way to.
+        This implementation does nothing, because most services have no health check.
         """
         return
 
     async def check_encoding(self) -> None:
         """Raise `SAEUnavailableError` if the service encodes nothing at all.
 
-        Called when it failed on a request, or took too long, and answered no other meanwhile. Here
-        nothing is asked: what a service takes for a document is for subclasses to say.
+        Called when a request failed or took too long, and no other was answered meanwhile. This
+        implementation does nothing: only a subclass knows a document that the service accepts.
         """
         return
 
     def service(self) -> str:
-        """Return what messages call the service."""
+        """Return the name of the service in messages."""
         return f"the service of {type(self).__name__}"
 
     def answer_seconds(self) -> float | None:
-        """Return how long a request waits for its answer, where that is known; for messages."""
+        """Return how long a request waits for its answer, if that is known; for messages."""
         return None
 
     def batches(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the positions of the texts of each request; by default each has its own."""
+        """Return the positions of the texts of each request; by default one text per request."""
         return [[i] for i in range(len(texts))]
 
     def classify(self, error: BaseException) -> Trouble:
-        """Return what to make of an error that `encode_batch` raised."""
+        """Return how to treat an error that `encode_batch` raised."""
         return trouble(error)
 
     # What it does with that
 
     def metadata(self) -> dict[str, Any]:
-        """Return the constructor's arguments as values for JSON; there is no key among them."""
+        """Return the constructor's arguments as values for JSON; they include no key."""
         settings = {name: getattr(self, name) for name in _REQUESTS}
         return {**super().metadata(), **settings}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything known that activations depend on; how requests are made is left out."""
+        """Return everything known that activations depend on; request settings are left out."""
         left_out = self._all_transport()
         return {k: v for k, v in super().fingerprint().items() if k not in left_out}
 
@@ -154,7 +154,7 @@ class RemoteSAE(BaseSAE):
         return [name for cls in classes for name in vars(cls).get("_transport", ())]
 
     def load_models(self) -> None:
-        """Start the event loop and make the client.
+        """Start the event loop and create the client.
 
         Raises
         ------
@@ -171,7 +171,7 @@ class RemoteSAE(BaseSAE):
             raise
 
     def load(self) -> None:
-        """Make the client, and ask for feature labels."""
+        """Create the client and fetch feature labels."""
         try:
             super().load()
         except BaseException:
@@ -186,7 +186,7 @@ class RemoteSAE(BaseSAE):
     async def _open(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
         limit = self.answer_seconds()
-        given_up = "" if limit is None else f"; it is given up when nothing comes for {limit:.0f} s"
+        given_up = "" if limit is None else f"; it times out if nothing comes for {limit:.0f} s"
         self._waiting = Waiting(
             self.service,
             self.max_retries + 1,
@@ -209,7 +209,7 @@ class RemoteSAE(BaseSAE):
             loop.close()
 
     def wait_for(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Return what a coroutine returns on the SAE's event loop."""
+        """Run a coroutine on the SAE's event loop and return its result."""
         if self._loop is None:
             work.close()
             self._require_loaded()
@@ -228,24 +228,24 @@ class RemoteSAE(BaseSAE):
         return self.wait_for(self._encode_all(list(texts)))  # type: ignore[no-any-return]
 
     async def encode_chunk_async(self, texts: Sequence[str]) -> Chunk:
-        """As `encode_chunk`, for callers with an event loop of their own."""
+        """Like `encode_chunk`, for callers with their own event loop."""
         self._require_loaded()
         if self._loop is None:
             raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
         return await asyncio.wrap_future(self._loop.submit(self._encode_all(list(texts))))
 
     def encode(self, texts: Sequence[str]) -> list[csr_matrix | None]:
-        """Return the activations of each text, (n_tokens, d_sae); None for one that failed."""
+        """Return one (n_tokens, d_sae) matrix per text; None for a text that failed."""
         return chunk_matrices(self.encode_chunk(texts))
 
     async def encode_async(self, texts: Sequence[str]) -> list[csr_matrix | None]:
-        """As `encode`, for callers with an event loop of their own."""
+        """Like `encode`, for callers with their own event loop."""
         return chunk_matrices(await self.encode_chunk_async(texts))
 
     def tokenize(
         self, documents: Sequence[str], as_tokens: bool = True, padding: bool = False
     ) -> Any:
-        """Return the tokens of documents as the service sees them: it is asked to encode them.
+        """Return the tokens of documents as the service sees them. The service encodes them for this.
 
         Parameters
         ----------
@@ -258,7 +258,7 @@ class RemoteSAE(BaseSAE):
         Returns
         -------
         list of list of str, or dict of str to list of list of int
-            A string or number for each row of activations; a document that failed has none.
+            One string or number per row of activations. A document that failed has none.
         """
         chunk = self.encode_chunk(documents)
         tables = [chunk.tokens.take(slice(a, b)) for a, b in pairwise(chunk.doc_ptr.tolist())]
@@ -269,10 +269,10 @@ class RemoteSAE(BaseSAE):
     def encode_chat(
         self, conversations: Sequence[Sequence[Mapping[str, str]]]
     ) -> Sequence[csr_matrix | None]:
-        """Raise ValueError: the tokenizer with the chat template is the service's."""
+        """Raise ValueError: only the service has the tokenizer and its chat template."""
         raise ValueError(
-            f"{type(self).__name__} cannot encode conversations: the chat template is with the "
-            "service, which takes texts"
+            f"{type(self).__name__} cannot encode conversations: only the service has the chat "
+            "template, and it takes texts"
         )
 
     async def _encode_all(self, texts: list[str]) -> Chunk:
@@ -282,7 +282,7 @@ class RemoteSAE(BaseSAE):
         return call.chunk()
 
     async def request(self, texts: Sequence[str]) -> Chunk:
-        """Return the documents of one request, which is repeated where that is worth it."""
+        """Return the documents of one request, repeated if another attempt may succeed."""
         slots, waiting = self._slots, self._waiting
         if slots is None or waiting is None:
             raise RuntimeError(f"{type(self).__name__} has no event loop; call its load() first")
@@ -308,11 +308,11 @@ class RemoteSAE(BaseSAE):
                 waiting.answers(wait)
         if chunk.n_documents != len(texts):
             raise ValueError(
-                f"{self.service()} returned {chunk.n_documents} documents for {len(texts)}"
+                f"{self.service()} returned {chunk.n_documents} documents for {len(texts)} texts"
             )
         if chunk.d_sae and self._d_sae and chunk.d_sae != self._d_sae:
             raise ValueError(
-                f"{self.service()} returned {chunk.d_sae} features, and {self._d_sae} before"
+                f"{self.service()} returned {chunk.d_sae} features, but {self._d_sae} before"
             )
         self._d_sae = self._d_sae or chunk.d_sae or None
         return chunk
@@ -324,7 +324,7 @@ def require_number(name: str, value: object, least: float, *, whole: bool = Fals
     Raises
     ------
     TypeError
-        If it is no number, or not a whole one where it has to be.
+        If it is not a number, or not an integer although it must be one.
     ValueError
         If it is too small, or not finite.
     """

@@ -1,4 +1,4 @@
-"""Asking a service for the documents of one call, and telling whose fault a failure is."""
+"""Asking a service for the documents of one call, and finding out what caused a failure."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = ["Call", "Service"]
 
 
 class Service(Protocol):
-    """What a call asks of an SAE that runs elsewhere; see `interp_embed.sae.remote.base.RemoteSAE`."""
+    """The methods of `interp_embed.sae.remote.base.RemoteSAE` that a call uses."""
 
     @property
     def d_sae(self) -> int | None:
-        """Number of features; None as long as it is not known."""
+        """Number of features; None until it is known."""
 
     def service(self) -> str:
-        """Return what messages call the service."""
+        """Return the name of the service in messages."""
 
     def batches(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the positions of the texts of each request."""
 
     async def request(self, texts: Sequence[str]) -> Chunk:
-        """Return the documents of one request, which is repeated where that is worth it."""
+        """Return the documents of one request, repeated if another attempt may succeed."""
 
     def classify(self, error: BaseException) -> Trouble:
-        """Return what to make of an error of `request`."""
+        """Return how to treat an error of `request`."""
 
     async def check_service(self) -> None:
-        """Raise `SAEUnavailableError` if the service is gone."""
+        """Raise `SAEUnavailableError` if the service is down."""
 
     async def check_encoding(self) -> None:
         """Raise `SAEUnavailableError` if the service encodes nothing at all."""
 
 
 class Call:
-    """One call of `RemoteSAE.encode_chunk`: its documents, and what has become of each.
+    """One call of `RemoteSAE.encode_chunk`: its documents and their results.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class Call:
         Raises
         ------
         SAEUnavailableError
-            If the service refuses whoever asks, a request is not answered, however often it is
-            repeated, or no request can be.
+            If the service refuses the client, if a request is not answered after all retries, or if
+            the service encodes nothing.
         """
         wanted = [i for i in range(len(self._texts)) if i not in self._reasons]
         batches = self._sae.batches([self._texts[i] for i in wanted])
@@ -101,7 +101,7 @@ class Call:
             await sae.check_service()
             if kind is Trouble.UNREACHABLE:
                 # Not the documents' fault: as failures they would stand in the store for good.
-                what = "answers no more" if self._answers else "answers no document"
+                what = "no longer answers" if self._answers else "answers no request"
                 raise SAEUnavailableError(f"{sae.service()} {what}: {one_line(error)}") from error
             broken = kind in (Trouble.BROKEN, Trouble.SLOW)
             if broken and self._answers == before:

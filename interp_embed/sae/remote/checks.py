@@ -1,4 +1,4 @@
-"""Is what a server sent what it should have sent? Checked as strictly as a file that may be damaged."""
+"""Checks of a server's answer, as strict as those of a file that may be damaged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 2**32 - 1
 
 
 def fail(what: str) -> NoReturn:
-    """Raise BadAnswerError; whoever knows the URL names it."""
+    """Raise BadAnswerError; the caller that knows the URL adds it."""
     raise BadAnswerError(what)
 
 
@@ -36,25 +36,25 @@ def numbers(found: Any, what: str) -> NDArray[np.uint32]:
     """
     array = _array(found, what)
     if array.dtype.kind not in "iu" and array.size:
-        fail(f"{what} holds other things than whole numbers below 2**32")
+        fail(f"{what} must hold only integers below 2**32")
     if array.size and (int(array.min()) < 0 or int(array.max()) > _MOST):
-        fail(f"{what} holds a number that is not between 0 and 2**32 - 1")
+        fail(f"{what} must hold only integers from 0 to 2**32 - 1")
     return array.astype(np.uint32)
 
 
 def bits(found: Any, what: str) -> NDArray[np.bool_]:
-    """Return a list of JSON as booleans; as `numbers`."""
+    """Return a list of JSON as booleans; like `numbers`."""
     array = _array(found, what)
     if array.dtype.kind != "b" and array.size:
-        fail(f"{what} holds other things than true and false")
+        fail(f"{what} must hold only true and false")
     return array.astype(np.bool_)
 
 
 def decimals(found: Any, what: str) -> NDArray[np.float32]:
-    """Return a list of JSON as float32; as `numbers`."""
+    """Return a list of JSON as float32; like `numbers`."""
     array = _array(found, what)
     if array.dtype.kind not in "iuf" and array.size:
-        fail(f"{what} holds other things than numbers")
+        fail(f"{what} must hold only numbers")
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
@@ -69,7 +69,7 @@ def _array(found: Any, what: str) -> NDArray[Any]:
     if array.ndim != 1:
         fail(f"{what} is not a flat list")
     if array.dtype.kind in "iuf" and bool in set(map(type, found)):  # numpy counts true as 1
-        fail(f"{what} holds other things than numbers")
+        fail(f"{what} must hold only numbers")
     return array
 
 
@@ -79,12 +79,12 @@ def check_chunk(chunk: Chunk, texts: Sequence[str]) -> None:
     Raises
     ------
     BadAnswerError
-        Saying what does not, and in which document.
+        If one of these does not hold. The message says which, and in which document.
     """
     document = np.repeat(np.arange(chunk.n_documents), np.diff(chunk.doc_ptr))
     failed = chunk.status == DocumentStatus.FAILED
     if (wrong := failed & (np.diff(chunk.doc_ptr) > 0)).any():
-        fail(f"document {int(wrong.argmax())} has a reason for its failure, and tokens")
+        fail(f"document {int(wrong.argmax())} has both a reason for its failure and tokens")
     _check_activations(chunk, document)
     _check_spans(chunk, document, texts)
 
@@ -93,7 +93,7 @@ def _check_activations(chunk: Chunk, document: NDArray[np.int64]) -> None:
     feature = chunk.feature.astype(np.int64)
     token = np.repeat(np.arange(chunk.n_tokens), np.diff(chunk.token_ptr))
     if chunk.n_tokens and not chunk.d_sae:
-        fail("tokens, but 'd_sae' is 0")
+        fail("there are tokens, but 'd_sae' is 0")
 
     def first(wrong: NDArray[np.bool_]) -> tuple[int, int]:
         at = int(wrong.argmax())
@@ -101,11 +101,11 @@ def _check_activations(chunk: Chunk, document: NDArray[np.int64]) -> None:
 
     if (wrong := feature >= chunk.d_sae).any():
         where, at = first(wrong)
-        fail(f"document {where} has feature {feature[at]}, of {chunk.d_sae}")
+        fail(f"document {where} has feature {feature[at]}, expected less than {chunk.d_sae}")
     unordered = (np.diff(feature) <= 0) & (np.diff(token) == 0)
     if unordered.any():
         where, _ = first(np.append(unordered, False))
-        fail(f"document {where} has a token whose features do not ascend")
+        fail(f"document {where} has a token whose features are not in ascending order")
     if (wrong := ~np.isfinite(chunk.activation)).any():
         fail(f"document {first(wrong)[0]} has an activation that is not finite")
     if (wrong := chunk.activation == 0).any():

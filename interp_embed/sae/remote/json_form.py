@@ -1,4 +1,4 @@
-"""Documents as JSON: of the two forms of the wire format the one that every server has."""
+"""Documents as JSON, the form of the wire format that every server has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["decode_json", "encode_json"]
 
 
 def encode_json(chunk: Chunk, sae: str) -> bytes:
-    """Return documents as JSON; activations come back as the same float32."""
+    """Return documents as JSON; activations are read back as the same float32."""
     documents: list[dict[str, Any]] = []
     bounds, pointer = chunk.doc_ptr.tolist(), chunk.token_ptr.tolist()
     feature = chunk.feature.tolist()
@@ -50,11 +50,11 @@ def encode_json(chunk: Chunk, sae: str) -> bytes:
 
 
 def decode_json(body: bytes, texts: Sequence[str]) -> tuple[Header, Chunk]:
-    """Return the documents of a JSON answer; as `decode_arrow`."""
+    """Return the documents of a JSON answer; like `decode_arrow`."""
     said = parse_json(body, "the answer")
     documents = said.get("documents")
     if not isinstance(documents, list) or not all(isinstance(d, dict) for d in documents):
-        fail("no list of objects under 'documents'")
+        fail("'documents' is not a list of objects")
     if len(documents) != len(texts):
         fail(f"{len(documents)} documents for {len(texts)} texts")
     reasons = {str(i): d["reason"] for i, d in enumerate(documents) if "reason" in d}
@@ -107,7 +107,7 @@ def decode_json(body: bytes, texts: Sequence[str]) -> tuple[Header, Chunk]:
 
 def _lists(found: Any, what: str) -> list[list[Any]]:
     if not isinstance(found, list) or not all(isinstance(row, list) for row in found):
-        fail(f"{what} is not a list of one list a token")
+        fail(f"{what} is not a list with one list per token")
     return found
 
 

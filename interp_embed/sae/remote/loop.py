@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, so that waiting works inside and outside another loop."""
+"""An event loop in a separate thread, so that waiting works inside and outside another loop."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LoopThread:
     Parameters
     ----------
     name : str
-        Of the thread. It is a daemon: a process that is told to end does not wait for a service that
-        does not answer.
+        Name of the thread. It is a daemon thread: a process that is told to end does not wait for a
+        service that does not answer.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,7 +45,7 @@ class LoopThread:
         self._portal = ready.result()
 
     def is_alive(self) -> bool:
-        """Return whether there is a thread to run coroutines: not in a process that was forked."""
+        """Return whether the thread that runs coroutines exists; it does not in a forked process."""
         return self._thread.is_alive()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -54,7 +54,7 @@ class LoopThread:
         Raises
         ------
         RuntimeError
-            If the thread is not in this process, or is the one that asks.
+            If the thread is not in this process, or is the calling thread.
         """
         if not self.is_alive():
             work.close()
@@ -65,12 +65,13 @@ class LoopThread:
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError(
-                "a coroutine of an SAE cannot wait for the same SAE; await its coroutine instead"
+                "a coroutine of an SAE cannot call the blocking methods of the same SAE; await its "
+                "coroutine instead"
             )
         return self._portal.start_task_soon(lambda: work)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what a coroutine returns; an interrupt of the thread that waits cancels it."""
+        """Return the result of a coroutine; an interrupt of the waiting thread cancels it."""
         task: asyncio.Task[Any] | None = None
         given_up = False
 
@@ -98,7 +99,7 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Cancel what runs, and end the thread."""
+        """Cancel running coroutines and end the thread."""
         if self.is_alive():
             self._portal.start_task_soon(self._portal.stop, True)
             self._thread.join(_CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""What to make of an error of a service: try again, blame the document, or give up."""
+"""How to treat an error of a service: try again, mark the document as failed, or give up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Trouble", "retrying", "seconds_to_wait", "trouble"]
 T = TypeVar("T")
 _LONGEST_PAUSE = 60.0
 _LONGEST_ASKED_PAUSE = 300.0
-"""Seconds; a service that asks for more is asked again after so many."""
+"""Longest pause in seconds, even if a service asks for a longer one."""
 _REFUSALS = frozenset({401, 402, 403})
 _OVERLOADED = frozenset({429, 502, 503, 504, 529})
 # How the HTTP libraries that SDKs are built on, and some SDKs, call a connection that failed.
@@ -30,17 +30,17 @@ _TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError", "Timeout"})
 
 
 class Trouble(Enum):
-    """What kind of failure a request ended in."""
+    """The kind of failure that a request ended in."""
 
     UNREACHABLE = "unreachable"
-    """Nobody answers, or only to say that it is too much. Worth trying again; then the run ends."""
+    """The service does not answer, or says that it is overloaded. Try again; then the run ends."""
     BROKEN = "broken"
-    """The service tried and failed, or took too long. Worth trying again; then the documents of the
-    request are to blame, if it encodes others."""
+    """The service failed, or took too long. Try again; then the documents of the request are marked as
+    failed, if the service encodes others."""
     SLOW = "slow"
-    """As BROKEN, but so late that the same request is not worth trying again."""
+    """Like BROKEN, but after so long that the same request is not tried again."""
     REFUSED = "refused"
-    """The service knows who asks and says no, as it would to any other document."""
+    """The service refuses the client, as it would for any other document."""
     DOCUMENT = "document"
     """Anything else: the same request would fail again."""
 
@@ -48,8 +48,8 @@ class Trouble(Enum):
 def trouble(error: BaseException) -> Trouble:
     """Return what kind of failure an error is, by its HTTP status or its class.
 
-    Known are the built-in errors, those of httpx, requests and aiohttp, and those of SDKs that have a
-    ``status_code``, or a ``response`` with one.
+    It recognises the built-in errors, those of httpx, requests and aiohttp, and those of SDKs that have
+    a ``status_code``, or a ``response`` with one.
     """
     if isinstance(error, SAEUnavailableError):
         return Trouble.REFUSED
@@ -69,7 +69,7 @@ def trouble(error: BaseException) -> Trouble:
 
 
 def seconds_to_wait(error: BaseException | None) -> float:
-    """Return the pause that the service itself asked for; 0 where it did not."""
+    """Return the pause that the service asked for; 0 if it asked for none."""
     asked = getattr(error, "retry_after", None)
     if asked is None:
         # httpx has the answer's headers on the answer, aiohttp on the error itself.
@@ -91,11 +91,11 @@ async def retrying(
     base_delay: float,
     before_pause: Callable[[T | Exception, float, float], None] = lambda *_: None,
 ) -> T:
-    """Await a request, and again while its failure is worth it.
+    """Await a request, and repeat it while another attempt may succeed.
 
-    The pause before retry n is ``base_delay * 2 ** (n - 1)`` seconds, at most a minute, or what the
-    service asks for if that is longer, and up to ``base_delay`` more, so that many clients do not
-    come back at once. ``before_pause`` is told of each pause before it begins; see `net.retries`.
+    The pause before retry n is ``base_delay * 2 ** (n - 1)`` seconds, at most a minute, or the pause
+    that the service asks for if that is longer. Up to ``base_delay`` is added, so that many clients do
+    not retry at once. ``before_pause`` is called before each pause; see `net.retries`.
     """
 
     def wait(outcome: T | Exception, growing: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Requests over HTTP, with answers of bounded size, and errors in one line that hold no key."""
+"""Requests over HTTP, with answers of bounded size and one-line errors that contain no key."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AnswerError(OSError):
     ----------
     status_code : int
     retry_after : float or None
-        Seconds after which it wants to be asked again.
+        Seconds that the server asks to wait before the next request.
     """
 
     def __init__(self, message: str, status_code: int, retry_after: float | None = None) -> None:
@@ -48,11 +48,11 @@ class AnswerError(OSError):
 
 
 class BadAnswerError(ValueError):
-    """What a server sent is not what it should have sent."""
+    """A server's answer is not in the expected form."""
 
 
 class ForeignAnswerError(BadAnswerError):
-    """What a server sent is not even of the kind: a page for people, say, from what stands before it."""
+    """A server's answer is of another kind, for example a web page of a proxy in front of it."""
 
 
 class Answer:
@@ -71,7 +71,7 @@ class Answer:
 
 
 def require_http(what: str) -> None:
-    """Raise ImportError, saying what to install, where there is no HTTP client."""
+    """Raise ImportError, saying what to install, if the HTTP client is missing."""
     try:
         import anyio  # noqa: F401
         import httpx  # noqa: F401
@@ -83,16 +83,16 @@ def require_http(what: str) -> None:
 
 
 class HttpTransport:
-    """An HTTP client for one server. It is made on the event loop that uses it.
+    """An HTTP client for one server. Create it on the event loop that uses it.
 
     Parameters
     ----------
     url : str
         From `net.urls.checked_url`.
     key : str or None
-        Sent as a bearer token, and nowhere shown.
+        Sent as a bearer token, and never shown.
     timeout : float
-        Seconds to wait for an answer to begin or go on.
+        Seconds to wait for an answer to begin or to continue.
     """
 
     def __init__(self, url: str, *, key: str | None, timeout: float) -> None:
@@ -155,7 +155,7 @@ class HttpTransport:
             raise type(error)(self._said(f"{self.url}{path}: {what}")) from None
         except httpx.DecodingError as error:
             raise BadAnswerError(
-                self._said(f"{self.url}{path} answered with what cannot be decompressed: {error}")
+                self._said(f"{self.url}{path} sent an answer that cannot be decompressed: {error}")
             ) from None
 
     async def _body(self, response: httpx.Response, longest: int) -> bytes:
@@ -183,11 +183,11 @@ class HttpTransport:
         )
 
     def refuse_echo(self, url: str, sent: bytes | str) -> None:
-        """Raise BadAnswerError if a server repeats the key in what may end up in a store."""
+        """Raise BadAnswerError if a server repeats the key in an answer that may enter a store."""
         if self._key is not None and self._key in (
             sent if isinstance(sent, str) else sent.decode(errors="replace")
         ):
-            raise BadAnswerError(f"{url} repeats the key that it was sent, in its answer")
+            raise BadAnswerError(f"{url} repeats the key of the request in its answer")
 
     def _said(self, message: str) -> str:
         """Return a message in one line, without the key should a server have repeated it."""

@@ -1,7 +1,7 @@
-"""The wire format, version 1: what its two forms, Arrow and JSON, have in common.
+"""The wire format, version 1: the common part of its two forms, Arrow and JSON.
 
-Both sides use this module. What is read is checked like a file that may be damaged; see
-``docs/reference/http-protocol.md`` for the description that other implementations go by.
+Both sides use this module. Everything read is checked like a file that may be damaged;
+``docs/reference/http-protocol.md`` describes the format for other implementations.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _MOST_FEATURES = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands in front of the documents.
+    """The header before the documents.
 
     Attributes
     ----------
     sae : str
-        Names the SAE and its settings: a digest of its fingerprint.
+        Identifies the SAE and its settings: a digest of its fingerprint.
     d_sae : int
-        Number of features; 0 where no token was encoded and it is not known.
+        Number of features; 0 if no token was encoded and it is not known.
     """
 
     sae: str
@@ -56,7 +56,7 @@ def parse_json(body: bytes | str, what: str) -> dict[str, Any]:
     ForeignAnswerError
         If it is not JSON at all.
     BadAnswerError
-        If it is no object, or holds NaN or infinity, for which JSON has no numbers.
+        If it is not an object, or holds NaN or infinity, which JSON does not have.
     """
 
     def constant(name: str) -> Any:
@@ -76,7 +76,7 @@ def parse_json(body: bytes | str, what: str) -> dict[str, Any]:
 
 
 def header_of(chunk: Chunk, sae: str, *, reasons: bool) -> dict[str, Any]:
-    """Return what stands in front of the documents; the ``reasons`` of failures where asked for."""
+    """Return the header before the documents, with the ``reasons`` of failures if requested."""
     said: dict[str, Any] = {
         "protocol": PROTOCOL,
         "sae": sae,
