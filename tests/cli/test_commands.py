@@ -193,6 +193,8 @@ def test_encode_says_what_it_did(cli, source):
 
 
 def write(kind, path):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
     frame = pd.DataFrame(RECORDS)
     lines = "".join(json.dumps(r) + "\n" for r in RECORDS)
     if kind == "csv":
@@ -250,6 +252,8 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, name):
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(cli, name, content, message):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
     Path(name).write_bytes(content)
     code, _, err = cli("encode", name, "s.zarr", "--sae", "tests.support.fake_sae:WordSAE")
     assert code == 1
