@@ -1211,11 +1211,12 @@ class Dataset:
         from interp_embed.llm.labelling import Connection, ask_feature_label, require_packages
 
         require_packages()
-        _, *samples = self._samples(
+        _, positive, negative = self._samples(
             positive_dataset=positive_dataset, negative_dataset=negative_dataset
         )
         return await ask_feature_label(
-            *samples,
+            positive,
+            negative,
             feature,
             _asking(model, examples, negatives, seed, window_tokens, prompts, settings),
             Connection(base_url, timeout, max_retries, answers, client),
@@ -1293,11 +1294,12 @@ class Dataset:
         from interp_embed.llm.labelling import Connection, ask_feature_score, require_packages
 
         require_packages()
-        _, *samples = self._samples(
+        _, positive, negative = self._samples(
             positive_dataset=positive_dataset, negative_dataset=negative_dataset
         )
         return await ask_feature_score(
-            *samples,
+            positive,
+            negative,
             feature,
             label,
             _asking(model, examples, negatives, seed, window_tokens, prompts, settings),
@@ -1403,8 +1405,10 @@ class Dataset:
             prices,
         )
         asking = _asking(model, examples, negatives, seed, window_tokens, prompts, settings)
+        samples, scored = self._samples(scored_on=scored_on)
         return await ask_feature_labels(
-            *self._samples(scored_on=scored_on),
+            samples,
+            scored,
             features,
             _bulk_asking(asking, score, k, score_k),
             Connection(base_url, timeout, max_retries),
@@ -1456,8 +1460,10 @@ class Dataset:
 
         require_packages()
         asking = _asking(model, examples, negatives, seed, window_tokens, prompts, settings)
+        samples, scored = self._samples(scored_on=scored_on)
         return estimate_feature_labels(
-            *self._samples(scored_on=scored_on),
+            samples,
+            scored,
             features,
             _bulk_asking(asking, score, k, score_k),
             prices,
