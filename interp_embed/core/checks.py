@@ -8,11 +8,10 @@ from __future__ import annotations
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
 __all__ = [
@@ -23,8 +22,6 @@ __all__ = [
     "check_positive",
     "is_integer",
 ]
-
-_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -66,11 +63,13 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     ValueError
         If it is neither float16 nor float32.
     """
+    import numpy as np  # not where the command line is only asked for help
+
     try:
         found = np.dtype(dtype)
     except TypeError:  # a name that numpy does not know
         raise ValueError(f"dtype must be float16 or float32, got {dtype!r:.80}") from None
-    if found not in _DTYPES:
+    if found not in (np.dtype(np.float16), np.dtype(np.float32)):
         raise ValueError(f"dtype must be float16 or float32, got {found}")
     return found
 
@@ -116,6 +115,8 @@ def check_features(features: Iterable[int], width: int) -> NDArray[np.int64]:
     IndexError
         If the SAE does not have one of them.
     """
+    import numpy as np
+
     try:
         columns = features if isinstance(features, np.ndarray) else np.asarray([*features])
     except (TypeError, ValueError):  # no iterable, or one of lists of unequal length

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from interp_embed.core.chunk import Chunk, TokenTable
-
 if TYPE_CHECKING:
+    from interp_embed.core.chunk import Chunk, TokenTable
     from interp_embed.sae.api import ApiDocument, ApiSAE
     from interp_embed.sae.base import BaseSAE
     from interp_embed.sae.goodfire import GoodfireSAE
@@ -44,5 +43,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "http": ["HttpSAE"],
         "sae_types": ["SAEType"],
         "local": ["LocalSAE"],
+        "records": ["Chunk", "TokenTable"],
     },
 )

@@ -187,7 +187,7 @@ def test_a_view_and_failed_and_empty_documents(tmp_path):
 def test_bad_arguments_are_refused_before_work(planted):
     with pytest.raises(IndexError, match="feature 8 is not among the 8 features"):
         planted.label_features_from_tokens([8])
-    with pytest.raises(TypeError, match="list of integers"):
+    with pytest.raises(TypeError, match="features must be integers"):
         planted.label_features_from_tokens([0.5])
     with pytest.raises((TypeError, ValueError), match="k"):
         planted.label_features_from_tokens(k=0)

@@ -121,6 +121,7 @@ def test_what_cannot_be_built_is_opened_to_read(metadata, reason, tmp_path):
 
 
 def test_a_class_whose_extra_is_missing_is_opened_to_read(tmp_path, monkeypatch):
+    monkeypatch.delattr(interp_embed.sae, "GoodfireApiSAE", raising=False)
     monkeypatch.setitem(sys.modules, "interp_embed.sae.goodfire_api", None)
     metadata = {**ORIGINALS["goodfire_api"], "sae_type": "goodfire_api"}
     with pytest.raises(ValueError, match="'goodfire_api' need something that is not installed"):
