@@ -33,10 +33,18 @@ def imported(name, path):
     return module
 
 
-# The stores name their SAE "fake_sae:WideSAE", by the path that it had in that release.
-WideSAE = imported("fake_sae", ROOT / "tests" / "support" / "fake_sae.py").WideSAE
+# The stores name their SAE "fake_sae:WideSAE", by the path that it had in that release, and so does
+# the script that made them, which says what documents are in them. The module has the name while the
+# tests of this file run: others give the name to a class of their own.
+FAKE_SAE = imported("fake_sae", ROOT / "tests" / "support" / "fake_sae.py")
 GOLDEN = imported("make_golden", FIXTURES / "make_golden.py")
-"""The script that made the stores, for the documents that are in them."""
+WideSAE = FAKE_SAE.WideSAE
+del sys.modules["fake_sae"], sys.modules["make_golden"]
+
+
+@pytest.fixture(autouse=True)
+def _the_name_of_that_release(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fake_sae", FAKE_SAE)
 
 
 @pytest.fixture

@@ -374,7 +374,10 @@ def document(**values):
             document(feature=[[1, 1], [2]], activation=[[1, 1], [1]]),
             "features are not in ascending order",
         ),
-        (document(feature=[[1], [D_SAE]], activation=[[1], [1]]), f"feature {D_SAE}, of {D_SAE}"),
+        (
+            document(feature=[[1], [D_SAE]], activation=[[1], [1]]),
+            f"feature {D_SAE}, expected less than {D_SAE}",
+        ),
         (document(feature=[1, 2], activation=[1, 2]), "not a list with one list per token"),
         (document(feature=[[1], [2]], activation=[[0], [1]]), "an activation that is 0"),
         (document(feature=[[1], [2]], activation=[[1e39], [1]]), "that is not finite"),

@@ -40,7 +40,7 @@ def test_every_class_can_be_had_by_name():
             "TokenTable",
         )
     assert set(interp_embed.sae.__all__) <= set(dir(interp_embed.sae))
-    with pytest.raises(AttributeError, match="has no attribute 'NoSuchSAE'"):
+    with pytest.raises(AttributeError, match="attribute NoSuchSAE"):
         _ = interp_embed.sae.NoSuchSAE
     with pytest.raises(ImportError):
         from interp_embed.sae import NoSuchSAE  # noqa: F401

@@ -147,4 +147,4 @@ def test_a_class_of_a_script_says_that_it_belongs_into_a_module(tmp_path, capsys
     assert run_cli(["encode", str(path)]) == 1
     err = capsys.readouterr().err
     assert "module" in err
-    assert "pass it, on the command line with --sae" in err
+    assert "pass the SAE (on the command line with --sae)" in err
