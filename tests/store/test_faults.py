@@ -175,8 +175,12 @@ def faults(folder, step, kind, first, stride):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("kind", ["killed", "failed", "no answer", "torn"])
-def test_a_fault_at_any_call_changes_nothing_in_the_end(quick_path, processes, step, kind):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_fault_at_any_call_changes_nothing_in_the_end(quick_path, processes, step, kind, every):
+    """Every fourth call fails here, and every call in `make soak`."""
     pool, count = processes
-    tasks = [pool.submit(faults, quick_path, step, kind, first, count) for first in range(count)]
+    firsts = range(0, count * every, every)
+    stride = count * every
+    tasks = [pool.submit(faults, quick_path, step, kind, first, stride) for first in firsts]
     calls = min(task.result() for task in tasks)
     assert calls > {"plan": 5, "plan a stream": 8, "encode": 15, "finish": 15}[step]
