@@ -271,7 +271,7 @@ def test_finishing_lists_the_missing_chunks_and_does_nothing(planned, cli):
     assert "5 of 10 chunks are missing" in out
     assert "missing: 0, 3-5, 9\n" in out
     assert sorted(p.name for p in (planned / "commits").iterdir()) == before
-    with pytest.raises(RuntimeError, match=r"5 are missing \(0, 3-5, 9\)"):
+    with pytest.raises(RuntimeError, match=r"5 of its planned chunks are missing \(0, 3-5, 9\)"):
         finish_store(Store(planned))
     assert cli("encode", planned, "--worker", "0/1")[0] == 0
     code, out, _ = cli("finish", planned)
