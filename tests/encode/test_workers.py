@@ -503,7 +503,7 @@ def test_encoding_by_call_is_like_the_command(planned):
     assert Dataset.load_from_file(planned).feature_labels()[0] == "zeroth"
     with pytest.raises(FingerprintMismatchError):
         encode(planned, WordSAE(scale=2.0), worker="0/1")
-    with pytest.raises(ValueError, match="the workers are the cluster's"):
+    with pytest.raises(ValueError, match="client cannot be combined with sae or worker"):
         encode(planned, WordSAE(), client=object())
 
 

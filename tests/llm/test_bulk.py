@@ -464,7 +464,7 @@ def test_a_budget_ends_with_whole_features_and_not_with_labels_alone(dataset, co
         assert found.unscored.empty
         assert 6 <= len(found.table) <= 12
         assert found.table[["score_detection"]].notna().all(axis=None)
-        assert "features are labelled, and in the store" in found.stopped
+        assert "features are labelled and in the store" in found.stopped
         rest = label(
             dataset, server, score=["detection", "fuzzing"], score_k=2, settings={"max_tokens": 10}
         )
@@ -512,7 +512,7 @@ def test_answers_that_are_kept_need_no_budget(dataset):
         assert len(server.requests) == sent
     assert found.table["feature"].tolist() == list(range(10))
     assert found.table["score"].tolist() == [1.0] * 10
-    assert "10 of 12 features are labelled, and" in found.stopped
+    assert "10 of 12 features are labelled and" in found.stopped
 
 
 def test_a_budget_smaller_than_one_feature_asks_for_nothing(dataset):
