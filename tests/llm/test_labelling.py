@@ -588,7 +588,7 @@ def test_a_client_is_shared_by_many_calls(dataset):
                     *(dataset.label_feature(FEATURE, seed=s, client=client) for s in range(5))
                 )
                 result = await dataset.score_feature(FEATURE, labels[0].label, client=client)
-                with pytest.raises(ValueError, match="base_url and answers to the client"):
+                with pytest.raises(ValueError, match="base_url and answers must be given to the client"):
                     await dataset.label_feature(FEATURE, base_url="http://x", client=client)
                 with pytest.raises(ValueError, match="got one for 'local/model'"):
                     await dataset.label_feature(FEATURE, "other/model", client=client)
@@ -644,7 +644,7 @@ def test_how_long_to_wait_is_said_to_the_client_or_to_the_call(dataset):
             async with LLMClient("local/model", server.url) as client:
                 await dataset.label_feature(FEATURE, client=client, timeout=3)
 
-        with pytest.raises(ValueError, match="timeout and max_retries to the client"):
+        with pytest.raises(ValueError, match="timeout and max_retries must be given to the client"):
             asyncio.run(run())
 
 
