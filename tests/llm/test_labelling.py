@@ -230,7 +230,7 @@ def test_samples_come_from_the_data_sets_that_are_given(dataset):
     ("wrong", "said"),
     [
         ({"k": 0}, "k must be a positive integer"),
-        ({"seed": -1}, "seed must be an integer, 0 or more"),
+        ({"seed": -1}, "seed must be an integer from 0"),
         ({"seed": 1.5}, "seed must be an integer"),
         ({"examples": "best"}, "examples must be one of top, quantile, random, got 'best'"),
         ({"negatives": "best"}, "negatives must be one of random, hard"),
