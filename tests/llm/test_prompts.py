@@ -173,7 +173,11 @@ def test_the_version_is_that_of_the_files():
     ("name", "text", "said"),
     [
         ("label_user.txt", "$positive $previous", r"needs the placeholder \$negative"),
-        ("label_user.txt", "$positive $negative $previous $other", r"has the unknown placeholder \$other"),
+        (
+            "label_user.txt",
+            "$positive $negative $previous $other",
+            r"has the unknown placeholder \$other",
+        ),
         ("score_user.txt", "$label $samples", r"placeholder \$samples; it may have .*\$sample"),
         ("label_system.txt", "it costs $5", "without a placeholder"),
         ("labels_system.txt", "x", "is not a prompt; the prompts are label_system.txt"),

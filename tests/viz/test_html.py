@@ -151,7 +151,7 @@ def test_numpy_arrays_are_taken_as_lists_are():
 
 
 def test_lengths_that_differ_are_an_error():
-    with pytest.raises(ValueError, match="2 tokens, 1 activations and 2 flags"):
+    with pytest.raises(ValueError, match="must have one length, got 2, 1 and 2"):
         token_html(["a", "b"], [1.0])
 
 
