@@ -28,7 +28,7 @@ IN_FLIGHT = 4
 LABEL_ALL = """
 import asyncio, sys
 from interp_embed import Dataset
-from interp_embed.store.labels.collection import journal as labels_journal
+from interp_embed.store.labels import journal as labels_journal
 
 labels_journal._PACK_AFTER = 128  # so that kills meet packing, too
 
