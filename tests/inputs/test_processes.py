@@ -265,7 +265,7 @@ def test_ten_times_the_documents_need_no_more_memory(quick_path, kind, documents
         else:
             frame.to_json(path, orient="records", lines=True)
         del frame
-    code = "from interp_embed.store import blocks\nblocks.BLOCK_DOCUMENTS = 5_000\n"
+    code = "from interp_embed.store.format import document_blocks as blocks\nblocks.BLOCK_DOCUMENTS = 5_000\n"
     child = subprocess.run(
         [
             sys.executable, "-c", code + textwrap.dedent(MEMORY), str(small), str(large),
